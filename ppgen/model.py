@@ -1,0 +1,118 @@
+r"""The contract: what a generative model is to the rest of ppgen.
+
+==========  =====================================
+``N``       sequences, or rows
+``T``       time steps
+``D``       features of an observation
+``K``       states, or components
+``L``       latent width, or lags
+``U``       inputs
+``V``       vocabulary
+``C``       chains
+``S``       draws
+==========  =====================================
+
+Data is ``x``, inputs ``u``, parameters ``theta``, discrete latents ``z``, continuous latents ``h``. NaN in ``x`` is the one
+marker for "not observed": its factor is one. A shorter sequence is the same sequence with trailing NaN.
+
+To add a model: subclass :class:`Model`, say ``dims``, write ``__init__`` and ``model``. A conjugate model subclasses
+:class:`Conjugate` and also says ``natural_prior`` and ``evidence``; variational Bayes then needs nothing more.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import pyro
+from jaxtyping import Float
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+from ppgen.families.family import Family, Natural
+
+__all__ = ["Conjugate", "Factor", "Model"]
+
+
+class Factor(NamedTuple):
+    """One factor of a prior or of a posterior: an exponential family with its natural parameters."""
+
+    family: Family
+    eta: Natural
+
+    def expected(self) -> Natural:
+        """Expected sufficient statistics under this factor."""
+        return self.family.expected(self.eta)
+
+
+class Model(nn.Module, ABC):
+    """A generative model: a Pyro program ``model`` and its ``guide``. Holds no data and runs no inference."""
+
+    data_dims: ClassVar[tuple[str, ...]] = ("sequence", "time", "feature")
+
+    @property
+    @abstractmethod
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Site -> the names of its axes, for labelled results."""
+
+    @property
+    def coords(self) -> Mapping[str, Sequence[Any]]:
+        """Axis -> its labels; axes without labels are numbered."""
+        return {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of ``__init__`` (JSON values, tensors, and objects with their own ``config``) that rebuild this model."""
+        raise NotImplementedError(f"{type(self).__name__}: config must be given to save this model")
+
+    @abstractmethod
+    def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+        """The Pyro program p(theta, z, x). ``total`` sequences stand behind this batch of ``len(x)``."""
+
+    def guide(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+        """The Pyro program q(theta): independent normals in unconstrained space, unless a model says otherwise."""
+        if "_mean_field" not in self.__dict__:
+            self.__dict__["_mean_field"] = AutoNormal(self.model)
+        self.__dict__["_mean_field"](x, u=u, total=total)
+
+    def check(self, x: Tensor) -> None:  # noqa: B027 (a model without demands has nothing to refuse)
+        """Refuse data that this model cannot take, in words."""
+
+
+class Conjugate(Model):
+    """A model whose parameters have conjugate exponential-family priors, given its exactly summed-out latents.
+
+    ``s`` holds one natural statistic per factor: ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational
+    Bayes. The gradient of ``evidence`` with respect to ``s`` is the expected complete-data statistic (Johnson et al.
+    2016, the surrogate objective; Hoffman et al. 2013).
+    """
+
+    @abstractmethod
+    def natural_prior(self) -> dict[str, Factor]:
+        """Factor name -> family and natural parameters of its prior."""
+
+    @abstractmethod
+    def evidence(self, x: Tensor, s: Mapping[str, Natural], completion: Any = None) -> Float[Tensor, " N"]:
+        """Log evidence of each sequence, latents summed out, as a function of the natural statistics."""
+
+    @abstractmethod
+    def assigned(self, x: Tensor, s: Mapping[str, Natural], z: Tensor) -> Float[Tensor, " N"]:
+        """Complete-data score of given latent assignments; its gradient gives a starting point."""
+
+    @abstractmethod
+    def guess(self, x: Tensor, method: str) -> Tensor:
+        """Latent assignments to start from: ``method`` is ``"kmeans"`` or ``"random"``; uses torch's global generator."""
+
+    def complete(self, x: Tensor, s: Mapping[str, Natural], previous: Any = None, sweeps: int = 1) -> Any:
+        """Posterior of latents with no closed form given the rest, or None where all are summed out exactly."""
+        return None
+
+    def statistics(self, theta: Mapping[str, Tensor]) -> dict[str, Natural]:
+        """Natural statistics ``t(theta)`` of one draw of every site."""
+        return {name: factor.family.statistic(theta) for name, factor in self.natural_prior().items()}
+
+    def prior_sites(self) -> dict[str, Tensor]:
+        """Sample every parameter from the prior, as Pyro sites."""
+        theta: dict[str, Tensor] = {}
+        for factor in self.natural_prior().values():
+            theta |= factor.family.draw(factor.eta, pyro.sample)
+        return theta
