@@ -1,0 +1,1 @@
+"""Behavioural syllables: from pose files to labelled frames, tables, tests and a report."""

@@ -1,0 +1,71 @@
+"""Figures of a comparison between groups of recordings."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ppgen.plots.style import canvas, sole_axes, syllable_colors, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["agreement", "group_usage"]
+
+
+def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *, most: int = 50) -> "Figure":
+    """Usage of each syllable by group: a dot per recording, a bar for the group's mean, a star where groups differ.
+
+    Parameters
+    ----------
+    shares
+        Recordings (rows) by syllables (columns).
+    groups
+        The group of each recording, indexed like ``shares``.
+    tests
+        Indexed by syllable; the column ``p_adjusted`` decides the stars (* < 0.05, ** < 0.01, *** < 0.001).
+    most
+        Show the first so many syllables.
+    """
+    shown = shares.iloc[:, :most]
+    names = sorted(groups.unique())
+    figure = canvas(max(6.0, 0.28 * shown.shape[1] * max(len(names) / 2, 1) + 2), 3.6)
+    ax = figure.subplots()
+    width = 0.8 / len(names)
+    for i, (name, color) in enumerate(zip(names, syllable_colors(len(names)), strict=True)):
+        rows = 100 * shown[groups.loc[shown.index] == name].to_numpy()
+        place = np.arange(shown.shape[1]) - 0.4 + width * (i + 0.5)
+        ax.bar(place, rows.mean(axis=0), width, color=color, alpha=0.35, label=str(name))
+        ax.plot(place, rows.T, ".", color=color, ms=4)
+    for j, syllable in enumerate(shown.columns):
+        ax.annotate(_stars(tests["p_adjusted"].get(syllable, np.nan)), (j, 100 * shown.iloc[:, j].max()), ha="center")
+    ax.set_xticks(range(shown.shape[1]), [str(name) for name in shown.columns], fontsize=7)
+    ax.legend(frameon=False, fontsize=8)
+    tidy(ax, "Usage by group", "syllable", "% of time")
+    return figure
+
+
+def agreement(overlap: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
+    """How two segmentations meet: the share of each row syllable's frames that the column syllable holds.
+
+    Parameters
+    ----------
+    overlap
+        Frames in common: syllables of one fit (rows) by syllables of the other (columns), columns in matched order.
+    ax
+        Where to draw; a new figure when not given.
+    """
+    totals = overlap.sum(axis=1).to_numpy(float)[:, None]
+    share = np.divide(overlap.to_numpy(float), totals, out=np.zeros(overlap.shape), where=totals > 0)
+    ax = sole_axes(ax, 5.5, 4.8)
+    image = ax.imshow(share, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="share of frames")
+    for axis, names in ((ax.xaxis, overlap.columns), (ax.yaxis, overlap.index)):
+        axis.set_ticks(range(len(names)), [str(name) for name in names], fontsize=6)
+    ax.set(title="Agreement of two fits", xlabel="syllable of B, matched to A", ylabel="syllable of A")
+    return ax
+
+
+def _stars(p: float) -> str:
+    return "*" * sum(p < level for level in (0.05, 0.01, 0.001))

@@ -1,0 +1,45 @@
+"""What all figures share: a canvas outside pyplot, and colours that colour-blind readers can tell apart."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["ACCENT", "INK", "QUIET", "canvas", "sole_axes", "syllable_colors", "tidy"]
+
+MUTED = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+"""Paul Tol's muted scheme (SRON technical note 09-002): nine hues safe for all common colour-blindness."""
+INK, QUIET, ACCENT = "#332288", "#9A9A9A", "#CC6677"
+
+
+def canvas(width: float = 7.0, height: float = 3.5) -> "Figure":
+    """An empty figure, in inches, that pyplot does not know of and so never has to be closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def sole_axes(ax: "Axes | None", width: float = 7.0, height: float = 3.5) -> "Axes":
+    """``ax`` itself, or the only axes of a new figure."""
+    return canvas(width, height).subplots() if ax is None else ax
+
+
+def tidy(ax: "Axes", title: str = "", x: str = "", y: str = "") -> "Axes":
+    """Label the axes and take away the frame lines that carry nothing."""
+    ax.set(title=title, xlabel=x, ylabel=y)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def syllable_colors(n: int) -> np.ndarray:
+    """Colours (n, 3): nine safe hues for the most used syllables, then greys, which never carry meaning alone."""
+    from matplotlib.colors import to_rgb
+
+    greys = np.linspace(0.35, 0.75, max(n - len(MUTED), 0))[:, None].repeat(3, axis=1)
+    return np.vstack([np.array([to_rgb(color) for color in MUTED])[:n], greys])
