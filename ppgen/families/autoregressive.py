@@ -1,0 +1,332 @@
+r"""Autoregressive Gaussian emissions: within a state, a vector autoregression.
+
+.. math::
+    \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad A_k \mid \Lambda_k \sim \mathcal{MN}(M, \Lambda_k^{-1}, V), \quad
+    h_t \mid z_t = k \sim \mathcal N(A_k [h_{t-1}; \dots; h_{t-L}; 1], \Lambda_k^{-1})
+
+with :math:`M = [I, 0, \dots, 0]` (a random walk) and :math:`h_t \sim \mathcal N(0, \sigma_0^2 I)` for the first L frames. The
+observation is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with coordinates ``h``.
+
+**Missing frames.** An emission whose lag is missing has no closed form. Missing entries are therefore latent, with an exact
+Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``; the evidence becomes a lower bound, which
+equals it when nothing is missing or K = 1. Imputation does not use the bound: it alternates exact draws of z and h.
+A recording whose last frames are all missing counts as a shorter recording.
+
+References: Fox et al. (2011), "Bayesian nonparametric inference of switching dynamic linear models", §II and IV;
+Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppgen.errors import DataError
+from ppgen.families.emission import Emission
+from ppgen.families.family import Natural
+from ppgen.families.gap import GapChain, GapPosterior
+from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
+from ppgen.families.quadratic import LOG_2PI, coefficients, homogeneous, pack, pack_products
+from ppgen.families.subspace import RowEvidence, Subspace
+
+__all__ = ["Autoregressive", "Completion"]
+
+ROWS_AT_ONCE = 1 << 15  # frames whose packed products are in memory together
+
+
+@final
+@dataclass(frozen=True)
+class Completion:
+    """Posterior of the latent frames of a batch of sequences.
+
+    ``moments`` (m, F) are the packed covariances of the windows of the frames at flat index ``rows`` (m,); ``bonus`` (N,) is
+    what the latent frames add to the bound whatever the states: entropy, evidence of partly observed frames, first frames.
+    """
+
+    mean: Float[Tensor, "N T D"]
+    rows: Int[Tensor, " m"]
+    moments: Float[Tensor, "m F"]
+    bonus: Float[Tensor, " N"]
+    lengths: Int[Tensor, " N"]
+    complete: bool
+
+
+@final
+class Autoregressive(Emission):
+    """Vector autoregression of order ``lags`` in each state.
+
+    Parameters
+    ----------
+    features : features of the observation, F.
+    lags : order of the autoregression, at least 1.
+    covariance : ``"full"`` or ``"diagonal"`` innovations.
+    subspace : where the observation lies; None models the features themselves (then D = F).
+    noise : prior guess of the innovation variance, in squared units of the latent.
+    strength : prior precision of the coefficients around the random walk.
+    initial_scale : standard deviation of the first ``lags`` frames.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        lags: int = 1,
+        *,
+        covariance: str = "full",
+        subspace: Subspace | None = None,
+        noise: float = 0.01,
+        strength: float = 0.1,
+        initial_scale: float = 3.0,
+    ) -> None:
+        if features < 1 or lags < 1:
+            raise DataError(f"Autoregressive: features and lags must be at least 1, got {features} and {lags}")
+        if covariance not in ("full", "diagonal"):
+            raise DataError(f'Autoregressive: covariance must be "full" or "diagonal", got {covariance!r}')
+        if subspace is not None and len(subspace.mean) != features:
+            raise DataError(f"Autoregressive: subspace has {len(subspace.mean)} features, the emission {features}")
+        if not (noise > 0 and strength > 0 and initial_scale > 0):
+            raise DataError("Autoregressive: noise, strength and initial_scale must be positive")
+        self.features, self.lags, self.covariance, self.subspace = features, lags, covariance, subspace
+        self.noise, self.strength, self.initial_scale = noise, strength, initial_scale
+        self.width = features if subspace is None else subspace.basis.shape[1]
+        self.family = MatrixNormalInverseWishart()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("features", "lags", "covariance", "subspace", "noise", "strength", "initial_scale")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        axis = "feature" if self.subspace is None else "component"
+        if self.covariance == "full":
+            return {"coefficients": (axis, "regressor"), "precision_cholesky": (axis, f"other_{axis}")}
+        return {"coefficients": (axis, "row", "regressor"), "precision_cholesky": (axis, "row", "other_row")}
+
+    def prior(self, states: int) -> Natural:
+        D, R = self.width, self.lags * self.width + 1
+        options = {"dtype": torch.float64}
+        walk, size, batch = torch.eye(D, R, **options), D, (states,)
+        if self.covariance == "diagonal":
+            walk, size, batch = walk[:, None], 1, (states, D)
+        return self.family.natural(
+            location=walk.expand(states, *walk.shape),
+            column_precision=(self.strength * torch.eye(R, **options)).expand(*batch, R, R),
+            scale=(self.noise * torch.eye(size, **options)).expand(*batch, size, size),
+            degrees=torch.full(batch, size + 2.0, **options),
+        )
+
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+        completion = self.complete(x, s) if completion is None else completion
+        N, T, D = completion.mean.shape
+        coefficient = coefficients(self._form(s))
+        log_det = self._log_det(s) - D / 2 * LOG_2PI
+        windows = self._windows(completion.mean).reshape(N * T, -1)
+        scores = [pack_products(w) @ coefficient.mT for w in windows.split(ROWS_AT_ONCE)]
+        total = torch.cat(scores) + log_det
+        if len(completion.rows):
+            total = torch.index_add(total, 0, completion.rows, completion.moments @ coefficient.mT)
+        time = torch.arange(T, device=x.device)
+        counted = (time >= self.lags) & (time < completion.lengths[:, None])
+        return torch.where(counted[..., None], total.reshape(N, T, -1), 0.0)
+
+    def complete(
+        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
+    ) -> Completion:
+        """Posterior of the latent frames given ``weights`` (N, T, K) of the states (equal weights where None)."""
+        if previous is not None and previous.complete:
+            return previous
+        evidence, known, lengths = self._evidence(x)
+        value, constant = evidence.value.reshape(known.shape), evidence.constant.reshape(known.shape[:2]).sum(-1)
+        if known.all():
+            empty = torch.zeros(0, dtype=torch.long)
+            bonus = constant + self._first_frames(value, lengths)
+            return Completion(value, empty, x.new_zeros(0, self._packed), bonus, lengths, True)
+        gap = GapChain.build(known, value, self.lags)
+        unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
+        posterior = self._posterior(gap, s, weights, lengths, unary, linear)
+        mean = posterior.frames_of(posterior.chain.mean)[:, : x.shape[1]]
+        rows, moments = self._window_moments(posterior, lengths, x.shape[1])
+        bonus = constant + self._first_frames(mean, lengths) + posterior.entropy
+        bonus = bonus + self._partial_evidence(evidence, mean) + _spread(posterior, unary)
+        return Completion(mean, rows, moments, bonus, lengths, False)
+
+    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Completion:
+        """An exact draw of the latent frames given the states: one half of a Gibbs sweep."""
+        evidence, known, lengths = self._evidence(x)
+        value = evidence.value.reshape(known.shape)
+        if not known.all():
+            gap = GapChain.build(known, value, self.lags)
+            unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
+            weights = torch.nn.functional.one_hot(z, s["log_det"].shape[0]).to(value)
+            posterior = self._posterior(gap, s, weights, lengths, unary, linear)
+            value = posterior.sample()[:, : x.shape[1]]
+        empty = torch.zeros(0, dtype=torch.long)
+        return Completion(value, empty, value.new_zeros(0, self._packed), value.new_zeros(len(x)), lengths, True)
+
+    def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
+        if not torch.isnan(x).any():
+            return x.clone()
+        frames = self.redraw(x, s, z)
+        exists = torch.arange(x.shape[1]) < frames.lengths[:, None]
+        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames.mean), x)
+
+    def sample(self, s: Natural, z: Tensor) -> Tensor:
+        D = self.width
+        form = self._form(s)
+        precision = -2 * form[:, :D, :D]
+        regression = torch.linalg.solve(precision, 2 * form[:, :D, D:])
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        noise = torch.randn(*z.shape, D, dtype=form.dtype)
+        arrays = (regression.numpy(), root.numpy(), z.numpy(), noise.numpy())
+        h = torch.from_numpy(_simulate(*arrays, self.lags, self.initial_scale))
+        hidden = torch.full((*z.shape, self.features), torch.nan, dtype=form.dtype)
+        return self._observe(hidden, h)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Posture, and its change over the lags, from frames filled by a random walk."""
+        prior = self.prior(1)
+        frames = self.complete(x, self.family.expected(prior)).mean
+        change = frames - torch.nn.functional.pad(frames, (0, 0, self.lags, 0))[:, : frames.shape[1]]
+        change[:, : self.lags] = 0
+        return torch.cat([frames, change / change.std().clamp_min(1e-12)], -1)
+
+    @property
+    def _packed(self) -> int:
+        W = (self.lags + 1) * self.width + 1
+        return W * (W + 1) // 2
+
+    def _form(self, s: Natural) -> Float[Tensor, "K W W"]:
+        """The quadratic form over ``(h_t, h_{t-1}, ..., h_{t-L}, 1)``."""
+        if self.covariance == "full":
+            return homogeneous(s["precision"], s["linear"], s["quadratic"])
+        precision = torch.diag_embed(s["precision"][..., 0, 0])
+        return homogeneous(precision, s["linear"][..., 0, :], s["quadratic"].sum(-3))
+
+    def _log_det(self, s: Natural) -> Float[Tensor, " K"]:
+        return s["log_det"] if self.covariance == "full" else s["log_det"].sum(-1)
+
+    def _windows(self, h: Float[Tensor, "N T D"]) -> Float[Tensor, "N T W"]:
+        T = h.shape[1]
+        shifted = [torch.nn.functional.pad(h, (0, 0, lag, 0))[:, :T] for lag in range(self.lags + 1)]
+        return torch.cat([*shifted, h.new_ones(*h.shape[:2], 1)], -1)
+
+    def _evidence(self, x: Tensor) -> tuple[RowEvidence, Tensor, Tensor]:
+        """What the data says about the latent frames; which are known (frames past the end count as known); lengths."""
+        N, T, F = x.shape
+        rows = x.reshape(-1, F)
+        seen = ~torch.isnan(x)
+        lengths = (seen.any(-1) * torch.arange(1, T + 1)).amax(-1) if T else torch.zeros(N, dtype=torch.long)
+        if self.subspace is None:
+            nothing = rows.new_zeros(0, F)
+            partial = torch.zeros(0, dtype=torch.long)
+            evidence = RowEvidence(
+                torch.nan_to_num(rows), seen.reshape(-1, F), partial, nothing[..., None].expand(0, F, F), nothing,
+                rows.new_zeros(N * T),
+            )  # fmt: skip
+        else:
+            evidence = self.subspace.evidence(rows)
+        past = torch.arange(T) >= lengths[:, None]
+        return evidence, evidence.known.reshape(N, T, -1) | past[..., None], lengths
+
+    def _observe(self, x: Tensor, h: Tensor) -> Tensor:
+        """Draw the NaN entries of ``x`` given the latent frames."""
+        if self.subspace is None:
+            return torch.where(torch.isnan(x), h, x)
+        return self.subspace.fill(x.reshape(-1, self.features), h.reshape(-1, self.width)).reshape(x.shape)
+
+    def _first_frames(self, h: Tensor, lengths: Tensor) -> Float[Tensor, " N"]:
+        """Log-density of the first frames at ``h``."""
+        first = torch.arange(min(self.lags, h.shape[1])) < lengths[:, None]
+        z = h[:, : self.lags] / self.initial_scale
+        each = -0.5 * (z**2 + LOG_2PI) - torch.tensor(self.initial_scale, dtype=h.dtype).log()
+        return (each.sum(-1) * first).sum(-1)
+
+    def _partial_evidence(self, evidence: RowEvidence, mean: Tensor) -> Float[Tensor, " N"]:
+        """Evidence of partly observed frames at the mean."""
+        h = mean.reshape(-1, self.width)[evidence.partial]
+        each = (evidence.information * h).sum(-1) - 0.5 * torch.einsum("pi,pij,pj->p", h, evidence.precision, h)
+        sequence = evidence.partial // mean.shape[1]
+        return mean.new_zeros(len(mean)).index_add(0, sequence, each)
+
+    def _unary(self, gap: GapChain, evidence: RowEvidence, T: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Precision and information on single blocks: partly observed frames, and the prior of the first frames."""
+        N, M = gap.kept.shape
+        L, D = self.lags, self.width
+        slot = gap._slots()
+        matrix, vector = evidence.value.new_zeros(N, M, L, D, L, D), evidence.value.new_zeros(N, M, L, D)
+        n, t = evidence.partial // T, evidence.partial % T
+        where = slot[n, t // L]
+        keep = where >= 0
+        matrix[n[keep], where[keep], t[keep] % L, :, t[keep] % L, :] = evidence.precision[keep]
+        vector[n[keep], where[keep], t[keep] % L] = evidence.information[keep]
+        first = slot[:, 0] >= 0
+        exists = (torch.arange(L) < lengths[:, None])[first].to(matrix)
+        diagonal = torch.diag_embed((exists[..., None] / self.initial_scale**2).expand(-1, L, D).reshape(-1, L * D))
+        matrix = matrix.reshape(N, M, L * D, L * D)
+        matrix[first, slot[first, 0]] += diagonal
+        return matrix, vector.reshape(N, M, L * D)
+
+    def _posterior(
+        self, gap: GapChain, s: Natural, weights: Tensor | None, lengths: Tensor, unary: Tensor, linear: Tensor
+    ) -> GapPosterior:
+        form = -2 * self._form(s).detach()
+        K, D, span = len(form), self.width, (self.lags + 1) * self.width
+        order = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)  # oldest frame first
+        n, frames = gap.pairs[:, :1], gap.frames
+        if weights is None:
+            weights = form.new_full((len(gap.known), gap.known.shape[1] * self.lags, K), 1 / K)
+        weights = torch.nn.functional.pad(weights, (0, 0, 0, gap.known.shape[1] * self.lags - weights.shape[1]))
+        weights = weights[n, frames] * (frames < lengths[n])[..., None]
+        precision = weights @ form[:, order[:, None], order].reshape(K, -1)
+        information = -weights @ form[:, order, -1]
+        return gap.posterior(precision.reshape(*frames.shape, span, span), information, unary, linear)
+
+    def _window_moments(self, posterior: GapPosterior, lengths: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        """Packed covariance of every window that touches an unknown frame."""
+        D, span = self.width, (self.lags + 1) * self.width
+        n, frames = posterior.gap.pairs[:, :1], posterior.gap.frames
+        covariance = posterior.pair_covariance()
+        newest_first = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)
+        rows, moments = [], []
+        for o in range(self.lags):
+            window = covariance[:, o * D : o * D + span, o * D : o * D + span]
+            exists = frames[:, o] < lengths[n[:, 0]]
+            window = window[exists][:, newest_first[:, None], newest_first]
+            moments.append(pack(torch.nn.functional.pad(window, (0, 1, 0, 1))))
+            rows.append((n[:, 0] * T + frames[:, o])[exists])
+        return torch.cat(rows), torch.cat(moments)
+
+
+def _spread(posterior: GapPosterior, unary: Tensor) -> Float[Tensor, " N"]:
+    """What the spread of the unknown entries costs in single-block terms."""
+    free = ~posterior.gap.block_state()[0]
+    covariance = posterior.chain.covariance * free[..., :, None] * free[..., None, :]
+    return -0.5 * (unary * covariance).sum((-1, -2, -3))
+
+
+@numba.njit(cache=True, nogil=True)
+def _simulate(
+    regression: np.ndarray, root: np.ndarray, z: np.ndarray, noise: np.ndarray, lags: int, initial_scale: float
+) -> np.ndarray:
+    """Run the autoregression forward; (N, T, D)."""
+    N, T, D = noise.shape
+    h = np.zeros((N, T, D))
+    for n in range(N):
+        for t in range(T):
+            k = z[n, t]
+            for i in range(D):
+                if t < lags:
+                    h[n, t, i] = initial_scale * noise[n, t, i]
+                    continue
+                total = regression[k, i, lags * D]
+                for j in range(i + 1):
+                    total += root[k, i, j] * noise[n, t, j]
+                for lag in range(lags):
+                    for j in range(D):
+                        total += regression[k, i, lag * D + j] * h[n, t - 1 - lag, j]
+                h[n, t, i] = total
+    return h

@@ -1,0 +1,92 @@
+"""What an emission is to a mixture, a hidden Markov model or any other discrete-latent model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppgen.errors import DataError
+from ppgen.families.family import Family, Natural
+
+__all__ = ["Emission", "rows_by_pattern"]
+
+
+class Emission(ABC):
+    """Distribution of an observation given its state, linear in the natural statistics ``s`` of its parameters.
+
+    ``s`` has batch shape (K,): ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes. NaN in ``x`` is
+    integrated out.
+    """
+
+    features: int
+    family: Family
+
+    @property
+    @abstractmethod
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Site -> its axes behind ``state``."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this emission."""
+
+    @abstractmethod
+    def prior(self, states: int) -> Natural:
+        """Natural parameters of the prior, batch shape (K,)."""
+
+    @abstractmethod
+    def potential(self, x: Float[Tensor, "N T D"], s: Natural, completion: Any = None) -> Float[Tensor, "N T K"]:
+        """Log-density of each observation under each state, NaN integrated out."""
+
+    @abstractmethod
+    def sample(self, s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+        """Draw observations for given states."""
+
+    @abstractmethod
+    def fill(self, x: Float[Tensor, "N T D"], s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
+
+    def complete(self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Any = None) -> Any:
+        """Posterior of latent frames that have no closed form given the states; None where there are none."""
+        return None
+
+    def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:
+        """Features without NaN that tell states apart at a glance: only for starting points."""
+        return torch.nan_to_num(x)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that this emission cannot take."""
+        if x.ndim != 3 or x.shape[-1] != self.features:
+            raise DataError(
+                f"{type(self).__name__}: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; "
+                "one row per time step, NaN for what was not observed"
+            )
+        if not torch.is_floating_point(x):
+            raise DataError(f"{type(self).__name__}: x must be floating point, got {x.dtype}; convert it to float64")
+        if torch.isinf(x).any():
+            where = tuple(torch.isinf(x).nonzero()[0].tolist())
+            raise DataError(
+                f"{type(self).__name__}: x must be finite or NaN, got {x[where].item()} at {where}; "
+                "use NaN for what was not observed"
+            )
+
+    def _refuse_values(self, x: Tensor, bad: Tensor, wanted: str) -> None:
+        """Raise for the first entry where ``bad`` holds."""
+        if bad.any():
+            n, t, d = bad.nonzero()[0].tolist()
+            raise DataError(
+                f"{type(self).__name__}: x holds {wanted}, got {x[n, t, d].item()} at sequence {n}, step {t}, "
+                f'feature {d}; use NaN for "not observed"'
+            )
+
+
+def rows_by_pattern(missing: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Group rows of a boolean (n, D) array by equal pattern: [(pattern (D,), row indices)]."""
+    patterns, inverse = torch.unique(missing, dim=0, return_inverse=True)
+    order = torch.argsort(inverse, stable=True)
+    counts = torch.bincount(inverse, minlength=len(patterns)).tolist()
+    return list(zip(patterns, torch.split(order, counts), strict=True))

@@ -1,0 +1,131 @@
+r"""Gaussian emissions, full or diagonal covariance.
+
+.. math::
+    \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad \mu_k \sim \mathcal N(0, (\kappa \Lambda_k)^{-1}), \quad
+    x_t \mid z_t = k \sim \mathcal N(\mu_k, \Lambda_k^{-1})
+
+and the same per feature with a gamma prior for ``covariance="diagonal"``. Missing dimensions are integrated out exactly.
+Scale your features to about unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
+"""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ppgen.errors import DataError
+from ppgen.families.emission import Emission, rows_by_pattern
+from ppgen.families.family import Natural
+from ppgen.families.normal_gamma import NormalGamma
+from ppgen.families.normal_inverse_wishart import NormalInverseWishart
+from ppgen.families.quadratic import LOG_2PI, coefficients, homogeneous, marginalize, pack_products, solve_spd
+
+__all__ = ["Gaussian"]
+
+
+@final
+class Gaussian(Emission):
+    """Gaussian observations of ``features`` dimensions.
+
+    Parameters
+    ----------
+    features : number of dimensions D.
+    covariance : ``"full"`` (normal-inverse-Wishart prior) or ``"diagonal"`` (normal-gamma prior).
+    scale : prior guess of the variance within a state, in squared units of ``x``.
+    strength : how many observations the prior mean (zero) is worth.
+    """
+
+    def __init__(
+        self, features: int, *, covariance: str = "full", scale: float = 1.0, strength: float = 0.1
+    ) -> None:
+        if features < 1:
+            raise DataError(f"Gaussian: features must be at least 1, got {features}")
+        if covariance not in ("full", "diagonal"):
+            raise DataError(f'Gaussian: covariance must be "full" or "diagonal", got {covariance!r}')
+        if not (scale > 0 and strength > 0):
+            raise DataError(f"Gaussian: scale and strength must be positive, got {scale} and {strength}")
+        self.features, self.covariance, self.scale, self.strength = features, covariance, scale, strength
+        self.family = NormalInverseWishart() if covariance == "full" else NormalGamma()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("features", "covariance", "scale", "strength")}
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        if self.covariance == "full":
+            return {"location": ("feature",), "precision_cholesky": ("feature", "other_feature")}
+        return {"location": ("feature",), "precision": ("feature",)}
+
+    def prior(self, states: int) -> Natural:
+        D, options = self.features, {"dtype": torch.float64}
+        location = torch.zeros(states, D, **options)
+        if self.covariance == "diagonal":
+            ones = torch.ones(states, D, **options)
+            return self.family.natural(
+                location=location, strength=self.strength * ones, shape=1.5 * ones, rate=0.5 * self.scale * ones
+            )
+        return self.family.natural(
+            location=location,
+            strength=torch.full((states,), self.strength, **options),
+            scale=self.scale * torch.eye(D, **options).expand(states, D, D),
+            degrees=torch.full((states,), D + 2.0, **options),
+        )
+
+    def potential(self, x: Tensor, s: Natural, completion: Any = None) -> Tensor:
+        rows = x.reshape(-1, self.features)
+        scores = self._diagonal(rows, s) if self.covariance == "diagonal" else self._full(rows, s)
+        return scores.reshape(*x.shape[:-1], -1)
+
+    def sample(self, s: Natural, z: Tensor) -> Tensor:
+        x = torch.full((*z.shape, self.features), torch.nan, dtype=torch.float64, device=z.device)
+        return self.fill(x, s, z)
+
+    def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
+        rows, states = x.reshape(-1, self.features).clone(), z.reshape(-1)
+        form = self._form(s)
+        for missing, index in rows_by_pattern(torch.isnan(rows)):
+            if missing.any():
+                rows[index[:, None], missing] = _conditional_draw(form, missing, rows[index], states[index])
+        return rows.reshape(x.shape)
+
+    def _form(self, s: Natural) -> Tensor:
+        """(K, D+1, D+1): the quadratic form over (x, 1)."""
+        if self.covariance == "full":
+            return homogeneous(s["precision"], s["linear"][..., None], s["quadratic"][..., None, None])
+        precision, quadratic = torch.diag_embed(s["precision"]), s["quadratic"].sum(-1)[..., None, None]
+        return homogeneous(precision, s["linear"][..., None], quadratic)
+
+    def _diagonal(self, rows: Tensor, s: Natural) -> Tensor:
+        """A missing dimension drops out: its factor is one."""
+        seen, filled = (~torch.isnan(rows)).to(rows), torch.nan_to_num(rows)
+        constant = s["quadratic"] + s["log_det"] - LOG_2PI / 2
+        return torch.cat([filled**2, filled, seen], -1) @ torch.cat([s["precision"], s["linear"], constant], -1).mT
+
+    def _full(self, rows: Tensor, s: Natural) -> Tensor:
+        form, log_det = self._form(s), s["log_det"] - self.features * LOG_2PI / 2
+        scores, order = [], []
+        for missing, index in rows_by_pattern(torch.isnan(rows)):
+            order.append(index)
+            if missing.all():
+                scores.append(rows.new_zeros(len(index), 1) * log_det.detach())
+                continue
+            seen = (~missing).nonzero()[:, 0]
+            w = torch.nn.functional.pad(rows[index][:, seen], (0, 1), value=1.0)
+            last = seen.new_tensor([self.features])
+            reduced, constant = marginalize(form, missing.nonzero()[:, 0], torch.cat([seen, last]))
+            scores.append(pack_products(w) @ coefficients(reduced).mT + (log_det + constant))
+        return torch.cat(scores)[torch.argsort(torch.cat(order))]
+
+
+def _conditional_draw(form: Tensor, missing: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+    """Draw the missing dimensions of rows that share a pattern, given the others and the states."""
+    hidden, seen = missing.nonzero()[:, 0], (~missing).nonzero()[:, 0]
+    last = seen.new_tensor([rows.shape[-1]])
+    precision = -2 * form[:, hidden[:, None], hidden]
+    regression, _ = solve_spd(precision, 2 * form[:, hidden[:, None], torch.cat([seen, last])])
+    w = torch.nn.functional.pad(rows[:, seen], (0, 1), value=1.0)
+    mean = torch.einsum("kmo,nk,no->nm", regression, torch.nn.functional.one_hot(states, len(form)).to(w), w)
+    factor = torch.linalg.cholesky(precision)
+    noise = torch.randn(len(rows), len(hidden), 1, dtype=rows.dtype, device=rows.device)
+    return mean + torch.linalg.solve_triangular(factor.mT[states], noise, upper=True)[..., 0]

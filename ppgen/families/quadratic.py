@@ -1,0 +1,65 @@
+r"""Quadratic log-potentials :math:`w^\top N_k w + c_k`, as linear functions of the packed products :math:`w_i w_j, i \le j`.
+
+Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoregression with
+``w = (h_t, h_{t-1}, ..., h_{t-L}, 1)``. Packing turns K quadratic forms into one matrix product.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def pack_products(w: Float[Tensor, "*n W"]) -> Float[Tensor, "*n F"]:
+    """Products ``w_i w_j`` for ``i <= j``, F = W (W + 1) / 2."""
+    i, j = torch.triu_indices(w.shape[-1], w.shape[-1], device=w.device)
+    return w[..., i] * w[..., j]
+
+
+def pack(matrix: Float[Tensor, "*n W W"]) -> Float[Tensor, "*n F"]:
+    """Upper triangle of symmetric matrices, in the order of :func:`pack_products`."""
+    i, j = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return matrix[..., i, j]
+
+
+def coefficients(form: Float[Tensor, "*n W W"]) -> Float[Tensor, "*n F"]:
+    """Coefficients ``c`` with ``pack_products(w) @ c = w' form w``."""
+    i, j = torch.triu_indices(form.shape[-1], form.shape[-1], device=form.device)
+    both = form + form.transpose(-1, -2)
+    return both[..., i, j] * torch.where(i == j, 0.5, 1.0).to(form)
+
+
+def homogeneous(
+    precision: Float[Tensor, "*n D D"], linear: Float[Tensor, "*n D R"], quadratic: Float[Tensor, "*n R R"]
+) -> Float[Tensor, "*n W W"]:
+    """Stack the statistics of ``y = A r + e`` into one symmetric form over ``(y, r)``."""
+    top = torch.cat([precision, linear / 2], -1)
+    bottom = torch.cat([linear.transpose(-1, -2) / 2, quadratic], -1)
+    return torch.cat([top, bottom], -2)
+
+
+def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -> tuple[Tensor, Tensor]:
+    """Solve with a symmetric positive-definite matrix; also its log-determinant."""
+    factor = torch.linalg.cholesky(matrix)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.cholesky_solve(right, factor), log_det
+
+
+def marginalize(
+    form: Float[Tensor, "*n W W"], missing: Float[Tensor, " M"], observed: Float[Tensor, " O"]
+) -> tuple[Tensor, Tensor]:
+    """Integrate the variables at index ``missing`` out of ``exp(w' form w)``.
+
+    Returns the form over the ``observed`` variables and the log-constant of the integral.
+    """
+    if len(missing) == 0:
+        return form[..., observed[:, None], observed], form.new_zeros(form.shape[:-2])
+    cross = form[..., missing[:, None], observed]
+    solved, log_det = solve_spd(-2 * form[..., missing[:, None], missing], 2 * cross)
+    reduced = form[..., observed[:, None], observed] + cross.transpose(-1, -2) @ solved
+    return reduced, len(missing) / 2 * LOG_2PI - log_det / 2
