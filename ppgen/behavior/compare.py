@@ -2,8 +2,8 @@
 
 The recording is the unit: frames of one animal are not independent. Usage and duration of each syllable are compared
 by Kruskal and Wallis's test over the groups, then each pair of groups by Dunn's test on the same ranks (Dunn 1964,
-with the correction for ties). The probability of each transition is compared by permuting the recordings between the groups.
-All p-values of one kind are adjusted together for the share of false discoveries (Benjamini and Hochberg 1995).
+with the correction for ties). The probability of each transition is compared by permuting the recordings between two
+groups. All p-values of one kind are adjusted together for the share of false discoveries (Benjamini and Hochberg 1995).
 
 References: Kruskal and Wallis (1952), J. Am. Stat. Assoc. 47; Dunn (1964), Technometrics 6, 241-252; Benjamini and
 Hochberg (1995), J. R. Stat. Soc. B 57; Phipson and Smyth (2010), Stat. Appl. Genet. Mol. Biol. 9, for the permutation
@@ -90,13 +90,18 @@ def compare(
         .unstack()
         .reindex(index=shares.index, columns=shares.columns)
     )
-    tables = {"usage": shares[kept], "duration": length[kept]}
-    pairs = pd.concat([_pairs(name, table, group) for name, table in tables.items()], ignore_index=True)
     steps = {name: transition_counts(z, states)[np.ix_(kept, kept)] for name, z in labels.items()}
     return Comparison(
-        shares, length, *(_kruskal(table, group) for table in tables.values()), pairs,
-        _transitions(steps, kept, group, permutations, random_seed), group,
-    )  # fmt: skip
+        usage=shares,
+        duration=length,
+        usage_tests=_kruskal(shares[kept], group),
+        duration_tests=_kruskal(length[kept], group),
+        pairs=pd.concat(
+            [_pairs("usage", shares[kept], group), _pairs("duration", length[kept], group)], ignore_index=True
+        ),
+        transitions=_transitions(steps, kept, group, permutations, random_seed),
+        groups=group,
+    )
 
 
 def dunn(values: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
@@ -194,14 +199,15 @@ def _transitions(
 
 def _permute(shares: np.ndarray, one: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Difference of means (cells,) and its two-sided permutation p-value; the observed split counts as one more."""
-    observed = _mean(shares[one]) - _mean(shares[~one])
+    seen, filled = np.isfinite(shares).astype(float), np.nan_to_num(shares)
     generator = np.random.default_rng(seed)
-    beyond = np.zeros(shares.shape[1])
-    for _ in range(permutations):
-        split = generator.permutation(one)
-        drawn = _mean(shares[split]) - _mean(shares[~split])
-        beyond += ~(np.abs(drawn) < np.abs(observed) - 1e-12)
-    return observed, np.where(np.isfinite(observed), (beyond + 1) / (permutations + 1), np.nan)
+    splits = np.array([one, *(generator.permutation(one) for _ in range(permutations))], float)
+    with np.errstate(invalid="ignore"):
+        means = [(side @ filled) / (side @ seen) for side in (splits, 1 - splits)]
+    difference = means[0] - means[1]
+    observed = difference[0]
+    beyond = (~(np.abs(difference) < np.abs(observed) - 1e-12)).sum(0)
+    return observed, np.where(np.isfinite(observed), beyond / (permutations + 1), np.nan)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ppgen.errors import DataError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -79,7 +81,9 @@ def _section(section: Section) -> str:
 
 
 def _image(drawn: "Figure | Axes", title: str) -> str:
-    figure = drawn if hasattr(drawn, "savefig") else drawn.figure
+    figure = drawn.get_figure(root=True)
+    if figure is None:
+        raise DataError("report: axes must belong to a figure, got axes that were removed from theirs")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     text = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -149,7 +149,7 @@ def transition_graph(
             if matrix[i, j] > 0 and i != j:
                 _arrow(ax, place[i], place[j], matrix[i, j])
     area = 150 + 2500 * shares.iloc[:n].to_numpy()
-    ax.scatter(*place.T, s=area, c=syllable_colors(n), zorder=3, edgecolors="white")
+    ax.scatter(place[:, 0], place[:, 1], s=area, c=syllable_colors(n), zorder=3, edgecolors="white")
     for label, (x, y) in zip(transitions.index[:n], place, strict=True):
         ax.text(1.18 * x, 1.18 * y, str(label), ha="center", va="center", fontsize=9)
     ax.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal", title="What follows what (likeliest successors)")
@@ -160,10 +160,11 @@ def transition_graph(
 def _arrow(ax: "Axes", start: np.ndarray, end: np.ndarray, probability: float) -> None:
     from matplotlib.patches import FancyArrowPatch
 
-    ax.add_patch(FancyArrowPatch(
-        start, end, connectionstyle="arc3,rad=0.15", arrowstyle="-|>", mutation_scale=10, shrinkA=9, shrinkB=9,
-        lw=0.4 + 4 * probability, color=INK, alpha=0.15 + 0.85 * min(probability, 1.0), zorder=2,
-    ))  # fmt: skip
+    arrow = FancyArrowPatch(
+        (start[0], start[1]), (end[0], end[1]), connectionstyle="arc3,rad=0.15", arrowstyle="-|>", mutation_scale=10,
+        shrinkA=9, shrinkB=9, lw=0.4 + 4 * probability, color=INK, alpha=0.15 + 0.85 * min(probability, 1.0), zorder=2,
+    )  # fmt: skip
+    ax.add_patch(arrow)
 
 
 def _log_bins(lengths: np.ndarray) -> np.ndarray:

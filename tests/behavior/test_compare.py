@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from ppgen.behavior.compare import compare, dunn
+from ppgen.errors import DataError
+
+FPS = 30
+
+
+def chain(transition, frames, generator):
+    z = np.zeros(frames, int)
+    for t in range(1, frames):
+        z[t] = generator.choice(len(transition), p=transition[z[t - 1]])
+    return z
+
+
+def transition(loves=None):
+    """Four syllables; after syllable 0 the one in ``loves`` is far likelier than the others."""
+    matrix = np.full((4, 4), 0.05) + 0.8 * np.eye(4)
+    if loves is not None:
+        matrix[0] = [0.5, 0.05, 0.05, 0.05]
+        matrix[0, loves] += 0.35
+    return matrix
+
+
+def two_groups(loves_a, loves_b, each=6, frames=800, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = {f"a{i}": chain(transition(loves_a), frames, generator) for i in range(each)}
+    labels |= {f"b{i}": chain(transition(loves_b), frames, generator) for i in range(each)}
+    return labels, {name: name[0] for name in labels}
+
+
+def test_dunn_for_two_groups_without_ties_is_the_square_root_of_kruskal_wallis():
+    generator = np.random.default_rng(0)
+    values, groups = generator.normal(size=30), np.array(["a", "b"])[generator.integers(0, 2, 30)]
+    statistic, p = stats.kruskal(values[groups == "a"], values[groups == "b"])
+    row = dunn(values, groups).iloc[0]
+    assert row["z"] ** 2 == pytest.approx(statistic)
+    assert row["p"] == pytest.approx(p)
+
+
+def test_dunn_with_ties_keeps_that_identity():
+    """The tie correction of Dunn (1964) is the one of Kruskal and Wallis; without it z is too small here."""
+    generator = np.random.default_rng(1)
+    values, groups = generator.integers(0, 4, 40).astype(float), np.repeat(["a", "b"], 20)
+    assert dunn(values, groups).iloc[0]["z"] ** 2 == pytest.approx(stats.kruskal(values[:20], values[20:])[0])
+
+
+def test_dunn_agrees_with_a_worked_example():
+    """Ranks 1..9 in three groups of three: mean ranks 2, 5, 8; variance N(N+1)/12 (2/3) = 5; z = -3/√5, -6/√5."""
+    found = dunn(np.arange(9.0), np.repeat(["a", "b", "c"], 3))
+    np.testing.assert_allclose(found["z"], [-3 / 5**0.5, -6 / 5**0.5, -3 / 5**0.5])
+    assert found[["a", "b"]].to_numpy().tolist() == [["a", "b"], ["a", "c"], ["b", "c"]]
+
+
+def test_dunn_of_equal_or_absent_values_is_not_a_number():
+    assert np.isnan(dunn(np.ones(6), np.repeat(["a", "b"], 3))["p"]).all()
+    assert np.isnan(dunn(np.array([1.0, 2, np.nan, np.nan]), np.repeat(["a", "b"], 2))["p"]).all()
+
+
+def test_a_changed_transition_is_found_and_named():
+    labels, groups = two_groups(1, 2)
+    top = compare(labels, groups, FPS).transitions.head(2)
+    assert set(map(tuple, top[["from", "to"]].to_numpy())) == {(0, 1), (0, 2)}
+    assert (top["p_adjusted"] < 0.05).all()
+    assert top.set_index("to").loc[1, "difference"] > 0.3
+
+
+def test_groups_that_do_not_differ_are_rarely_told_apart():
+    """No effect anywhere: with false discoveries held at 5 %, any finding at all is a false alarm.
+
+    40 comparisons, each raising one with probability at most .05; more than 7 has probability below 1e-3.
+    """
+    alarms = 0
+    for seed in range(40):
+        labels, groups = two_groups(None, None, each=5, frames=120, seed=seed)
+        found = compare(labels, groups, FPS, permutations=200)
+        alarms += bool((found.transitions["p_adjusted"] < 0.05).any())
+    assert alarms <= 7
+
+
+def test_a_changed_usage_is_found_by_both_tests():
+    labels, groups = two_groups(None, None)
+    labels |= {name: np.where((z == 3) & (name[0] == "b"), 1, z) for name, z in labels.items()}
+    found = compare(labels, groups, FPS)
+    assert found.usage_tests.loc[3, "p_adjusted"] < 0.05
+    assert found.usage_tests.loc[3, "mean_b"] == 0
+    pairs = found.pairs.query("measure == 'usage' and syllable == 3")
+    assert pairs["p_adjusted"].item() < 0.05
+    assert pairs["z"].item() > 0
+
+
+def test_a_changed_duration_is_in_seconds_and_found():
+    generator = np.random.default_rng(3)
+    slow, quick = 0.9 * np.eye(2) + 0.05, 0.5 * np.eye(2) + 0.25
+    labels = {f"a{i}": chain(slow, 1500, generator) for i in range(5)} | {
+        f"b{i}": chain(quick, 1500, generator) for i in range(5)
+    }
+    found = compare(labels, {name: name[0] for name in labels}, fps=10)
+    assert found.duration_tests["p_adjusted"].max() < 0.05
+    assert (found.duration.loc["a0"] > found.duration.loc["b0"]).all()
+    assert found.duration.loc["b0"].max() <= 0.3
+
+
+def test_three_groups_give_three_pairs():
+    labels, _ = two_groups(1, 2, frames=200)
+    groups = {name: "abc"[i % 3] for i, name in enumerate(labels)}
+    found = compare(labels, groups, FPS, permutations=50)
+    assert set(map(tuple, found.pairs[["a", "b"]].to_numpy())) == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_the_same_seed_gives_the_same_table():
+    labels, groups = two_groups(1, 2, frames=150)
+    one, two = (compare(labels, groups, FPS, permutations=100).transitions for _ in range(2))
+    assert one.equals(two)
+
+
+def test_a_rare_syllable_is_not_tested():
+    labels, groups = two_groups(None, None, frames=400)
+    labels["a0"] = np.r_[labels["a0"], 7]
+    assert 7 not in compare(labels, groups, FPS, permutations=10).usage_tests.index
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({"a": "x", "b": "x"}, "two groups or more, of two recordings or more each, got x: 2"),
+        ({"a": "x", "b": "y"}, "got x: 1, y: 1"),
+        ({"a": "x"}, "every recording must have a group, got none for b"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused_in_words(groups, words):
+    with pytest.raises(DataError, match=words):
+        compare({"a": np.zeros(5, int), "b": np.ones(5, int)}, groups, FPS)
