@@ -3,8 +3,7 @@ r"""The Wishart distribution, carried by its lower Cholesky factor.
 .. math:: \Lambda = L L' \sim \mathcal W(\nu, V), \qquad
     p(L) = \mathcal W(LL' \mid \nu, V) \; 2^D \textstyle\prod_{i=1}^{D} L_{ii}^{D - i + 1}
 
-torch has a bijection onto lower Cholesky factors and none onto positive-definite matrices, and whoever uses a precision
-wants its factor.
+torch has no bijection onto positive-definite matrices, and whoever uses a precision wants its factor.
 
 References: Bartlett (1933) for sampling; Muirhead (1982), theorem 2.1.9, for the Jacobian.
 """
@@ -17,6 +16,8 @@ from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Gamma, constraints
+
+from ppgen.families.cholesky_factor import lower_cholesky_factor
 
 __all__ = ["WishartCholesky", "cholesky", "expected_log_det", "inverse_lower", "log_multivariate_gamma"]
 
@@ -34,7 +35,7 @@ class WishartCholesky(TorchDistribution):
         Lower Cholesky factor (*batch, D, D) of the scale V; the Wishart's mean is ``df * V``.
     """
 
-    support = constraints.lower_cholesky
+    support = lower_cholesky_factor
     has_rsample = True
 
     def __init__(
