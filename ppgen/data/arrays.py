@@ -1,0 +1,241 @@
+"""The labelled layer: whatever people hold becomes one DataArray with named dims, float64, NaN = not observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppgen.errors import DataError
+
+__all__ = ["as_observations", "lengths", "like", "to_tensor"]
+
+DIMS = ("sequence", "time", "feature")
+
+
+def as_observations(
+    x: object,
+    *,
+    dims: Sequence[str] = DIMS,
+    name: str = "x",
+    coords: Mapping[str, Sequence] | None = None,
+) -> xr.DataArray:
+    """Return ``x`` as a labelled float64 array; NaN means not observed.
+
+    Parameters
+    ----------
+    x
+        - an array or tensor with exactly ``len(dims)`` axes; entries masked in a masked array become NaN;
+        - a list or dict of arrays without the first dim (ragged along the second): shorter ones end in NaN, the keys
+          of a dict label the first dim;
+        - a DataFrame: one sequence, rows are the second dim, columns the third;
+        - a DataArray with these dims by name (the first may be absent), or a Dataset that holds just one.
+    dims
+        Names of the axes. The meaning of an axis is never guessed from its length.
+    name
+        How messages and the result call the array.
+    coords
+        Labels for dims that ``x`` itself does not label.
+
+    Returns
+    -------
+    xarray.DataArray
+        With dims ``dims``; when the first two are (sequence, time), a coordinate ``length`` along sequence counts the
+        frames up to the end of each sequence as it was given.
+
+    Raises
+    ------
+    DataError
+        Wrong number of axes or dim names, text, objects, complex numbers or infinite values; said in words.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_observations({"a": np.zeros((3, 2)), "b": np.ones((2, 2))}).sizes
+    Frozen({'sequence': 2, 'time': 3, 'feature': 2})
+    """
+    dims = tuple(dims)
+    if isinstance(x, xr.Dataset | xr.DataArray):
+        array = _from_xarray(x, dims, name)
+    elif isinstance(x, pd.DataFrame):
+        array = _from_frame(x, dims, name)
+    elif isinstance(x, Mapping):
+        array = _from_ragged(list(x.values()), dims, name, labels=[str(k) if not _scalar(k) else k for k in x])
+    elif isinstance(x, list | tuple):
+        array = _from_ragged(list(x), dims, name)
+    else:
+        array = _from_array(x, dims, name)
+    array = _with_coords(array, coords or {}, name)
+    _refuse_infinite(array, name)
+    return _with_lengths(array).rename(name)
+
+
+def to_tensor(observations: xr.DataArray) -> Tensor:
+    """Return the values as a float64 tensor that shares no memory with them."""
+    return torch.tensor(np.asarray(observations.values, dtype=np.float64))
+
+
+def lengths(x: Float[Tensor, "N T *D"]) -> Int[Tensor, " N"]:
+    """Return, per sequence, the index of the last frame with any observed entry, plus one (0 when there is none)."""
+    if x.ndim < 2:
+        raise DataError(f"lengths: x must have shape (N, T, ...), got {tuple(x.shape)}; add the missing axis")
+    seen = ~torch.isnan(x)
+    seen = seen.flatten(2).any(-1) if x.ndim > 2 else seen
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device)
+    return (seen * steps).amax(1) if x.shape[1] else steps.new_zeros(len(x))
+
+
+def like(
+    observations: xr.DataArray,
+    values: Tensor | np.ndarray,
+    dims: Sequence[str],
+    *,
+    name: str | None = None,
+    coords: Mapping[str, Sequence] | None = None,
+) -> xr.DataArray:
+    """Return ``values`` with named ``dims``, labelled as ``observations`` is wherever the two share a dim.
+
+    Raises
+    ------
+    DataError
+        The number of axes, or the length of a shared dim, differs.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != len(dims):
+        raise DataError(f"like: values must have dims {tuple(dims)}, got shape {array.shape}; name every axis")
+    for dim, size in zip(dims, array.shape, strict=True):
+        if dim in observations.sizes and observations.sizes[dim] != size:
+            raise DataError(f"like: {dim} must have length {observations.sizes[dim]} like the data, got {size}")
+    shared = {
+        key: coord for key, coord in observations.coords.items() if coord.dims and set(coord.dims) <= set(dims)
+    }
+    return xr.DataArray(array, dims=tuple(dims), coords={**shared, **(coords or {})}, name=name)
+
+
+def _from_xarray(x: xr.Dataset | xr.DataArray, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    if isinstance(x, xr.Dataset):
+        variables = list(map(str, x.data_vars))
+        if len(variables) != 1:
+            raise DataError(f"{name}: a Dataset must hold one variable, got {variables}; pass dataset[variable]")
+        x = x[variables[0]]
+    if set(x.dims) == set(dims[1:]):
+        x = x.expand_dims(dims[0])
+    if set(x.dims) != set(dims):
+        raise DataError(
+            f"{name}: dims must be {', '.join(dims)}, got {', '.join(map(str, x.dims)) or 'none'}; use .rename(...)"
+        )
+    x = x.transpose(*dims)
+    return x.copy(data=_floats(x.values, name))
+
+
+def _from_frame(x: pd.DataFrame, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    if len(dims) != 3:
+        raise DataError(f"{name}: must have dims {', '.join(dims)}, got a DataFrame; pass an array or a DataArray")
+    if isinstance(x.index, pd.MultiIndex) or isinstance(x.columns, pd.MultiIndex):
+        raise DataError(f"{name}: a DataFrame must have plain rows and columns, got a MultiIndex; pass a dict of frames")
+    if not x.columns.is_unique:
+        raise DataError(f"{name}: columns must differ, got {x.columns[x.columns.duplicated()].tolist()} more than once")
+    bad = [str(c) for c, kind in x.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if bad:
+        raise DataError(f"{name}: columns must hold numbers, {bad[:6]} do not; drop or encode them")
+    coords: dict[str, Any] = {dims[2]: x.columns.to_numpy()}
+    if pd.api.types.is_numeric_dtype(x.index.dtype):
+        coords[dims[1]] = x.index.to_numpy()
+    values = np.stack([_floats(x[c].to_numpy(np.float64, na_value=np.nan), name) for c in x.columns], -1)
+    return xr.DataArray(values[None], dims=dims, coords=coords)
+
+
+def _from_ragged(
+    items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None
+) -> xr.DataArray:
+    if not items:
+        raise DataError(f"{name}: must hold at least one {dims[0]}, got none; pass one array per {dims[0]}")
+    arrays = [
+        _one(item, dims, f"{name}[{i if labels is None else labels[i]!r}]") for i, item in enumerate(items)
+    ]
+    tails = {a.shape[1:] for a in arrays}
+    if len(tails) > 1:
+        raise DataError(f"{name}: every {dims[0]} must have the same {dims[-1]} axis, got {sorted(tails)[:4]}")
+    longest = max(len(a) for a in arrays)
+    values = np.full((len(arrays), longest, *tails.pop()), np.nan)
+    for row, array in zip(values, arrays, strict=True):
+        row[: len(array)] = array
+    found = xr.DataArray(values, dims=dims, coords={} if labels is None else {dims[0]: list(labels)})
+    first = items[0]
+    if isinstance(first, pd.DataFrame):
+        columns = list(first.columns)
+        if any(list(item.columns) != columns for item in items if isinstance(item, pd.DataFrame)):
+            raise DataError(f"{name}: every frame must have the columns {columns[:8]} in this order; reorder them")
+        found = found.assign_coords({dims[-1]: columns})
+    return found.assign_coords({"length": (dims[0], [len(a) for a in arrays])}) if dims[:2] == DIMS[:2] else found
+
+
+def _one(item: object, dims: tuple[str, ...], name: str) -> np.ndarray:
+    """Return one member of a ragged collection as an array with the dims after the first."""
+    if isinstance(item, pd.DataFrame):
+        return _from_frame(item, dims, name).values[0]
+    if isinstance(item, xr.DataArray):
+        return _from_xarray(item, dims, name).values[0]
+    if isinstance(item, list | tuple):
+        raise DataError(f"{name}: must be an array, got a {type(item).__name__}; wrap it in numpy.array(...)")
+    return _from_array(item, dims[1:], name).values
+
+
+def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    if isinstance(x, Tensor):
+        x = x.detach().cpu().resolve_conj().numpy()
+    if not isinstance(x, np.ndarray):
+        raise DataError(
+            f"{name}: must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got {type(x).__name__}"
+        )
+    if x.ndim != len(dims):
+        raise DataError(f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; add or name axes")
+    return xr.DataArray(_floats(x, name), dims=dims)
+
+
+def _floats(x: np.ndarray, name: str) -> np.ndarray:
+    """Return a float64 copy; masked entries become NaN."""
+    mask = np.ma.getmaskarray(x) if isinstance(x, np.ma.MaskedArray) else None
+    array = np.asarray(x.data if isinstance(x, np.ma.MaskedArray) else x)
+    if array.dtype.kind not in "fiub":
+        hint = "use .real and .imag as features" if array.dtype.kind == "c" else "encode it as numbers"
+        raise DataError(f"{name}: must hold real numbers, got {array.dtype}; {hint}")
+    values = array.astype(np.float64)
+    if mask is not None:
+        values[mask] = np.nan
+    return values
+
+
+def _with_coords(array: xr.DataArray, coords: Mapping[str, Sequence], name: str) -> xr.DataArray:
+    for dim, labels in coords.items():
+        if dim not in array.dims:
+            raise DataError(f"{name}: coords must label {', '.join(map(str, array.dims))}, got {dim!r}")
+        if len(labels) != array.sizes[dim]:
+            raise DataError(f"{name}: {dim} must have {array.sizes[dim]} labels, got {len(labels)}")
+        if dim not in array.coords:
+            array = array.assign_coords({dim: list(labels)})
+    return array
+
+
+def _with_lengths(array: xr.DataArray) -> xr.DataArray:
+    """Note where each sequence ends, unless the caller's own lengths are there already."""
+    if array.dims[:2] != DIMS[:2] or "length" in array.coords:
+        return array
+    return array.assign_coords(length=("sequence", lengths(to_tensor(array)).numpy()))
+
+
+def _refuse_infinite(array: xr.DataArray, name: str) -> None:
+    if np.isinf(array.values).any():
+        place = np.argwhere(np.isinf(array.values))[0].tolist()
+        where = ", ".join(f"{dim} {i}" for dim, i in zip(array.dims, place, strict=True))
+        raise DataError(f"{name}: must be finite or NaN, got inf at {where}; write NaN for not observed")
+
+
+def _scalar(key: object) -> bool:
+    return isinstance(key, str | int | float)
