@@ -1,0 +1,143 @@
+"""A log-normaliser as a differentiable operator: its gradient is its expected statistics, never a trace through time.
+
+A custom operator does the work, so that tracing and compilation see one node; an autograd function around it knows
+the gradient and how to fold the batch of a ``vmap`` into its own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["expectations", "log_normalizer", "register"]
+
+# Above this many potentials, expected statistics are not kept between the forward and the backward pass but computed
+# in the latter: half again the time, and one array less at the peak.
+_KEEP_AT_MOST = 1 << 24
+
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+_operators: dict[str, Any] = {}
+
+
+def register(name: str, compute: Compute) -> None:
+    """Make ``compute(a, b, c, lengths, weights, keep) -> (value, *statistics)`` the operator ``ppgen::name``.
+
+    ``c`` (B, ...) carries the batch, ``a`` and ``b`` have as many rows or one, all float64. ``weights`` (B,) or None
+    multiply the statistics, which have B rows each, or are ``empty(0)`` if not ``keep``.
+    """
+
+    def run(
+        a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return compute(a, b, c, lengths, weights, keep)
+
+    operator = torch.library.custom_op(f"ppgen::{name}", run, mutates_args=())
+
+    def shapes(
+        a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
+    ) -> tuple[Tensor, ...]:
+        rows = c.shape[0]
+        return c.new_empty(rows), *(c.new_empty((rows, *t.shape[1:]) if keep else (0,)) for t in (a, b, c))
+
+    operator.register_fake(shapes)
+    _operators[name] = operator
+
+
+def log_normalizer(name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor) -> Tensor:
+    """Log-normaliser (B,), differentiable once in ``a``, ``b`` and ``c``."""
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, c))
+    keep = wanted and c.numel() <= _KEEP_AT_MOST
+    return _LogNormalizer.apply(name, a, b, c, lengths, None, keep)[0]
+
+
+def expectations(
+    name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value (B,) and the expected statistics that belong to ``a``, ``b`` and ``c``, each with B rows."""
+    value, *statistics = _LogNormalizer.apply(name, a, b, c, lengths, weights, True)
+    return value, *_NotTwice.apply(name, *statistics, a, b, c)
+
+
+class _LogNormalizer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _operators[name](a, b, c, lengths, weights, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.name, a, b, c, lengths, _, ctx.kept = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(a, b, c, lengths, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        a, b, c, lengths, *statistics = ctx.saved_tensors
+        if ctx.kept:
+            statistics = _NotTwice.apply(ctx.name, *statistics, a, b, c)
+            statistics = [_rows(gradient, s) * s for s in statistics]
+        else:
+            _, *statistics = expectations(ctx.name, a, b, c, lengths, gradient.contiguous())
+        summed = [
+            s.sum(0, keepdim=True) if t.shape[0] < s.shape[0] else s
+            for s, t in zip(statistics, (a, b, c), strict=True)
+        ]
+        return None, *summed, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple,
+        name: str,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        lengths: Tensor,
+        weights: Tensor | None,
+        keep: bool,
+    ) -> tuple[tuple, tuple]:
+        rows = c.shape[0] if in_dims[3] is None else c.movedim(in_dims[3], 0).shape[1]
+        size = info.batch_size
+        folded = [
+            None if t is None else _fold(t, dim, size, rows)
+            for t, dim in zip((a, b, c, lengths, weights), in_dims[1:6], strict=True)
+        ]
+        folded[2] = folded[2].expand(size * rows, *folded[2].shape[1:])
+        output = _LogNormalizer.apply(name, *folded, keep)
+        unfolded = tuple(t.unflatten(0, (size, rows)) if t.dim() > 1 or i == 0 else t for i, t in enumerate(output))
+        return unfolded, (0, 0, 0, 0) if keep else (0, None, None, None)
+
+
+class _NotTwice(torch.autograd.Function):
+    """Passes expected statistics through, and refuses to be differentiated: they would count as constants else."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second, third = (t.view_as(t) for t in tensors[:3])
+        return first, second, third
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        message = f"{ctx.name}: expected statistics have no derivative here, so log_normalizer has no second one"
+        raise NotImplementedError(f"{message}; detach them, or use finite differences of the first")
+
+
+def _rows(weights: Tensor, like: Tensor) -> Tensor:
+    return weights.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def _fold(t: Tensor, dim: int | None, size: int, rows: int) -> Tensor:
+    """One batch dim out of two; what all share keeps its single row."""
+    if dim is None and t.shape[0] == 1:
+        return t
+    t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+    return t.expand(size, rows, *t.shape[2:]).flatten(0, 1)
