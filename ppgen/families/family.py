@@ -18,8 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ppgen.errors import DataError
 
@@ -28,7 +28,7 @@ __all__ = ["Factor", "Family", "Natural", "Sampler"]
 Natural = dict[str, Tensor]
 """Statistic -> tensor, batch dimensions first: natural parameters, statistics, their expectations, gradients."""
 
-Sampler = Callable[[str, TorchDistribution], Tensor]
+Sampler = Callable[[str, Distribution], Tensor]
 """What `Family.draw` calls for each site: ``pyro.sample``, or any ``(site, distribution) -> value``."""
 
 
@@ -95,7 +95,7 @@ class Family(ABC):
     def sample(self, eta: Natural, n: int) -> dict[str, Tensor]:
         """Draw ``n`` times, site -> (n, *batch, *event), from torch's global generator and without gradient."""
 
-        def draw(_site: str, distribution: TorchDistribution) -> Tensor:
+        def draw(_site: str, distribution: Distribution) -> Tensor:
             # A site that depends on an earlier one has that one's n draws as its batch already.
             return distribution.sample(torch.Size() if distribution.batch_shape else torch.Size((n,)))
 
@@ -123,6 +123,10 @@ class Factor(NamedTuple):
     family: Family
     eta: Natural
 
+    def expected(self) -> Natural:
+        """Expected statistics under this member."""
+        return self.family.expected(self.eta)
+
 
 def require(who: str, what: str, value: Tensor, ok: Tensor, rule: str) -> None:
     """Raise `DataError` naming the first entry of ``value`` for which ``ok`` is false."""
@@ -149,9 +153,10 @@ def require_positive_definite(who: str, what: str, matrix: Float[Tensor, "*batch
 
 
 def common_batch(values: Natural, event_dims: Mapping[str, int]) -> Natural:
-    """Expand every statistic to the batch shape they share; cut them at one dtype."""
-    batch = torch.broadcast_shapes(*(v.shape[: v.ndim - event_dims[name]] for name, v in values.items()))
-    return {name: v.expand(*batch, *v.shape[v.ndim - event_dims[name] :]) for name, v in values.items()}
+    """Expand every statistic to the batch shape they share."""
+    events = {name: value.ndim - event_dims[name] for name, value in values.items()}
+    batch = torch.broadcast_shapes(*(value.shape[: events[name]] for name, value in values.items()))
+    return {name: value.expand((*batch, *value.shape[events[name] :])) for name, value in values.items()}
 
 
 def as_tensors(*values: Tensor | float) -> list[Tensor]:
