@@ -21,27 +21,16 @@ To add a model: subclass :class:`Model`, say ``dims``, write ``__init__`` and ``
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import pyro
+import torch
 from jaxtyping import Float
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from ppgen.families.family import Family, Natural
+from ppgen.families.family import Factor, Natural
 
-__all__ = ["Conjugate", "Factor", "Model"]
-
-
-class Factor(NamedTuple):
-    """One factor of a prior or of a posterior: an exponential family with its natural parameters."""
-
-    family: Family
-    eta: Natural
-
-    def expected(self) -> Natural:
-        """Expected sufficient statistics under this factor."""
-        return self.family.expected(self.eta)
+__all__ = ["Conjugate", "Factor", "Model", "tracked", "updated"]
 
 
 class Model(nn.Module, ABC):
@@ -86,6 +75,11 @@ class Conjugate(Model):
     2016, the surrogate objective; Hoffman et al. 2013).
     """
 
+    @property
+    def completion_type(self) -> type | None:
+        """The dataclass that :meth:`complete` returns, where it returns one."""
+        return None
+
     @abstractmethod
     def natural_prior(self) -> dict[str, Factor]:
         """Factor name -> family and natural parameters of its prior."""
@@ -99,8 +93,19 @@ class Conjugate(Model):
         """Complete-data score of given latent assignments; its gradient gives a starting point."""
 
     @abstractmethod
-    def guess(self, x: Tensor, method: str) -> Tensor:
-        """Latent assignments to start from: ``method`` is ``"kmeans"`` or ``"random"``; uses torch's global generator."""
+    def guess(self, batches: Sequence[Tensor], method: str) -> list[Tensor]:
+        """Latent assignments to start from, one array per batch: ``method`` is ``"kmeans"`` or ``"random"``."""
+
+    @abstractmethod
+    def likelihood(self, s: Mapping[str, Natural], shape: tuple[int, int] = (1, 1)) -> Any:
+        """The collapsed distribution over data, latents summed out, for natural statistics ``s``."""
+
+    def refine(self, q: Mapping[str, Factor]) -> None:  # noqa: B027 (most models have no hyperparameters)
+        """Raise the bound over hyperparameters that are point-estimated, the factors ``q`` held fixed."""
+
+    def log_hyperprior(self) -> Tensor:
+        """Log prior of the point-estimated hyperparameters."""
+        return torch.zeros((), dtype=torch.float64)
 
     def complete(self, x: Tensor, s: Mapping[str, Natural], previous: Any = None, sweeps: int = 1) -> Any:
         """Posterior of latents with no closed form given the rest, or None where all are summed out exactly."""
@@ -110,9 +115,21 @@ class Conjugate(Model):
         """Natural statistics ``t(theta)`` of one draw of every site."""
         return {name: factor.family.statistic(theta) for name, factor in self.natural_prior().items()}
 
-    def prior_sites(self) -> dict[str, Tensor]:
-        """Sample every parameter from the prior, as Pyro sites."""
-        theta: dict[str, Tensor] = {}
-        for factor in self.natural_prior().values():
-            theta |= factor.family.draw(factor.eta, pyro.sample)
-        return theta
+    def started(self, batches: Sequence[Tensor], method: str) -> dict[str, Factor]:
+        """Posterior factors given guessed assignments: one conjugate update with their counts."""
+        prior = self.natural_prior()
+        s = {name: tracked(factor.expected()) for name, factor in prior.items()}
+        for x, z in zip(batches, self.guess(batches, method), strict=True):
+            self.assigned(x, s, z).sum().backward()
+        return {name: updated(factor, s[name]) for name, factor in prior.items()}
+
+
+def tracked(natural: Natural) -> Natural:
+    """A copy whose gradient is recorded."""
+    return {name: value.detach().clone().requires_grad_() for name, value in natural.items()}
+
+
+def updated(prior: Factor, s: Natural, scale: float = 1.0) -> Factor:
+    """Conjugate update: prior natural parameters plus the (scaled) gradient with respect to the statistics."""
+    counts = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in s.items()}
+    return Factor(prior.family, {k: v.detach() + scale * counts[k] for k, v in prior.eta.items()})

@@ -17,7 +17,7 @@ Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between d
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numba
 import numpy as np
@@ -69,6 +69,8 @@ class Autoregressive(Emission):
     strength : prior precision of the coefficients around the random walk.
     initial_scale : standard deviation of the first ``lags`` frames.
     """
+
+    completion_type: ClassVar[type | None] = Completion
 
     def __init__(
         self,
@@ -175,16 +177,28 @@ class Autoregressive(Emission):
         return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames.mean), x)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
+        start = torch.randn(len(z), self.lags, self.width, dtype=torch.float64) * self.initial_scale
+        h = torch.cat([start, self._run(s, z[:, self.lags :], start)], 1)[:, : z.shape[1]]
+        return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
+
+    def extend(self, past: Tensor, s: Natural, z: Tensor, lengths: Tensor) -> Tensor:
+        evidence, known, _ = self._evidence(past)
+        value = evidence.value.reshape(known.shape)
+        index = lengths[:, None] - self.lags + torch.arange(self.lags)
+        start = value[torch.arange(len(past))[:, None], index.clamp_min(0)] * (index >= 0)[..., None]
+        h = self._run(s, z, start)
+        return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
+
+    def _run(self, s: Natural, z: Tensor, start: Tensor) -> Tensor:
+        """Run the autoregression forward from ``start`` (N, L, D) through the states ``z`` (N, H)."""
         D = self.width
         form = self._form(s)
         precision = -2 * form[:, :D, :D]
         regression = torch.linalg.solve(precision, 2 * form[:, :D, D:])
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
-        noise = torch.randn(*z.shape, D, dtype=form.dtype)
-        arrays = (regression.numpy(), root.numpy(), z.numpy(), noise.numpy())
-        h = torch.from_numpy(_simulate(*arrays, self.lags, self.initial_scale))
-        hidden = torch.full((*z.shape, self.features), torch.nan, dtype=form.dtype)
-        return self._observe(hidden, h)
+        noise = (root[z] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
+        arrays = (regression, z, noise, start)
+        return torch.from_numpy(_simulate(*(a.detach().contiguous().numpy() for a in arrays)))
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
@@ -309,24 +323,19 @@ def _spread(posterior: GapPosterior, unary: Tensor) -> Float[Tensor, " N"]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _simulate(
-    regression: np.ndarray, root: np.ndarray, z: np.ndarray, noise: np.ndarray, lags: int, initial_scale: float
-) -> np.ndarray:
-    """Run the autoregression forward; (N, T, D)."""
-    N, T, D = noise.shape
-    h = np.zeros((N, T, D))
+def _simulate(regression: np.ndarray, z: np.ndarray, noise: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Run the autoregression forward from the frames ``start`` (N, L, D); (N, H, D)."""
+    N, H, D = noise.shape
+    L = start.shape[1]
+    h = np.empty((N, L + H, D))
+    h[:, :L] = start
     for n in range(N):
-        for t in range(T):
-            k = z[n, t]
+        for t in range(L, L + H):
+            weights = regression[z[n, t - L]]
             for i in range(D):
-                if t < lags:
-                    h[n, t, i] = initial_scale * noise[n, t, i]
-                    continue
-                total = regression[k, i, lags * D]
-                for j in range(i + 1):
-                    total += root[k, i, j] * noise[n, t, j]
-                for lag in range(lags):
+                total = weights[i, L * D] + noise[n, t - L, i]
+                for lag in range(L):
                     for j in range(D):
-                        total += regression[k, i, lag * D + j] * h[n, t - 1 - lag, j]
+                        total += weights[i, lag * D + j] * h[n, t - 1 - lag, j]
                 h[n, t, i] = total
-    return h
+    return h[:, L:]

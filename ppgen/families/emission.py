@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ class Emission(ABC):
 
     features: int
     family: Family
+    completion_type: ClassVar[type | None] = None
 
     @property
     @abstractmethod
@@ -53,6 +54,14 @@ class Emission(ABC):
     def complete(self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Any = None) -> Any:
         """Posterior of latent frames that have no closed form given the states; None where there are none."""
         return None
+
+    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Any:
+        """One draw of the latent frames of :meth:`complete` given the states."""
+        return None
+
+    def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
+        """Draw H observations that follow ``past`` (NaN only past ``lengths``), for given states."""
+        return self.sample(s, z)
 
     def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:
         """Features without NaN that tell states apart at a glance: only for starting points."""

@@ -1,0 +1,172 @@
+r"""A hidden Markov model as one distribution over whole sequences, its states summed out.
+
+``log_prob(x)`` is the evidence, exact by message passing (with an autoregressive emission and missing frames, the lower bound
+of :mod:`ppgen.families.autoregressive`). The first state emits the first observation. NaN in ``x`` is not observed; trailing NaN
+means a shorter sequence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from ppgen.errors import DataError
+from ppgen.families.emission import Emission
+from ppgen.families.family import Natural
+from ppgen.messages import discrete_chain
+
+__all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
+
+SWEEPS = 10  # coordinate updates of the frames that have no closed form, and Gibbs sweeps of an imputation
+
+
+@final
+@dataclass(frozen=True)
+class HiddenMarkovLatents:
+    """Posterior of the states (and of latent frames) of a batch of sequences."""
+
+    chain: Any
+    completion: Any
+    lengths: Int[Tensor, " N"]
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "z": ("sequence", "time", "state"),
+        "z_mode": ("sequence", "time"),
+        "z_draw": ("sequence", "time"),
+        "h": ("sequence", "time", "component"),
+    }
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        """``z``: probability of each state at each step; ``h``: mean of the latent frames, where there are any."""
+        found = {"z": self.chain.marginals}
+        return found if self.completion is None else found | {"h": self.completion.mean}
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        """``z_mode``: the most probable path; -1 past the end of a sequence."""
+        return {"z_mode": self._end(self.chain.mode())}
+
+    def sample(self) -> dict[str, Tensor]:
+        """``z_draw``: one draw of the whole path; -1 past the end of a sequence."""
+        return {"z_draw": self._end(self.chain.sample(1)[0])}
+
+    def _end(self, path: Tensor) -> Tensor:
+        return torch.where(torch.arange(path.shape[-1], device=path.device) < self.lengths[:, None], path, -1)
+
+
+@final
+class HiddenMarkov(TorchDistribution):
+    """Distribution over ``x`` (N, T, D) for initial and transition log-weights and emission statistics.
+
+    Parameters
+    ----------
+    log_initial : (K,), need not be normalised (variational Bayes passes expected logarithms).
+    log_transition : (K, K), from row to column.
+    emission : the :class:`~ppgen.families.emission.Emission`.
+    statistics : its natural statistics, batch shape (K,).
+    shape : (N, T) of what :meth:`sample` draws.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = False
+
+    def __init__(
+        self,
+        log_initial: Float[Tensor, " K"],
+        log_transition: Float[Tensor, "K K"],
+        emission: Emission,
+        statistics: Natural,
+        shape: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.log_initial, self.log_transition = log_initial, log_transition
+        self.emission, self.statistics = emission, statistics
+        N, T = shape
+        super().__init__(torch.Size([N]), torch.Size([T, emission.features]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "HiddenMarkov":
+        if len(batch_shape) != 1:
+            raise DataError(f"HiddenMarkov: one batch dimension (sequences), got batch shape {tuple(batch_shape)}")
+        shape = (batch_shape[0], self.event_shape[0])
+        return HiddenMarkov(self.log_initial, self.log_transition, self.emission, self.statistics, shape)
+
+    def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
+        """Log evidence of each sequence."""
+        return self.evidence(x, self.complete(x))
+
+    def evidence(self, x: Float[Tensor, "N T D"], completion: Any = None) -> Float[Tensor, " N"]:
+        """Log evidence given the posterior of latent frames (None where the emission needs none)."""
+        value = self._chain(x, completion).log_normalizer
+        value = torch.where(sequence_lengths(x) > 0, value, 0.0)
+        return value if completion is None else value + completion.bonus
+
+    def latents(self, x: Float[Tensor, "N T D"]) -> HiddenMarkovLatents:
+        """Posterior of the states given ``x``."""
+        completion = self.complete(x)
+        return HiddenMarkovLatents(self._chain(x, completion), completion, sequence_lengths(x))
+
+    def impute(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays."""
+        if not torch.isnan(x).any():
+            return x.clone()
+        return self.impute_from(x, self.complete(x))
+
+    def impute_from(self, x: Float[Tensor, "N T D"], completion: Any) -> Float[Tensor, "N T D"]:
+        """:meth:`impute` from a completion that is at hand."""
+        path = self._chain(x, completion).sample(1)[0]
+        for _ in range(0 if completion is None or completion.complete else SWEEPS):
+            path = self._chain(x, self.emission.redraw(x, self.statistics, path)).sample(1)[0]
+        filled = self.emission.fill(x, self.statistics, path)
+        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
+        return torch.where(exists[..., None], filled, x)
+
+    def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
+        """Draw the ``horizon`` steps behind the end of each sequence."""
+        N, T, D = x.shape
+        lengths = sequence_lengths(x)
+        past = self.impute(x)
+        latents = self.latents(x)
+        last = latents.sample()["z_draw"][torch.arange(N), (lengths - 1).clamp_min(0)]
+        path = self._run(last, horizon)
+        return self.emission.extend(past, self.statistics, path, lengths)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*S N T D"]:
+        """Replicated data: a fresh path of states, and its observations."""
+        count = sample_shape.numel()
+        (N,), (T, D) = self.batch_shape, self.event_shape
+        potential = self.log_initial.new_zeros(count * N, T, len(self.log_initial))
+        path = discrete_chain(*self._normalized(), potential).sample(1)[0]
+        return self.emission.sample(self.statistics, path).reshape(*sample_shape, N, T, D)
+
+    def complete(self, x: Float[Tensor, "N T D"], previous: Any = None, sweeps: int = SWEEPS) -> Any:
+        """Coordinate updates of latent frames and states; None where all is summed out exactly. No gradient flows."""
+        with torch.no_grad():
+            completion = self.emission.complete(x, self.statistics) if previous is None else previous
+            for _ in range(0 if completion is None or completion.complete else sweeps):
+                weights = self._chain(x, completion).marginals
+                completion = self.emission.complete(x, self.statistics, weights, completion)
+        return completion
+
+    def _chain(self, x: Tensor, completion: Any) -> Any:
+        potential = self.emission.potential(x, self.statistics, completion)
+        return discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
+
+    def _normalized(self) -> tuple[Tensor, Tensor]:
+        return self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
+
+    def _run(self, state: Int[Tensor, " N"], steps: int) -> Int[Tensor, "N H"]:
+        """States of the steps that follow ``state``."""
+        _, log_transition = self._normalized()
+        potential = log_transition.new_zeros(len(state), steps, len(log_transition))
+        return discrete_chain(log_transition[state], log_transition, potential).sample(1)[0]
+
+
+def sequence_lengths(x: Float[Tensor, "N T D"]) -> Int[Tensor, " N"]:
+    """Steps up to the last one with anything observed."""
+    seen = ~torch.isnan(x).all(-1)
+    return (seen * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(-1)

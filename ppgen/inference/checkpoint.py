@@ -1,0 +1,145 @@
+"""Checkpoints of a run: safetensors and JSON in one folder, written whole or not at all, refused if they hold another fit."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ppgen.errors import FileError
+from ppgen.families.family import Factor
+from ppgen.model import Conjugate
+
+__all__ = ["Checkpoint"]
+
+FORMAT = 1
+
+
+@final
+class Checkpoint:
+    """Where a variational run is saved: finished starts, and the one under way."""
+
+    def __init__(self, folder: Path, model: Conjugate, data: Tensor, options: Any, key: Any) -> None:
+        self.folder, self.model = folder, model
+        self.identity = _identity(model, data, options, key)
+
+    def save(self, states: Sequence[Any], finished: bool) -> None:
+        """Replace the checkpoint; the previous one survives a failure."""
+        tensors, heads = {}, []
+        for number, state in enumerate(states):
+            last = number == len(states) - 1 and not finished
+            tensors |= _flatten(state, f"{number}/", with_completions=last)
+            heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.completions)})
+        manifest = {"format": FORMAT, "identity": self.identity, "finished": finished, "states": heads}
+        blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+        manifest["sha256"] = hashlib.sha256(blob).hexdigest()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        try:
+            _write(fresh / "state.safetensors", blob)
+            _write(fresh / "manifest.json", json.dumps(manifest).encode())
+            self._swap(fresh)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def load(self, kind: type, model: Conjugate) -> tuple[list[Any], Any]:
+        """Finished states, and the one under way (None where there is none)."""
+        previous = self.folder.with_name(f".{self.folder.name}.old")
+        if not self.folder.exists() and previous.exists():
+            previous.rename(self.folder)  # a run was killed between the two renames of a save
+        if not self.folder.exists():
+            return [], None
+        manifest, tensors = self._read()
+        if manifest["identity"] != self.identity:
+            changed = [name for name in self.identity if manifest["identity"].get(name) != self.identity[name]]
+            raise FileError(
+                f"checkpoint: {self.folder} must hold this fit, but its {', '.join(changed)} differ; "
+                "use another folder, or the same model, data and options"
+            )
+        states = [_unflatten(kind, model, head, tensors, f"{i}/") for i, head in enumerate(manifest["states"])]
+        if manifest["finished"]:
+            return states, None
+        return states[:-1], states[-1]
+
+    def _swap(self, fresh: Path) -> None:
+        old = self.folder.with_name(f".{self.folder.name}.old")
+        if self.folder.exists():
+            if not (self.folder / "manifest.json").exists() and any(self.folder.iterdir()):
+                raise FileError(f"checkpoint: {self.folder} holds other files; name an empty or new folder")
+            shutil.rmtree(old, ignore_errors=True)
+            self.folder.rename(old)
+        fresh.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            manifest = json.loads((self.folder / "manifest.json").read_text())
+            blob = (self.folder / "state.safetensors").read_bytes()
+            if manifest["format"] != FORMAT or manifest["sha256"] != hashlib.sha256(blob).hexdigest():
+                raise ValueError("format or checksum")
+            return manifest, safetensors.torch.load(blob)
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise FileError(
+                f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew"
+            ) from error
+
+
+def _identity(model: Conjugate, data: Tensor, options: Any, key: Any) -> dict[str, str]:
+    parts = {
+        "model": repr(_plain(model.config)) + type(model).__name__,
+        "data": hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest() + str(tuple(data.shape)),
+        "options": repr(dataclasses.asdict(options) | {"max_steps": None}) + repr(key),
+        "torch": torch.__version__,
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as nested plain values, for comparison."""
+    if hasattr(value, "config"):
+        return type(value).__name__, _plain(value.config)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _flatten(state: Any, prefix: str, *, with_completions: bool) -> dict[str, Tensor]:
+    flat = {f"{prefix}q/{name}/{k}": v for name, factor in state.q.items() for k, v in factor.eta.items()}
+    flat |= {f"{prefix}hyper/{name}": value for name, value in state.hyper.items()}
+    for i, completion in enumerate(state.completions if with_completions else ()):
+        if completion is not None:
+            for name in (f.name for f in dataclasses.fields(completion)):
+                flat[f"{prefix}completion/{i}/{name}"] = torch.as_tensor(getattr(completion, name))
+    return flat
+
+
+def _unflatten(kind: type, model: Conjugate, head: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Any:
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    q = {}
+    for name, factor in model.natural_prior().items():
+        q[name] = Factor(factor.family, {k: own[f"q/{name}/{k}"] for k in factor.eta})
+    hyper = {name.removeprefix("hyper/"): value for name, value in own.items() if name.startswith("hyper/")}
+    completions = tuple(_completion(model, own, f"completion/{i}/") for i in range(head["batches"]))
+    return kind(q, hyper, completions, tuple(head["rows"]), head["converged"])
+
+
+def _completion(model: Conjugate, own: dict[str, Tensor], prefix: str) -> Any:
+    fields = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+    if not fields or model.completion_type is None:
+        return None
+    return model.completion_type(**{k: bool(v) if v.dtype == torch.bool else v for k, v in fields.items()})
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,345 @@
+r"""Natural-gradient variational Bayes, one function for every conjugate model.
+
+With ``s_i = E_q[t(theta_i)]`` and the latents summed out exactly, the bound is
+:math:`\mathcal L = \sum_n \log Z(x_n; s) - \sum_i \mathrm{KL}(q_i \| p_i)`, and the natural-gradient step
+
+.. math:: \eta_i \leftarrow (1 - \rho)\, \eta_i
+          + \rho \left( \eta_{0i} + \tfrac{N}{B} \, \partial_{s_i} \textstyle\sum_n \log Z(x_n; s) \right)
+
+is coordinate ascent for :math:`\rho = 1, B = N`: the bound never goes down. Point-estimated hyperparameters are raised in turn.
+
+References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (2016), §4 (the surrogate objective); Beal (2003), ch. 3.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.errors import DataError, FitError
+from ppgen.inference.checkpoint import Checkpoint
+from ppgen.model import Conjugate, Factor, tracked, updated
+from ppgen.results.fit import Fit, fit_result
+from ppgen.results.posterior import Factors
+from ppgen.rng import private_stream
+
+__all__ = ["fit"]
+
+STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
+SLACK = 1e-9  # relative rounding error of a sum over the data
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything a run goes on from."""
+
+    q: dict[str, Factor]
+    hyper: dict[str, Tensor]
+    completions: tuple[Any, ...]
+    rows: tuple[dict[str, float], ...] = ()
+    converged: bool = False
+
+    @property
+    def bound(self) -> float:
+        """The last bound, in nats."""
+        return self.rows[-1]["elbo"] if self.rows else -float("inf")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is stepped."""
+
+    max_steps: int
+    tol: float
+    batch_size: int | None
+    delay: float
+    forgetting: float
+    entries: int = field(default=1)
+
+
+def fit(
+    model: Conjugate,
+    x: Any,
+    *,
+    max_steps: int = 500,
+    tol: float = 1e-5,
+    batch_size: int | None = None,
+    n_init: int = 1,
+    start: Fit | str | None = None,
+    delay: float = 1.0,
+    forgetting: float = 0.7,
+    random_seed: int | None = None,
+    progressbar: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 25,
+) -> Fit:
+    """Fit a conjugate model.
+
+    Parameters
+    ----------
+    model : it is not changed; the fit holds a copy.
+    x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
+    max_steps : at most this many steps a start.
+    tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step over a
+        pass through the data).
+    batch_size : sequences a step; None uses all of them, and the bound then never goes down.
+    n_init : starts; the first from k-means, then k-means and random in turn. The one with the highest bound is kept.
+    start : ``"kmeans"``, ``"random"``, or an earlier fit of the same model to go on from.
+    delay, forgetting : stochastic step sizes ``(step + delay) ** -forgetting``.
+    checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
+    checkpoint_every : steps between saves.
+
+    Raises
+    ------
+    DataError : for data or options that cannot be used.
+    FitError : when the bound is not finite, or goes down in full-batch mode.
+    """
+    if not isinstance(model, Conjugate):
+        raise DataError(f"vb: model must be conjugate, got {type(model).__name__}; use svi.fit or mcmc.fit")
+    _check_options(max_steps=max_steps, n_init=n_init, checkpoint_every=checkpoint_every)
+    observations = as_observations(x, dims=model.data_dims)
+    data = to_tensor(observations)
+    model = copy.deepcopy(model)
+    model.check(data)
+    if batch_size is not None and not 1 <= batch_size <= len(data):
+        raise DataError(f"vb: batch_size must be between 1 and the {len(data)} sequences of x, got {batch_size}")
+    entries = max(1, int((~torch.isnan(data)).sum()))
+    options = Options(max_steps, tol, batch_size, delay, forgetting, entries)
+    began = time.perf_counter()
+    with private_stream(random_seed) as seed:
+        key = (random_seed, n_init)
+        saved = None if checkpoint is None else Checkpoint(Path(checkpoint), model, data, options, key)
+        states, interrupted = _restarts(
+            model, data, options, n_init, start, saved, checkpoint_every, progressbar, seed
+        )
+    best = max(states, key=lambda state: state.bound)
+    _restore(model, best.hyper)
+    attrs = {
+        "engine": "vb",
+        "random_seed": seed,
+        "converged": best.converged,
+        "interrupted": interrupted,
+        "restart_elbos": [state.bound for state in states],
+        "seconds": time.perf_counter() - began,
+        "batch_size": batch_size or len(data),
+        "missing_share": float(torch.isnan(data).double().mean()),
+    }
+    history = pd.concat([pd.DataFrame(state.rows).assign(init=i) for i, state in enumerate(states)], ignore_index=True)
+    history["kept"] = history["init"] == states.index(best)
+    return fit_result(model, Factors(best.q), history, attrs, observations)
+
+
+def _check_options(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise DataError(f"vb: {name} must be at least 1, got {value}")
+
+
+def _restarts(
+    model: Conjugate, data: Tensor, options: Options, n_init: int, start: Fit | str | None, saved: Checkpoint | None,
+    every: int, progressbar: bool, seed: int,
+) -> tuple[list[State], bool]:  # fmt: skip
+    """Run every start, the interrupted one included; each start has its own stream, so that a resumed run meets the same."""
+    batches = Batches(data, options.batch_size)
+    done, current = ([], None) if saved is None else saved.load(State, model)
+    hyper = _hyper(model)
+    for number in range(len(done), n_init):
+        _restore(model, hyper)
+        with private_stream(seed + number):
+            state = _start(model, batches, _method(start, number)) if current is None else current
+        current = None
+        _restore(model, state.hyper)
+        run = _run(model, batches, state, options, f"vb {number + 1}/{n_init}" if n_init > 1 else "vb", progressbar)
+        try:
+            for state in run:
+                if saved is not None and len(state.rows) % every == 0:
+                    saved.save([*done, state], finished=False)
+        except KeyboardInterrupt:
+            return [*done, state], True
+        done.append(state)
+        if saved is not None:
+            saved.save(done, finished=True)
+    return done, False
+
+
+def _method(start: Fit | str | None, number: int) -> Fit | str:
+    if number == 0 and start is not None:
+        return start
+    return "random" if number % 2 else "kmeans"
+
+
+def _start(model: Conjugate, batches: "Batches", start: Fit | str) -> State:
+    if isinstance(start, Fit):
+        q = dict(start.posterior.factors)
+        _restore(model, _hyper(start.model))
+    else:
+        q = model.started(list(batches), start)
+    return State(q, _hyper(model), (None,) * len(batches))
+
+
+def _run(
+    model: Conjugate, batches: "Batches", state: State, options: Options, title: str, progressbar: bool
+) -> Iterator[State]:
+    """Step until converged or out of steps, yielding every state."""
+    step = _full_step if options.batch_size is None else _stochastic_step
+    with tqdm(total=options.max_steps, initial=len(state.rows), desc=title, disable=not progressbar, delay=1) as bar:
+        while len(state.rows) < options.max_steps and not state.converged:
+            state = step(model, batches, state, options)
+            bar.update()
+            bar.set_postfix_str(f"ELBO {state.bound:,.1f}", refresh=False)
+            yield state
+    if options.batch_size is not None:
+        yield _final_bound(model, batches, state)
+
+
+def _full_step(model: Conjugate, batches: "Batches", state: State, options: Options) -> State:
+    """Latents, then factors, then hyperparameters: each raises the bound."""
+    prior = model.natural_prior()
+    s, total, completions = _gather(model, batches, range(len(batches)), state)
+    bound = total - _divergence(model, state.q, prior)
+    number = len(state.rows) + 1
+    _refuse_bad_bound(bound, state, options, number)
+    q = {name: updated(factor, s[name]) for name, factor in prior.items()}
+    model.refine(q)
+    gain = (bound - state.bound) / options.entries
+    row = {"step": number, "elbo": bound, "step_size": 1.0}
+    converged = number > 1 and gain < options.tol
+    return State(q, _hyper(model), completions, (*state.rows, row), converged)
+
+
+def _stochastic_step(model: Conjugate, batches: "Batches", state: State, options: Options) -> State:
+    """A noisy natural gradient from one batch of sequences."""
+    number = len(state.rows) + 1
+    rate = (number + options.delay) ** -options.forgetting
+    index = batches.turn(number - 1)
+    share = batches.weight(index)
+    prior = model.natural_prior()
+    fresh = replace(state, completions=(None,) * len(batches))
+    s, total, _ = _gather(model, batches, [index], fresh)
+    bound = total * share - _divergence(model, state.q, prior)
+    if not torch.isfinite(torch.tensor(bound)):
+        raise FitError(f"vb: the bound is {bound} at step {number}; scale the features to about unit variance")
+    target = {name: updated(factor, s[name], share) for name, factor in prior.items()}
+    q = {name: _mix(state.q[name], target[name], rate) for name in target}
+    model.refine(q)
+    rows = (*state.rows, {"step": number, "elbo": bound, "step_size": rate})
+    return State(q, _hyper(model), state.completions, rows, _settled(rows, len(batches), options))
+
+
+def _final_bound(model: Conjugate, batches: "Batches", state: State) -> State:
+    """The bound of the whole data behind a stochastic run."""
+    with torch.no_grad():
+        _, total, _ = _gather(model, batches, range(len(batches)), replace(state, completions=(None,) * len(batches)))
+    bound = total - _divergence(model, state.q, model.natural_prior())
+    return replace(state, rows=(*state.rows, {"step": len(state.rows) + 1, "elbo": bound, "step_size": 0.0}))
+
+
+def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options) -> bool:
+    """Whether the bound averaged over a pass has stopped rising (at least ten steps a window)."""
+    window = max(passes, 10)
+    if len(rows) < 2 * window:
+        return False
+    recent = sum(row["elbo"] for row in rows[-window:]) / window
+    before = sum(row["elbo"] for row in rows[-2 * window : -window]) / window
+    return (recent - before) / options.entries / window < options.tol
+
+
+def _gather(
+    model: Conjugate, batches: "Batches", chosen: Sequence[int] | range, state: State
+) -> tuple[dict[str, dict[str, Tensor]], float, tuple[Any, ...]]:
+    """Evidence and its gradient with respect to the expected statistics, summed over batches."""
+    s = {name: tracked(factor.expected()) for name, factor in state.q.items()}
+    completions, total = list(state.completions), 0.0
+    for index in chosen:
+        x = batches[index]
+        sweeps = 1 if completions[index] is not None else 3
+        fixed = {name: {k: v.detach() for k, v in natural.items()} for name, natural in s.items()}
+        completions[index] = model.complete(x, fixed, completions[index], sweeps)
+        evidence = model.evidence(x, s, completions[index]).sum()
+        if torch.is_grad_enabled():
+            evidence.backward()
+        total += float(evidence.detach())
+    return s, total, tuple(completions)
+
+
+def _divergence(model: Conjugate, q: Mapping[str, Factor], prior: Mapping[str, Factor]) -> float:
+    """KL of the factors, less the log prior of the hyperparameters."""
+    with torch.no_grad():
+        kl = sum(float(prior[name].family.kl(q[name].eta, prior[name].eta).sum()) for name in prior)
+        return kl - float(model.log_hyperprior())
+
+
+def _refuse_bad_bound(bound: float, state: State, options: Options, number: int) -> None:
+    if not torch.isfinite(torch.tensor(bound)):
+        raise FitError(
+            f"vb: the bound is {bound} at step {number}; scale the features to about unit variance, or use a stronger prior"
+        )
+    if bound < state.bound - SLACK * max(abs(bound), options.entries):
+        raise FitError(
+            f"vb: the bound went down from {state.bound:.6f} to {bound:.6f} at step {number}, which must not happen in "
+            "full-batch mode; please report it with the model and data"
+        )
+
+
+def _mix(old: Factor, new: Factor, rate: float) -> Factor:
+    return Factor(old.family, {k: torch.lerp(v, new.eta[k], rate) for k, v in old.eta.items()})
+
+
+def _hyper(model: Conjugate) -> dict[str, Tensor]:
+    """Point-estimated hyperparameters of the model itself (those of a guide live in ``q``)."""
+    return {k: v.detach().clone() for k, v in model.named_parameters() if not k.startswith("q.")}
+
+
+def _restore(model: Conjugate, hyper: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    for name, value in hyper.items():
+        own[name].data.copy_(value)
+
+
+class Batches(Sequence[Tensor]):
+    """Sequences in groups small enough for memory (full batch) or of ``batch_size``, longest first, each cut to its longest."""
+
+    def __init__(self, data: Tensor, batch_size: int | None) -> None:
+        self.data = data
+        seen = ~torch.isnan(data.flatten(2)).all(-1)
+        self.lengths = (seen * torch.arange(1, data.shape[1] + 1)).amax(-1)
+        order = torch.arange(len(data)) if batch_size is not None else torch.argsort(-self.lengths, stable=True)
+        if batch_size is not None:
+            order = torch.randperm(len(data))
+        self.groups = list(order.split(batch_size)) if batch_size else _by_memory(order, self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if index >= len(self.groups):
+            raise IndexError(index)
+        group = self.groups[index]
+        return self.data[group, : max(1, int(self.lengths[group].max()))]
+
+    def turn(self, step: int) -> int:
+        """Which batch comes at a step: every pass goes through all of them in a new order."""
+        stream = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step // len(self))
+        return int(torch.randperm(len(self), generator=stream)[step % len(self)])
+
+    def weight(self, index: int) -> float:
+        """How many such batches the data holds, by sequences."""
+        return len(self.data) / len(self.groups[index])
+
+
+def _by_memory(order: Tensor, lengths: Tensor) -> list[Tensor]:
+    groups: list[list[int]] = []
+    for n in order.tolist():
+        if groups and (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) <= STEPS_AT_ONCE:
+            groups[-1].append(n)
+        else:
+            groups.append([n])
+    return [torch.tensor(group) for group in groups]

@@ -1,0 +1,247 @@
+r"""Hidden Markov model with conjugate emissions; sticky, and with a weak-limit hierarchical Dirichlet process on request.
+
+.. math::
+    \pi &\sim \mathrm{Dir}(\alpha / K), \quad A_k \sim \mathrm{Dir}(\alpha \beta + \kappa e_k), \quad
+    \theta_k \sim \text{the emission's prior} \\
+    z_1 &\sim \mathrm{Cat}(\pi), \quad z_t \sim \mathrm{Cat}(A_{z_{t-1}}), \quad x_t \sim p(\cdot \mid \theta_{z_t})
+
+with :math:`\beta = (1/K, \dots, 1/K)`, or :math:`\beta \sim \mathrm{Dir}(\gamma / K)` for ``hierarchical=True``: the weak limit of
+the sticky HDP-HMM, in which unused states empty themselves. :math:`\beta` is then a point estimate in variational Bayes
+and SVI, and a parameter in MCMC.
+
+The first state emits the first observation. States are summed out exactly, so the guide covers the parameters only. NaN in
+``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it.
+
+References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak limit; Johnson & Willsky (2014) for the point estimate.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ppgen.distributions.hidden_markov import HiddenMarkov, sequence_lengths
+from ppgen.errors import DataError
+from ppgen.families.dirichlet import Dirichlet
+from ppgen.families.emission import Emission
+from ppgen.families.family import Natural
+from ppgen.families.gaussian import Gaussian
+from ppgen.families.parameters import VariationalFactor
+from ppgen.model import Conjugate, Factor
+
+__all__ = ["HMM"]
+
+SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to an emptied state representable
+
+
+@final
+class HMM(Conjugate):
+    """``HMM(states=3, features=2)``: data ``x`` of shape (N, T, D).
+
+    Parameters
+    ----------
+    states : number of states K, or their names.
+    features : number of features D of a full-covariance Gaussian emission; or give ``emission``.
+    emission : any :class:`~ppgen.families.emission.Emission`.
+    stickiness : extra prior count of staying in a state, :math:`\\kappa`.
+    concentration : total prior count of leaving to the other states, :math:`\\alpha`.
+    hierarchical : learn how much each state is used (weak-limit HDP).
+    usage_concentration : :math:`\\gamma`; small values empty more states.
+    """
+
+    def __init__(
+        self,
+        states: int | Sequence[str],
+        features: int | None = None,
+        *,
+        emission: Emission | None = None,
+        stickiness: float = 0.0,
+        concentration: float | None = None,
+        hierarchical: bool = False,
+        usage_concentration: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.state_names = None if isinstance(states, int) else [str(name) for name in states]
+        self.states = states if isinstance(states, int) else len(states)
+        if self.states < 1:
+            raise DataError(f"HMM: states must be at least 1, got {states!r}")
+        if (features is None) == (emission is None):
+            raise DataError("HMM: give either features (for a Gaussian emission) or emission, one of the two")
+        self.emission = Gaussian(features) if emission is None else emission
+        self.stickiness, self.hierarchical = float(stickiness), hierarchical
+        self.concentration = float(self.states if concentration is None else concentration)
+        self.usage_concentration = float(usage_concentration)
+        for name in ("concentration", "usage_concentration"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise DataError(f"HMM: {name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.stickiness < float("inf"):
+            raise DataError(f"HMM: stickiness must be zero or more, got {stickiness}")
+        if hierarchical:
+            self.usage_logits = nn.Parameter(torch.zeros(self.states, dtype=torch.float64))
+        self.q = nn.ModuleDict()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "states": self.state_names or self.states,
+            "emission": self.emission,
+            "stickiness": self.stickiness,
+            "concentration": self.concentration,
+            "hierarchical": self.hierarchical,
+            "usage_concentration": self.usage_concentration,
+        }
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        emission = {site: ("state", *axes) for site, axes in self.emission.dims.items()}
+        usage = {"usage": ("state",)} if self.hierarchical else {}
+        return usage | {"initial": ("state",), "transition": ("state", "next_state")} | emission
+
+    @property
+    def coords(self) -> dict[str, Sequence[Any]]:
+        names = self.state_names or list(range(self.states))
+        return {"state": names, "next_state": names}
+
+    @property
+    def completion_type(self) -> type | None:
+        return self.emission.completion_type
+
+    @property
+    def usage(self) -> Float[Tensor, " K"]:
+        """Point estimate of how much each state is used."""
+        if self.hierarchical:
+            return self.usage_logits.softmax(-1)
+        return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
+
+    def natural_prior(self) -> dict[str, Factor]:
+        return self._prior(self.usage)
+
+    def _prior(self, usage: Tensor) -> dict[str, Factor]:
+        K, options = self.states, {"dtype": usage.dtype, "device": usage.device}
+        rows = self.concentration * usage + self.stickiness * torch.eye(K, **options)
+        start = torch.full((K,), self.concentration / K, **options)
+        emission = {name: value.to(usage.device) for name, value in self.emission.prior(K).items()}
+        return {
+            "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
+            "transition": Factor(Dirichlet("transition"), {"log_probability": rows.clamp_min(SMALLEST_CONCENTRATION)}),
+            "emission": Factor(self.emission.family, emission),
+        }
+
+    def likelihood(self, s: Mapping[str, Natural], shape: tuple[int, int] = (1, 1)) -> HiddenMarkov:
+        """The distribution over whole sequences for natural statistics ``s``."""
+        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
+        return HiddenMarkov(initial, transition, self.emission, s["emission"], shape)
+
+    def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
+        """p(theta, x): the parameters, then whole sequences with their states summed out."""
+        usage = self.usage
+        if self.hierarchical:
+            usage = pyro.sample("usage", dist.Dirichlet(self._usage_prior()))
+        theta: dict[str, Tensor] = {}
+        for factor in self._prior(usage).values():
+            theta |= factor.family.draw(factor.eta, pyro.sample)
+        with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
+            pyro.sample("x", self.likelihood(self.statistics(theta), x.shape[:2]), obs=x)
+
+    def guide(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+        """q(theta): one factor of the prior's own family for each of its factors; a point estimate of the usage."""
+        if not self.q:
+            self.start_guide(x)
+        pyro.module("guide", self)
+        if self.hierarchical:
+            log_density = -self.usage.log().sum()  # a point estimate on the unconstrained scale
+            pyro.sample("usage", dist.Delta(self.usage, log_density, event_dim=1))
+        for factor in self.q.values():
+            factor.factor().family.draw(factor.factor().eta, pyro.sample)
+
+    def start_guide(self, x: Tensor) -> None:
+        """Start the guide from a k-means segmentation of ``x``."""
+        self.q.update({name: VariationalFactor(factor) for name, factor in self.started([x], "kmeans").items()})
+
+    def evidence(self, x: Tensor, s: Mapping[str, Natural], completion: Any = None) -> Float[Tensor, " N"]:
+        likelihood = self.likelihood(s)
+        return likelihood.log_prob(x) if completion is None else likelihood.evidence(x, completion)
+
+    def complete(self, x: Tensor, s: Mapping[str, Natural], previous: Any = None, sweeps: int = 1) -> Any:
+        return self.likelihood(s).complete(x, previous, sweeps)
+
+    def assigned(self, x: Tensor, s: Mapping[str, Natural], z: Int[Tensor, "N T"]) -> Float[Tensor, " N"]:
+        potential = self.emission.potential(x, s["emission"], self.emission.complete(x, s["emission"]))
+        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
+        emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * exists).sum(-1)
+        moves = s["transition"]["log_probability"][z[:, :-1], z[:, 1:]] * exists[:, 1:]
+        start = s["initial"]["log_probability"][z[:, 0]] * exists[:, 0]
+        return start + moves.sum(-1) + emitted
+
+    def guess(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
+        if method == "random":
+            return [_random_segments(x.shape[:2], self.states) for x in batches]
+        if method != "kmeans":
+            raise DataError(f'HMM: a start is "kmeans" or "random", got {method!r}')
+        exists = [torch.arange(x.shape[1]) < sequence_lengths(x)[:, None] for x in batches]
+        return _kmeans([self.emission.embed(x) for x in batches], exists, self.states)
+
+    def refine(self, q: Mapping[str, Factor]) -> None:
+        """Raise the bound over the point estimate of the usage (nothing to do without the hierarchical prior)."""
+        if not self.hierarchical:
+            return
+        expected = q["transition"].expected()["log_probability"].detach()
+        family = q["transition"].family
+        optimizer = torch.optim.LBFGS([self.usage_logits], max_iter=20, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            eta = self.natural_prior()["transition"].eta
+            rows = (eta["log_probability"] * expected).sum() - family.log_normalizer(eta).sum()
+            value = -(rows + self.log_hyperprior())
+            value.backward()
+            return value
+
+        before = self.usage_logits.detach().clone()
+        start = float(loss())
+        optimizer.step(loss)
+        if not float(loss()) <= start:
+            self.usage_logits.data.copy_(before)
+        optimizer.zero_grad()
+
+    def log_hyperprior(self) -> Tensor:
+        """Log prior density of the point-estimated usage, on the unconstrained scale."""
+        if not self.hierarchical:
+            return torch.zeros((), dtype=torch.float64)
+        return dist.Dirichlet(self._usage_prior()).log_prob(self.usage) + self.usage.log().sum()
+
+    def _usage_prior(self) -> Tensor:
+        return torch.full((self.states,), self.usage_concentration / self.states, dtype=torch.float64)
+
+    def check(self, x: Tensor) -> None:
+        self.emission.check(x)
+        frames = int(sequence_lengths(x).sum()) if x.numel() else 0
+        if frames < self.states:
+            raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
+
+
+def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
+    """Cluster the steps that exist; the rest gets label 0."""
+    rows = torch.cat([f[e] for f, e in zip(features, exists, strict=True)]).numpy()
+    chosen = rows if len(rows) <= 20_000 else rows[np.random.permutation(len(rows))[:20_000]]
+    distinct = len(np.unique(chosen, axis=0))
+    fitted = KMeans(min(states, distinct), n_init=1, random_state=np.random.randint(2**31 - 1)).fit(chosen)
+    labels = [torch.zeros(e.shape, dtype=torch.long) for e in exists]
+    for z, e, part in zip(labels, exists, torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in exists]), strict=True):
+        z[e] = part
+    return labels
+
+
+def _random_segments(shape: Sequence[int], states: int) -> Int[Tensor, "N T"]:
+    """Each step keeps its state with probability 0.95."""
+    N, T = shape
+    jump = torch.rand(N, T) < 0.05
+    jump[:, 0] = True
+    block = jump.cumsum(-1) - 1
+    return torch.gather(torch.randint(states, (N, T)), 1, block)
