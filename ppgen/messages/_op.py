@@ -101,12 +101,9 @@ class _LogNormalizer(torch.autograd.Function):
     ) -> tuple[tuple, tuple]:
         rows = c.shape[0] if in_dims[3] is None else c.movedim(in_dims[3], 0).shape[1]
         size = info.batch_size
-        folded = [
-            None if t is None else _fold(t, dim, size, rows)
-            for t, dim in zip((a, b, c, lengths, weights), in_dims[1:6], strict=True)
-        ]
-        folded[2] = folded[2].expand(size * rows, *folded[2].shape[1:])
-        output = _LogNormalizer.apply(name, *folded, keep)
+        shared = [_fold(t, dim, size, rows, share=True) for t, dim in zip((a, b), in_dims[1:3], strict=True)]
+        own = [_fold(t, dim, size, rows) for t, dim in zip((c, lengths, weights), in_dims[3:6], strict=True)]
+        output = _LogNormalizer.apply(name, *shared, *own, keep)
         unfolded = tuple(t.unflatten(0, (size, rows)) if t.dim() > 1 or i == 0 else t for i, t in enumerate(output))
         return unfolded, (0, 0, 0, 0) if keep else (0, None, None, None)
 
@@ -117,9 +114,10 @@ class _NotTwice(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(name: str, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first, second, third = (t.view_as(t) for t in tensors[:3])
-        return first, second, third
+    def forward(
+        name: str, first: Tensor, second: Tensor, third: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return first.view_as(first), second.view_as(second), third.view_as(third)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -135,9 +133,9 @@ def _rows(weights: Tensor, like: Tensor) -> Tensor:
     return weights.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def _fold(t: Tensor, dim: int | None, size: int, rows: int) -> Tensor:
-    """One batch dim out of two; what all share keeps its single row."""
-    if dim is None and t.shape[0] == 1:
+def _fold(t: Tensor | None, dim: int | None, size: int, rows: int, share: bool = False) -> Tensor | None:
+    """One batch dim out of two; with ``share``, a single row that all have in common stays single."""
+    if t is None or (share and dim is None and t.shape[0] == 1):
         return t
     t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
     return t.expand(size, rows, *t.shape[2:]).flatten(0, 1)

@@ -8,9 +8,6 @@ counts: of the first state in :math:`a`, of transitions in :math:`A`, of states 
 References: Rabiner (1989), "A tutorial on hidden Markov models".
 """
 
-from functools import cached_property
-
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -76,6 +73,8 @@ class DiscreteChain:
         batch = torch.broadcast_shapes(*parts, () if lengths is None else lengths.shape)
         self.dtype = torch.promote_types(torch.promote_types(log_initial.dtype, transition.dtype), log_potential.dtype)
         self.batch, self.varying, self.steps = batch, varying, steps
+        self._value: Tensor | None = None
+        self._statistics: tuple[Tensor, ...] | None = None
         rows = batch.numel()
         self._inputs = (
             _flat(log_initial, batch, 1),
@@ -84,30 +83,33 @@ class DiscreteChain:
             _flat_lengths(lengths, batch, steps, log_potential.device),
         )
 
-    @cached_property
+    @property
     def log_normalizer(self) -> Float[Tensor, "*B"]:
         """Log of the sum over every path, (\\*B,). Its gradient is the expected counts; it has no second derivative."""
-        return self._shaped(_op.log_normalizer(_discrete.NAME, *self._inputs))
+        if self._value is None:
+            self._value = self._shaped(_op.log_normalizer(_discrete.NAME, *self._inputs))
+        return self._value
 
-    @cached_property
-    def _expectations(self) -> tuple[Tensor, ...]:
-        return _op.expectations(_discrete.NAME, *self._inputs)
+    def _expected(self, part: int) -> Tensor:
+        if self._statistics is None:
+            self._statistics = _op.expectations(_discrete.NAME, *self._inputs)
+        return self._shaped(self._statistics[part])
 
     @property
     def marginals(self) -> Float[Tensor, "*B T K"]:
         """Probability of each state at each step, (\\*B, T, K); zeros at or after the length."""
-        return self._shaped(self._expectations[3])
+        return self._expected(3)
 
     @property
     def pairwise(self) -> Float[Tensor, "..."]:
         """Expected transitions: (\\*B, K, K) summed over steps, or (\\*B, T - 1, K, K) if they vary."""
-        counts = self._shaped(self._expectations[2])
+        counts = self._expected(2)
         return counts[..., : self.steps - 1, :, :] if self.varying else counts[..., 0, :, :]
 
     def pairwise_steps(self) -> Float[Tensor, "*B T-1 K K"]:
         """Probability of each transition at each step, (\\*B, T - 1, K, K): memory in proportion to T K²."""
         if self.varying or self.steps == 1:
-            return self._shaped(self._expectations[2])[..., : self.steps - 1, :, :]
+            return self._expected(2)[..., : self.steps - 1, :, :]
         initial, transition, potential, lengths = self._inputs
         varying = transition.expand(-1, self.steps - 1, -1, -1)
         return self._shaped(_op.expectations(_discrete.NAME, initial, varying, potential, lengths)[2])
