@@ -1,12 +1,10 @@
 """Text tables from strangers: find the delimiter, the header and the numbers, or say the line that is wrong."""
 
 import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ppgen.data.readers.limits import MEMORY_LIMIT
 from ppgen.errors import FileError
@@ -43,25 +41,30 @@ class Table:
                     f"{self.path}: line {header + i + 1} must have {len(columns)} cells like the header, got "
                     f"{line.count(self.delimiter) + 1}; the file was cut short or edited, export it again"
                 )
-        text = io.StringIO("\n".join(body))
         try:
-            frame = pd.read_csv(
-                text, sep=self.delimiter, header=None, dtype=np.float64, float_precision="round_trip", quoting=3
-            )
-        except (ValueError, OverflowError) as error:
-            raise self._first_text(body, header, columns) from error
-        return frame.to_numpy(np.float64)
+            return np.loadtxt(map(self._filled, body), delimiter=self.delimiter, comments=None, ndmin=2)
+        except ValueError:
+            return self._cell_by_cell(body, header, columns)
 
-    def _first_text(self, body: list[str], header: int, columns: list[str]) -> FileError:
+    def _filled(self, line: str) -> str:
+        """Write nan into empty cells."""
+        two = self.delimiter * 2
+        between = f"{self.delimiter}nan{self.delimiter}"
+        line = line.replace(two, between).replace(two, between)
+        return ("nan" if line.startswith(self.delimiter) else "") + line + ("nan" if line.endswith(self.delimiter) else "")
+
+    def _cell_by_cell(self, body: list[str], header: int, columns: list[str]) -> np.ndarray:
+        values = np.empty((len(body), len(columns)))
         for i, line in enumerate(body):
-            for column, cell in zip(columns, line.split(self.delimiter), strict=True):
-                if not _is_number(cell):
-                    hint = "labelled images are not a recording" if column == columns[0] else "write a decimal point"
-                    return FileError(
-                        f"{self.path}: line {header + i + 1}, column {column!r} must be a number or empty, "
-                        f"got {cell[:40]!r}; {hint if _looks_decimal(cell) or column == columns[0] else 'correct the cell'}"
-                    )
-        return FileError(f"{self.path}: must hold numbers below its header; export it again")
+            for j, cell in enumerate(line.split(self.delimiter)):
+                try:
+                    values[i, j] = _number(cell.strip())
+                except ValueError as error:
+                    raise FileError(
+                        f"{self.path}: line {header + i + 1}, column {columns[j]!r} must be a number or empty, "
+                        f"got {cell[:40]!r}; {_advice(cell, j)}"
+                    ) from error
+        return values
 
 
 def open_table(path: Path) -> Table:
@@ -99,16 +102,15 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-def _is_number(cell: str) -> bool:
-    cell = cell.strip()
-    if cell.lower() in ("", "nan", "na", "n/a", "null", "none"):
-        return True
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
+def _number(cell: str) -> float:
+    if cell.lower() in ("", "na", "n/a", "null", "none"):
+        return np.nan
+    if "_" in cell:  # Python reads 1_000 as a number
+        raise ValueError(cell)
+    return float(cell)
 
 
-def _looks_decimal(cell: str) -> bool:
-    return cell.count(",") == 1 and _is_number(cell.replace(",", "."))
+def _advice(cell: str, column: int) -> str:
+    if column == 0:
+        return "labelled images are not a recording"
+    return "write a decimal point" if cell.count(",") == 1 else "correct the cell"
