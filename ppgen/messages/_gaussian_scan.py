@@ -1,0 +1,73 @@
+"""Gaussian chains in torch operations, one step after the other over a whole batch, on any device."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["moments", "sample", "statistics"]
+
+
+def moments(J: Tensor, J_cross: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
+    value, factors, gains, offsets = _eliminate(J, J_cross, h)
+    if not keep:
+        return value, h.new_empty(0), h.new_empty(0), h.new_empty(0)
+    means, covariances, crosses = [offsets[-1]], [torch.cholesky_inverse(factors[-1])], []
+    for factor, gain, offset in zip(factors[-2::-1], gains[::-1], offsets[-2::-1], strict=True):
+        crosses.append(gain @ covariances[-1])
+        covariances.append(torch.cholesky_inverse(factor) + crosses[-1] @ gain.mT)
+        means.append(offset + (gain @ means[-1][..., None])[..., 0])
+    cross = torch.stack(crosses[::-1], 1) if crosses else J_cross.new_empty(len(h), *J_cross.shape[1:])
+    return value, torch.stack(covariances[::-1], 1), cross, torch.stack(means[::-1], 1)
+
+
+def statistics(covariance: Tensor, cross: Tensor, mean: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the log-normaliser in J, J_cross and h, times ``weights``."""
+    w = weights[:, None, None]
+    second = covariance + mean[..., :, None] * mean[..., None, :]
+    next_to = cross + mean[:, :-1, :, None] * mean[:, 1:, None, :]
+    return -0.5 * w[..., None] * second, -w[..., None] * next_to, w * mean
+
+
+def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
+    """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape."""
+    _, factors, gains, offsets = _eliminate(J, J_cross, h)
+    draws: list[Tensor] = []
+    for t in range(h.shape[1] - 1, -1, -1):
+        centred = torch.linalg.solve_triangular(factors[t].mT, noise[:, :, t, :, None], upper=True)[..., 0]
+        given = (gains[t] @ draws[-1][..., None])[..., 0] if draws else 0.0
+        draws.append(offsets[t] + centred + given)
+    return torch.stack(draws[::-1], 2)
+
+
+def _eliminate(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Cholesky factors, gains and offsets of each block given the next, and the log-normalisers (B,)."""
+    J = 0.5 * (J + J.mT)
+    precision, linear = J[:, 0].expand(len(h), -1, -1), h[:, 0]
+    value = h.new_full((len(h),), 0.5 * h.shape[1] * h.shape[2] * math.log(2 * math.pi))
+    factors, gains, offsets = [], [], []
+    failed = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    for t in range(h.shape[1]):
+        factor, info = torch.linalg.cholesky_ex(precision)
+        failed[:, t] = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
+        factors.append(factor)
+        offsets.append(torch.cholesky_solve(linear[..., None], factor)[..., 0])
+        value = value + 0.5 * (linear * offsets[-1]).sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if t + 1 < h.shape[1]:
+            cross = J_cross[:, t]
+            gains.append(-torch.cholesky_solve(cross.expand_as(factor), factor))
+            precision = J[:, t + 1] + cross.mT @ gains[-1]
+            precision = 0.5 * (precision + precision.mT)
+            linear = h[:, t + 1] - (cross.mT @ offsets[-1][..., None])[..., 0]
+    _refuse_indefinite(failed)
+    return value, factors, gains, offsets
+
+
+def _refuse_indefinite(failed: Tensor) -> None:
+    if failed.any():
+        row, block = (int(i) for i in failed.nonzero()[0])
+        raise ValueError(
+            f"gaussian_chain: J must be positive definite, is not at block {block} of sequence {row} (of the flattened "
+            "batch); add to its diagonal, or look for NaN and for directions that nothing constrains"
+        )
