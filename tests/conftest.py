@@ -47,7 +47,7 @@ def data_folder() -> Path:
     name = os.environ.get("PPGEN_DATA")
     if not name:
         pytest.skip("PPGEN_DATA is not set: it names the folder of recordings that these tests read")
-    folder = Path(name)
+    folder = Path(name).resolve()
     if not folder.is_dir():
         pytest.fail(f"PPGEN_DATA names {folder}, which is not a folder")
     return folder
