@@ -32,6 +32,7 @@ OURS = {
     "index.csv",
     "syllables.csv",
     "run.json",
+    "input",
 }
 """What a run may have left in its folder; everything else there is the user's and survives ``--overwrite``."""
 
@@ -47,13 +48,15 @@ class Labelled:
     fps
         Frames per second.
     probabilities
-        (T, K) of each syllable, float32.
+        (T, K) of each syllable, float32; NaN where the syllable is -1.
     syllable
-        (T,) the most probable path.
+        (T,) the most probable syllable; -1 after the last frame in which anything was seen.
     latent
         (T, L) posterior mean of the pose's latent coordinates.
     centroid, heading
         (T, 2|3) in the recording's own units, (T,) in radians.
+    start
+        Number of the first frame in its file.
     """
 
     name: str
@@ -63,10 +66,16 @@ class Labelled:
     latent: np.ndarray
     centroid: np.ndarray
     heading: np.ndarray
+    start: int = 0
+
+    @property
+    def frame(self) -> np.ndarray:
+        """(T,) number of each frame in its file."""
+        return self.start + np.arange(len(self.syllable))
 
     @property
     def probability(self) -> np.ndarray:
-        """(T,) probability of the frame's own syllable."""
+        """(T,) probability of the frame's own syllable; NaN where it has none."""
         return self.probabilities[np.arange(len(self.syllable)), self.syllable]
 
 
@@ -137,8 +146,8 @@ def write_table(path: Path, labelled: Labelled) -> None:
     """One CSV per recording: frame, time (s), syllable, probability, centroid, heading (radians), latents."""
     axes = "xyz"[: labelled.centroid.shape[1]]
     table = pd.DataFrame({
-        "frame": np.arange(len(labelled.syllable)),
-        "time": (np.arange(len(labelled.syllable)) / labelled.fps).round(6),
+        "frame": labelled.frame,
+        "time": (labelled.frame / labelled.fps).round(6),
         "syllable": labelled.syllable,
         "probability": labelled.probability,
         **{f"centroid_{axis}": labelled.centroid[:, i] for i, axis in enumerate(axes)},

@@ -54,6 +54,7 @@ def choose_stickiness(
     target_frames: float,
     *,
     first: float = 1e4,
+    step: float | None = None,
     tolerance: float = 0.1,
     max_evaluations: int = 10,
 ) -> Search[State]:
@@ -68,6 +69,9 @@ def choose_stickiness(
         The wished median, at least one frame.
     first
         The first value tried, at least 1.
+    step
+        The first step of the search, in log stickiness; it doubles until the target is enclosed. As large as the log of
+        ``first`` when not given.
     tolerance
         Stop when the median is this close to the target, as a share of it, or half a frame: it cannot come closer.
     max_evaluations
@@ -86,23 +90,23 @@ def choose_stickiness(
         tried.append((cost, median, state))
         if abs(median - target_frames) <= allowed:
             break
-        following = _next([(c, m) for c, m, _ in tried], target_frames)
+        following = _next([(c, m) for c, m, _ in tried], target_frames, step or max(math.log(first), 1.0))
         if following is None:
             break
         cost = following
     return _best(tried, target_frames, allowed)
 
 
-def _next(tried: list[tuple[float, float]], target: float) -> float | None:
+def _next(tried: list[tuple[float, float]], target: float, step: float) -> float | None:
     """The next log stickiness to try, or None when the range is used up."""
     short = [(c, m) for c, m in tried if m < target]
     long = [(c, m) for c, m in tried if m >= target]
     if not long:
         cost = max(c for c, _ in short)
-        return min(2 * max(cost, 1.0), LARGEST) if cost < LARGEST else None
+        return min(cost + step * 2 ** (len(short) - 1), LARGEST) if cost < LARGEST else None
     if not short:
         cost = min(c for c, _ in long)
-        return (cost / 2 if cost > 1 else 0.0) if cost > 0 else None
+        return max(cost - step * 2 ** (len(long) - 1) / 2, 0.0) if cost > 0 else None
     low, high = _enclose(short, long)
     return _false_position(low, high, target) if abs(high[0] - low[0]) > 0.02 else None
 

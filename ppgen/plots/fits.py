@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ppgen.errors import DataError
-from ppgen.plots.style import ACCENT, INK, QUIET, canvas, sole_axes, tidy
+from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, canvas, log_scale, sole_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def missing(shares: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     """
     rows, columns = shares.shape
     ax = sole_axes(ax, 2.5 + 0.5 * columns, 1.5 + 0.28 * rows)
-    image = ax.imshow(100 * shares.to_numpy(), aspect="auto", cmap="cividis_r", vmin=0, vmax=100)
+    image = ax.imshow(100 * shares.to_numpy(), aspect="auto", cmap=SHADES, vmin=0, vmax=100)
     ax.figure.colorbar(image, ax=ax, label="% of frames")
     ax.set_xticks(range(columns), list(shares.columns), rotation=40, ha="right", fontsize=8)
     ax.set_yticks(range(rows), [str(name) for name in shares.index], fontsize=8)
@@ -96,7 +96,8 @@ def stickiness_search(trail: pd.DataFrame, *, target: float, ax: "Axes | None" =
     ax.axhline(target, color=QUIET, ls="--", label=f"target {target:.2f} s")
     ax.plot(trail["stickiness"], trail["median"], "o", color=INK)
     ax.plot(trail["stickiness"].iloc[-1], trail["median"].iloc[-1], "o", color=ACCENT, ms=9, label="chosen")
-    ax.set(xscale="log", yscale="log")
+    ax.set_xscale("log")
+    log_scale(ax, "y")
     ax.legend(frameon=False, fontsize=8)
     return tidy(ax, "Choosing the stickiness", "stickiness", "median duration (s)")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ppgen.plots.style import canvas, sole_axes, syllable_colors, tidy
+from ppgen.plots.style import SHADES, canvas, sole_axes, syllable_colors, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,10 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
         ax.bar(place, rows.mean(axis=0), width, color=color, alpha=0.35, label=str(name))
         ax.plot(place, rows.T, ".", color=color, ms=4)
     for j, syllable in enumerate(shown.columns):
-        ax.annotate(_stars(tests["p_adjusted"].get(syllable, np.nan)), (j, 100 * shown.iloc[:, j].max()), ha="center")
+        top = (j, 100 * shown.iloc[:, j].max())
+        ax.annotate(
+            _stars(tests["p_adjusted"].get(syllable, np.nan)), top, (0, 3), textcoords="offset points", ha="center"
+        )
     ax.set_xticks(range(shown.shape[1]), [str(name) for name in shown.columns], fontsize=7)
     ax.legend(frameon=False, fontsize=8)
     tidy(ax, "Usage by group", "syllable", "% of time")
@@ -59,7 +62,7 @@ def agreement(overlap: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     totals = overlap.sum(axis=1).to_numpy(float)[:, None]
     share = np.divide(overlap.to_numpy(float), totals, out=np.zeros(overlap.shape), where=totals > 0)
     ax = sole_axes(ax, 5.5, 4.8)
-    image = ax.imshow(share, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+    image = ax.imshow(share, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="share of frames")
     for axis, names in ((ax.xaxis, overlap.columns), (ax.yaxis, overlap.index)):
         axis.set_ticks(range(len(names)), [str(name) for name in names], fontsize=6)

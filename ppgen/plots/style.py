@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "INK", "QUIET", "canvas", "sole_axes", "syllable_colors", "tidy"]
+__all__ = ["ACCENT", "INK", "QUIET", "SHADES", "canvas", "log_scale", "sole_axes", "syllable_colors", "tidy"]
 
 MUTED = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 """Paul Tol's muted scheme (SRON technical note 09-002): nine hues safe for all common colour-blindness."""
 INK, QUIET, ACCENT = "#332288", "#9A9A9A", "#CC6677"
+SHADES = "Blues"
+"""Colour map of shares and probabilities: white is none, and lightness alone carries the value."""
 
 
 def canvas(width: float = 7.0, height: float = 3.5) -> "Figure":
@@ -35,6 +37,17 @@ def tidy(ax: "Axes", title: str = "", x: str = "", y: str = "") -> "Axes":
     ax.set(title=title, xlabel=x, ylabel=y)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def log_scale(ax: "Axes", which: str) -> None:
+    """Make the axis ``which`` ("x" or "y") logarithmic, with 1, 2, 5, 10, … written out instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def syllable_colors(n: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from ppgen.errors import DataError
-from ppgen.plots.style import ACCENT, INK, QUIET, canvas, sole_axes, syllable_colors, tidy
+from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, canvas, log_scale, sole_axes, syllable_colors, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def ethogram(
     image = ax.imshow(
         shown["z"].to_numpy()[:, rows].T,
         aspect="auto",
-        cmap="cividis_r",
+        cmap=SHADES,
         vmin=0,
         vmax=1,
         interpolation="nearest",
@@ -86,7 +86,7 @@ def durations(segments: pd.DataFrame, *, target: float | None = None, most: int 
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     lengths = segments["duration"].to_numpy()
     left.hist(lengths, bins=_log_bins(lengths), color=INK, alpha=0.75)
-    left.set_xscale("log")
+    log_scale(left, "x")
     _mark(left, float(np.median(lengths)), "median", "-")
     if target is not None:
         _mark(left, target, "target", "--")
@@ -95,7 +95,7 @@ def durations(segments: pd.DataFrame, *, target: float | None = None, most: int 
     quartiles = segments.groupby("syllable")["duration"].quantile([0.25, 0.5, 0.75]).unstack().head(most)
     low, middle, high = quartiles.to_numpy().T
     right.errorbar(quartiles.index, middle, yerr=(middle - low, high - middle), fmt="o", color=INK, ms=4, lw=1)
-    right.set_yscale("log")
+    log_scale(right, "y")
     tidy(right, "Each syllable: median and quartiles", "syllable", "duration (s)")
     return figure
 

@@ -19,7 +19,7 @@ def growing(slope, start=2.0, noise=0.0, seed=0):
 
 
 @pytest.mark.parametrize("slope", [0.02, 0.05, 0.2, 0.8])
-@pytest.mark.parametrize("target", [4, 12, 40])
+@pytest.mark.parametrize("target", [4.0, 12.0, 40.0])
 def test_the_target_is_reached_within_a_tenth_in_ten_trials(slope, target):
     found = choose_stickiness(growing(slope), target)
     assert found.reached or 2 * 10 ** (40 * slope) < target
@@ -30,19 +30,19 @@ def test_the_target_is_reached_within_a_tenth_in_ten_trials(slope, target):
 
 def test_noise_of_a_tenth_does_not_derail_the_search():
     """20 of 20 within a fifth: noise of 10 % alone moves a right answer that far in under 5 % of the searches."""
-    ends = [choose_stickiness(growing(0.08, noise=0.1, seed=seed), 12).median for seed in range(20)]
+    ends = [choose_stickiness(growing(0.08, noise=0.1, seed=seed), 12.0).median for seed in range(20)]
     assert sum(abs(end - 12) <= 2.4 for end in ends) >= 19
 
 
 def test_every_trial_starts_from_the_one_before():
-    found = choose_stickiness(growing(0.05), 12)
+    found = choose_stickiness(growing(0.05), 12.0)
     assert len(found.trail) > 1
     assert found.state <= len(found.trail)
 
 
 def test_a_target_out_of_reach_ends_at_the_edge_and_says_so():
-    above = choose_stickiness(lambda k, s: (None, 2.0), 12)
-    below = choose_stickiness(lambda k, s: (None, 200.0), 12)
+    above = choose_stickiness(lambda k, s: (None, 2.0), 12.0)
+    below = choose_stickiness(lambda k, s: (None, 200.0), 12.0)
     assert not above.reached
     assert not below.reached
     assert above.trail["stickiness"].max() == pytest.approx(1e40)
@@ -52,14 +52,14 @@ def test_a_target_out_of_reach_ends_at_the_edge_and_says_so():
 
 def test_the_closest_trial_is_kept_when_none_is_close_enough():
     """The median jumps over the target, as it does when one state swallows another."""
-    found = choose_stickiness(lambda k, s: (k, 9.0 if k < 1e9 else 40.0), 12)
+    found = choose_stickiness(lambda k, s: (k, 9.0 if k < 1e9 else 40.0), 12.0)
     assert found.median == 9.0
     assert found.state == found.stickiness
     assert not found.reached
 
 
 def test_a_fit_without_instances_is_never_the_best():
-    found = choose_stickiness(lambda k, s: (None, float("nan") if k > 1e5 else 3.0), 12)
+    found = choose_stickiness(lambda k, s: (None, float("nan") if k > 1e5 else 3.0), 12.0)
     assert found.median == 3.0
 
 

@@ -1,0 +1,273 @@
+"""From recordings to a fitted pipeline: bodies aligned, a subspace found, a stickiness chosen, a model fitted."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ppgen.behavior.pipeline import Pipeline, observations
+from ppgen.behavior.segments import median_duration
+from ppgen.behavior.stickiness import Search, choose_stickiness
+from ppgen.data.alignment import align
+from ppgen.data.pca import PrincipalComponents, fit_pca
+from ppgen.data.recording import Recording
+from ppgen.errors import DataError
+from ppgen.families.autoregressive import Autoregressive
+from ppgen.families.subspace import Subspace
+from ppgen.inference import vb
+from ppgen.models.hmm import HMM
+from ppgen.results.fit import Fit
+
+__all__ = ["Settings", "Study", "fit_pipeline", "windows"]
+
+WINDOW = 2_000
+"""Frames per window: long recordings are cut so that windows are about equal and run side by side."""
+WHOLE, BATCH = 200_000, 64_000
+"""Frames up to which each step sees all the data, and frames per step beyond that."""
+SEARCH = 60_000
+"""Frames that the search for a stickiness looks at."""
+SEARCH_STEPS, FIRST_STEPS = 12, 40
+
+Windows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a fit.
+
+    Attributes
+    ----------
+    target_duration
+        Wished median duration of a syllable, in seconds.
+    states
+        The largest number of syllables; those not needed stay empty.
+    lags
+        Frames that the autoregression looks back.
+    variance, components
+        Share of the pose variance that the subspace keeps, or its width, which then decides.
+    n_init
+        Starts of the model; the best evidence bound is kept.
+    max_steps, tol
+        End of the last fit: so many steps, or a smaller relative change of the bound.
+    random_seed
+        Of everything random.
+    anterior, posterior
+        Keypoints at the front and the back of the body; found from the motion when None.
+    """
+
+    target_duration: float = 0.4
+    states: int = 50
+    lags: int = 3
+    variance: float = 0.9
+    components: int | None = None
+    n_init: int = 1
+    max_steps: int = 300
+    tol: float = 1e-5
+    random_seed: int = 0
+    anterior: str | None = None
+    posterior: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A fitted pipeline and what led to it.
+
+    Attributes
+    ----------
+    pipeline
+        Labels recordings; its syllables are not yet ordered by use.
+    search
+        The search for a stickiness: ``trail`` has the durations in seconds.
+    x
+        The windows of data that the model was fitted to.
+    components
+        The subspace of poses.
+    notes
+        What a person should know, in words.
+    """
+
+    pipeline: Pipeline
+    search: Search[Fit]
+    x: Windows
+    components: PrincipalComponents
+    notes: list[str]
+
+
+def fit_pipeline(
+    recordings: Sequence[Recording], settings: Settings, *, say: Callable[[str], None] = print, progressbar: bool = True
+) -> Study:
+    """Fit the whole pipeline to recordings.
+
+    Parameters
+    ----------
+    recordings
+        With the same keypoints and frame rate; more frames than lags each.
+    settings
+        Options.
+    say
+        Told, in words, what happens.
+    progressbar
+        Of the steps of a fit.
+
+    Raises
+    ------
+    DataError
+        Recordings that cannot be fitted together, or options that do not fit them.
+    """
+    kept, notes = _seen_keypoints(recordings)
+    fps = _check(kept, settings)
+    aligned = align(kept, anterior=settings.anterior, posterior=settings.posterior)
+    bodies = observations(aligned)
+    pca = fit_pca(np.concatenate(list(bodies.values())), settings.components, variance=settings.variance)
+    width = len(pca.scale)
+    say(f"{width} components keep {pca.explained[:width].sum():.0%} of the variance of {len(pca.mean)} coordinates")
+    x = windows(bodies, WINDOW, settings.lags)
+    search = _search(x, pca, settings, fps, say, progressbar)
+    chosen = {**asdict(settings), "fps": fps, "keypoints": list(kept[0].keypoints), "stickiness": search.stickiness}
+    pipeline = Pipeline(search.state, aligned.template, np.arange(settings.states), chosen)
+    return Study(pipeline, search, x, pca, [*notes, *map(_sentence, aligned.notes)])
+
+
+def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows:
+    """Cut recordings (T, F) into equal windows of at most ``length`` frames; those never observed are left out."""
+    cut: Windows = {}
+    for name, x in bodies.items():
+        edges = np.linspace(0, len(x), math.ceil(len(x) / length) + 1).astype(int)
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            seen = np.flatnonzero(np.isfinite(x[start:stop]).any(axis=1))
+            if len(seen) and seen[-1] >= lags:
+                cut[name if len(edges) == 2 else f"{name} [{start}:{stop}]"] = x[start:stop]
+    if not cut:
+        raise DataError(f"fit: some recording must have keypoints seen in more than {lags} frames (the lags), got none")
+    return cut
+
+
+def _seen_keypoints(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
+    """The recordings with the keypoints that were seen at least once in any of them, and words about the others."""
+    names = recordings[0].keypoints
+    for recording in recordings[1:]:
+        if set(recording.keypoints) != set(names):
+            odd = sorted(set(names) ^ set(recording.keypoints))
+            raise DataError(
+                f"fit: all recordings must have the same keypoints, {recordings[0].name!r} and {recording.name!r} "
+                f"differ in {', '.join(odd[:4])}; fit them apart or rename the keypoints"
+            )
+    seen = [k for k in names if any(np.isfinite(r.select([k]).positions).all(axis=-1).any() for r in recordings)]
+    if len(seen) < 2:
+        raise DataError(f"fit: at least two keypoints must be seen somewhere, got {len(seen)}; lower --min-confidence")
+    lost = [k for k in names if k not in seen]
+    notes = [f"Left out, because never seen in any recording: {', '.join(lost)}."] if lost else []
+    return [recording.select(seen) for recording in recordings], notes
+
+
+def _check(recordings: Sequence[Recording], settings: Settings) -> float:
+    """The common frame rate, after refusing what cannot be fitted."""
+    silent = [r.name for r in recordings if r.fps is None]
+    if silent:
+        raise DataError(f"fit: the frame rate must be known, the file of {silent[0]!r} does not say it; give --fps")
+    rates = sorted({round(float(r.fps or 0), 3) for r in recordings})
+    if rates[-1] - rates[0] > 0.01 * rates[0]:
+        raise DataError(
+            f"fit: all recordings must have one frame rate, got {rates[0]:g} to {rates[-1]:g}; "
+            "resample them or fit them apart"
+        )
+    if settings.lags < 1:
+        raise DataError(f"fit: lags must be at least 1, got {settings.lags}; 3 is usual at 30 frames per second")
+    for recording in recordings:
+        if len(recording) <= settings.lags:
+            raise DataError(
+                f"fit: {recording.name!r} must have more frames than lags ({settings.lags}), got {len(recording)}; "
+                "leave it out"
+            )
+    frames = sum(map(len, recordings))
+    if not 1 <= settings.states <= frames:
+        raise DataError(f"fit: states must be between 1 and the number of frames ({frames}), got {settings.states}")
+    if not 0 < settings.variance <= 1:
+        raise DataError(f"fit: variance must lie between 0 and 1, got {settings.variance:g}")
+    return float(recordings[0].fps or 0)
+
+
+def _search(
+    x: Windows, pca: PrincipalComponents, settings: Settings, fps: float, say: Callable[[str], None], progressbar: bool
+) -> Search[Fit]:
+    """Brief fits to part of the data to find the stickiness, then fits to all of it until they converge."""
+    part = _part(x, SEARCH, settings.random_seed)
+    growth = _frames(x) / _frames(part)
+    target = settings.target_duration * fps
+
+    def trial(stickiness: float, previous: Fit | None) -> tuple[Fit, float]:
+        steps = FIRST_STEPS if previous is None else SEARCH_STEPS
+        return run(part, stickiness, previous, steps)
+
+    def final(stickiness: float, previous: Fit | None) -> tuple[Fit, float]:
+        return run(x, stickiness, previous or brief.state, settings.max_steps)
+
+    def run(data: Windows, stickiness: float, previous: Fit | None, steps: int) -> tuple[Fit, float]:
+        fit = vb.fit(
+            _model(pca, settings, stickiness),
+            data,
+            max_steps=steps,
+            tol=settings.tol,
+            batch_size=_batch_size(data),
+            n_init=settings.n_init if previous is None else 1,
+            random_seed=settings.random_seed,
+            start=previous,
+            progressbar=progressbar,
+        )
+        if fit.attrs.get("interrupted"):
+            raise KeyboardInterrupt
+        median = median_duration(modes(fit, part), 1)
+        say(f"stickiness {stickiness:.3g}: the median syllable lasts {median / fps:.2f} s")
+        return fit, median
+
+    say(f"looking for the stickiness whose median syllable lasts {settings.target_duration:g} s")
+    brief = choose_stickiness(trial, target)
+    say("fitting until it converges")
+    last = choose_stickiness(final, target, first=brief.stickiness * growth, step=1.0, max_evaluations=4)
+    trail = pd.concat(
+        [brief.trail.assign(stickiness=brief.trail["stickiness"] * growth), last.trail], ignore_index=True
+    )
+    return Search(
+        last.stickiness, last.state, last.median / fps, trail.assign(median=trail["median"] / fps), last.reached
+    )
+
+
+def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> HMM:
+    mean, basis, scale = (torch.as_tensor(part, dtype=torch.float64) for part in (pca.mean, pca.basis, pca.scale))
+    subspace = Subspace(mean, basis, scale, float(pca.noise))
+    emission = Autoregressive(len(mean), settings.lags, subspace=subspace)
+    return HMM(settings.states, emission=emission, stickiness=stickiness, hierarchical=True)
+
+
+def modes(fit: Fit, x: Windows) -> dict[str, np.ndarray]:
+    """The most probable state of each frame, window by window."""
+    found = fit.latents(x)["z_mode"].transpose("sequence", "time").to_numpy()
+    return {name: row[: len(part)].astype(int) for (name, part), row in zip(x.items(), found, strict=True)}
+
+
+def _part(x: Windows, frames: int, seed: int) -> Windows:
+    """Windows drawn at random up to about so many frames; all of them when they are not more."""
+    if _frames(x) <= frames:
+        return x
+    names, total, kept = list(x), 0, []
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        if total >= frames:
+            break
+        kept.append(int(i))
+        total += len(x[names[i]])
+    return {names[i]: x[names[i]] for i in sorted(kept)}
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _batch_size(x: Windows) -> int | None:
+    return None if _frames(x) <= WHOLE else max(1, round(BATCH / (_frames(x) / len(x))))
+
+
+def _frames(x: Windows) -> int:
+    return sum(map(len, x.values()))
