@@ -17,8 +17,8 @@ import pandas as pd
 from ppgen.errors import DataError, FileError
 
 __all__ = [
-    "Labelled", "check_output", "output_folder", "read_groups", "read_labels", "read_run", "safe_names", "write_groups",
-    "write_json", "write_results", "write_table",
+    "Labelled", "check_output", "labels_of", "output_folder", "read_groups", "read_labels", "read_run",
+    "safe_names", "write_groups", "write_json", "write_results", "write_table",
 ]  # fmt: skip
 
 OURS = {
@@ -74,9 +74,19 @@ class Labelled:
         return self.start + np.arange(len(self.syllable))
 
     @property
+    def states(self) -> int:
+        """Number of syllables K, used or not."""
+        return self.probabilities.shape[1]
+
+    @property
     def probability(self) -> np.ndarray:
         """(T,) probability of the frame's own syllable; NaN where it has none."""
         return self.probabilities[np.arange(len(self.syllable)), self.syllable]
+
+
+def labels_of(labelled: Iterable[Labelled]) -> dict[str, np.ndarray]:
+    """Recording -> syllable (T,) of each frame."""
+    return {one.name: one.syllable for one in labelled}
 
 
 def check_output(out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

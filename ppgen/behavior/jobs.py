@@ -15,6 +15,7 @@ from ppgen.behavior.compare import compare as compare_groups
 from ppgen.behavior.files import (
     Labelled,
     check_output,
+    labels_of,
     output_folder,
     read_groups,
     read_labels,
@@ -26,7 +27,6 @@ from ppgen.behavior.files import (
     write_table,
 )
 from ppgen.behavior.fitting import Settings, Study, fit_pipeline
-from ppgen.behavior.match import Match
 from ppgen.behavior.match import match as match_labels
 from ppgen.behavior.pipeline import Pipeline, renumbered
 from ppgen.behavior.report import Section, render
@@ -40,8 +40,8 @@ __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
 CONFIDENCE = 0.3
 """Threshold where the files have confidences and none is given."""
-DRAWS = 100
-"""Posterior draws in ``posterior.nc``."""
+DRAWS, REPLICATED = 100, 300
+"""Posterior draws in ``posterior.nc``, and frames of each of three windows with replicated data."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,11 @@ def demo(out: Path, settings: Settings, *, overwrite: bool = False) -> None:
         for name, syllable in known.items():
             table = pd.DataFrame({"frame": np.arange(len(syllable)), "syllable": syllable})
             table.to_csv(work / "input" / f"{name}.truth.csv", index=False)
-        say(
-            f"simulated {len(mice)} mice, {sum(map(len, mice))} frames, {_share_missing(mice):.0%} of keypoints missing"
-        )
+        lost = np.mean([mouse.missing for mouse in mice])
+        say(f"simulated {len(mice)} mice, {sum(map(len, mice))} frames, {lost:.0%} of keypoints missing")
         recordings = Reading(fps=mice[0].fps).read(paths, settings.lags + 1)
         labelled = _fit_into(work, recordings, settings, {}, known)
-        found = match_labels(known, {one.name: one.syllable for one in labelled})
+        found = match_labels(known, labels_of(labelled))
     say(f"known syllables: {found.agreement:.0%} of frames in the matched syllable, mutual information {found.nmi:.2f}")
     _farewell(out, labelled)
 
@@ -121,9 +120,7 @@ def apply(model: Path, files: Sequence[Path], out: Path, reading: Reading, *, ov
         _write_labels(work, labelled, _known_groups(out))
         chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]
         sections = study_report.label_sections(chosen, labelled, pipeline.align(chosen))
-        (work / "report.html").write_text(
-            render("Syllables of recordings, by a fitted model", sections), encoding="utf-8"
-        )
+        _write_report(work, "Syllables of recordings, by a fitted model", sections)
         write_json(work / "run.json", _run("apply", pipeline, recordings, labelled))
     _farewell(out, labelled)
 
@@ -139,9 +136,7 @@ def compare(
     labels = {name: z for name, z in read_labels(folder).items() if name in known}
     strange = sorted(set(known) - set(labels))
     if strange:
-        raise DataError(
-            f"compare: every name in {groups} must be a recording of {folder}, got {strange[0]!r}; correct the name"
-        )
+        raise DataError(f"compare: every name in {groups} must be a recording of {folder}, got {strange[0]!r}")
     found = compare_groups(labels, known, run["fps"], permutations=permutations, random_seed=seed)
     with output_folder(out, overwrite) as work:
         tables = {"usage": found.usage, "duration": found.duration, "usage_tests": found.usage_tests,
@@ -151,7 +146,7 @@ def compare(
         found.pairs.to_csv(work / "pairs.csv", index=False)
         found.transitions.to_csv(work / "transitions.csv", index=False)
         sections = study_report.comparison_sections(found)
-        (work / "report.html").write_text(render("Groups of recordings compared", sections), encoding="utf-8")
+        _write_report(work, "Groups of recordings compared", sections)
         write_json(work / "run.json", {"command": "compare", "permutations": permutations, "seed": seed, **_stamp()})
     for line in sections[0].words:
         say(line)
@@ -165,9 +160,7 @@ def match(folder_a: Path, folder_b: Path, out: Path, *, overwrite: bool = False)
     with output_folder(out, overwrite) as work:
         found.syllables.to_csv(work / "syllables.csv")
         found.overlap.to_csv(work / "overlap.csv")
-        (work / "report.html").write_text(
-            render("Two fits compared", study_report.match_sections(found)), encoding="utf-8"
-        )
+        _write_report(work, "Two fits compared", study_report.match_sections(found))
         write_json(work / "run.json", {"command": "match", "agreement": found.agreement, "nmi": found.nmi, **_stamp()})
     say(found.syllables.to_string(float_format="{:.2f}".format))
     say(f"{found.agreement:.1%} of frames lie in matched syllables; normalised mutual information {found.nmi:.3f}")
@@ -186,15 +179,17 @@ def _fit_into(
     study.pipeline.save(work / "model")
     pipeline = Pipeline.load(work / "model")
     raw = [pipeline.label(recording) for recording in tqdm(recordings, desc="labelling", delay=1)]
-    order = order_by_use({one.name: one.syllable for one in raw}, pipeline.states)
+    order = order_by_use(labels_of(raw), pipeline.states)
     labelled = [renumbered(one, order) for one in raw]
     pipeline = pipeline.numbered(order)
     pipeline.save(work / "model", overwrite=True)
     _write_labels(work, labelled, known)
     say("writing the report")
     _write_posterior(work / "posterior.nc", study)
-    matched = None if truth is None else match_labels(truth, {one.name: one.syllable for one in labelled})
-    _write_fit_report(work / "report.html", study, recordings, labelled, pipeline, matched)
+    chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]
+    matched = None if truth is None else match_labels(truth, labels_of(labelled))
+    sections = study_report.study_sections(study, chosen, labelled, pipeline.align(chosen), matched)
+    _write_report(work, "Behavioural syllables", sections)
     write_json(work / "run.json", _run("fit", pipeline, recordings, labelled) | _search_record(study))
     return labelled
 
@@ -205,70 +200,29 @@ def _write_labels(work: Path, labelled: Sequence[Labelled], known: Mapping[str, 
         write_table(work / "syllables" / f"{one.name}.csv", one)
     write_results(work / "results.h5", labelled)
     write_groups(work / "index.csv", [one.name for one in labelled], known)
-    states = labelled[0].probabilities.shape[1]
-    summary({one.name: one.syllable for one in labelled}, states, labelled[0].fps).to_csv(work / "syllables.csv")
+    summary(labels_of(labelled), labelled[0].states, labelled[0].fps).to_csv(work / "syllables.csv")
 
 
 def _write_posterior(path: Path, study: Study) -> None:
-    """The posterior as ArviZ takes it, with the checks' replicated data for a few short windows."""
-    few = {name: x[:300] for name, x in list(study.x.items())[:3]}
+    """The posterior as ArviZ takes it, with replicated data for a few short windows."""
+    few = {name: x[:REPLICATED] for name, x in list(study.x.items())[:3]}
     tree = study.pipeline.fit.to_arviz(few, draws=DRAWS, random_seed=0)
     tree.to_netcdf(path, engine="h5netcdf")
 
 
-def _write_fit_report(
-    path: Path,
-    study: Study,
-    recordings: Sequence[Recording],
-    labelled: Sequence[Labelled],
-    pipeline: Pipeline,
-    truth: Match | None,
-) -> None:
-    chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]
-    aligned = pipeline.align(chosen)
-    trust, *checks = study_report.fit_sections(study, aligned)
-    labels = study_report.label_sections(chosen, labelled, aligned, float(pipeline.settings["target_duration"]))
-    known = [study_report.truth_section(truth)] if truth is not None else []
-    sections = [_overview(study, recordings, labelled), trust, *known, *labels, *checks, _guide()]
-    path.write_text(render("Behavioural syllables", sections), encoding="utf-8")
-
-
-def _overview(study: Study, recordings: Sequence[Recording], labelled: Sequence[Labelled]) -> Section:
-    fps, states = labelled[0].fps, labelled[0].probabilities.shape[1]
-    labels = {one.name: one.syllable for one in labelled}
-    shares = summary(labels, states, fps)["usage"]
-    many = int((shares.cumsum() < 0.95).sum()) + 1
-    frames = sum(map(len, recordings))
-    sure = np.nanmean(np.concatenate([one.probability for one in labelled]))
-    words = [
-        f"{len(recordings)} recordings, {frames:,} frames, {frames / fps / 60:.1f} minutes at {fps:g} frames per second.",
-        f"{len(shares)} syllables are used, {many} of them for 95 % of the time. The median instance lasts "
-        f"{median_duration(labels, fps):.2f} s. A frame's own syllable has probability {sure:.2f} on average.",
-        *study.notes,
-    ]
-    return Section("In short", words)
-
-
-def _guide() -> Section:
-    return Section("The files beside this report", [
-        "syllables/: a table per recording with frame, time in seconds, syllable, its probability, centroid, heading "
-        "in radians and latent coordinates. Syllable 0 is used most; -1 marks frames after the last one in which anything was seen.",
-        "results.h5: the same with the probabilities of all syllables. syllables.csv: one row per syllable. posterior.nc: what "
-        "is known of the model's parameters, for ArviZ. model/: label new recordings with it by the command apply.",
-        "index.csv: write the group of each recording into it, then use the command compare.",
-    ])  # fmt: skip
+def _write_report(work: Path, title: str, sections: Sequence[Section]) -> None:
+    (work / "report.html").write_text(render(title, sections), encoding="utf-8")
 
 
 def _run(
     command: str, pipeline: Pipeline, recordings: Sequence[Recording], labelled: Sequence[Labelled]
 ) -> dict[str, Any]:
-    labels = {one.name: one.syllable for one in labelled}
     return {
         "command": command,
         **_stamp(),
         "fps": labelled[0].fps,
         "states": pipeline.states,
-        "median_duration": median_duration(labels, labelled[0].fps),
+        "median_duration": median_duration(labels_of(labelled), labelled[0].fps),
         "settings": dict(pipeline.settings),
         "recordings": {r.name: {"source": r.source, "frames": len(r), "missing": r.missing} for r in recordings},
     }
@@ -290,7 +244,7 @@ def _stamp() -> dict[str, str]:
 
 
 def _farewell(out: Path, labelled: Sequence[Labelled]) -> None:
-    labels = {one.name: one.syllable for one in labelled}
+    labels = labels_of(labelled)
     used = len(set(np.concatenate(list(labels.values())).tolist()) - {-1})
     say(f"{used} syllables used; the median lasts {median_duration(labels, labelled[0].fps):.2f} s")
     say(f"report: {out / 'report.html'}")
@@ -306,7 +260,3 @@ def _known_groups(out: Path) -> dict[str, str]:
     """Groups that somebody wrote into the index of an earlier run in the same place."""
     index = out / "index.csv"
     return read_groups(index) if index.is_file() else {}
-
-
-def _share_missing(recordings: Sequence[Recording]) -> float:
-    return float(np.mean([recording.missing for recording in recordings]))

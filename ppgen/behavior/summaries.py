@@ -92,8 +92,8 @@ def replicates(
     draws, seed
         Replicated data sets and the seed of their draws.
     """
-    drawn = fit.posterior_predictive(dict(x), draws=draws, random_seed=seed)
-    drawn = drawn.transpose("draw", "sequence", "time", "feature").to_numpy()
+    simulations = fit.posterior_predictive(dict(x), draws=draws, random_seed=seed)
+    drawn = simulations.transpose("draw", "sequence", "time", "feature").to_numpy()
     parts = []
     for i, recorded in enumerate(x.values()):
         simulated = np.where(np.isfinite(recorded), drawn[:, i, : len(recorded)], np.nan)
