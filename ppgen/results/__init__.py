@@ -1,0 +1,6 @@
+"""What a fit gives back: labelled answers, ArviZ's DataTree, and folders on disk."""
+
+from ppgen.results.fit import Fit, fit_result, load
+from ppgen.results.posterior import Draws, Factors
+
+__all__ = ["Draws", "Factors", "Fit", "fit_result", "load"]

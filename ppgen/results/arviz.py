@@ -1,0 +1,90 @@
+"""A fit in the ArviZ schema."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import arviz_base
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.inference import predictive
+from ppgen.results.arguments import require_memory
+from ppgen.results.posterior import Draws
+
+if TYPE_CHECKING:
+    from ppgen.results.fit import Fit
+
+__all__ = ["to_arviz"]
+
+Group = dict[str, np.ndarray]
+
+PRIOR_DRAWS = 500
+
+
+def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None, draws: int) -> xr.DataTree:
+    """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
+    theta = fit.posterior.chains(draws)
+    groups = {"posterior": _numpy(theta)}
+    if isinstance(fit.posterior, Draws) and fit.posterior.stats:
+        groups["sample_stats"] = _numpy(fit.posterior.chain_stats(draws))
+    dims = {site: list(names) for site, names in fit.model.dims.items()}
+    coords: dict[str, Any] = {axis: list(labels) for axis, labels in fit.model.coords.items()}
+    coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in fit.model.data_dims[:2]}
+    if read is not None:
+        observations, x, u = read
+        groups |= _data_groups(fit, theta, x, u)
+        dims |= {"x": list(fit.model.data_dims)}
+        coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
+    return _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
+
+
+def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Group]:
+    """Likelihood, predictive and prior groups, one run of the model per draw."""
+    shape = next(iter(theta.values())).shape[:2]
+    count = shape.numel()
+    require_memory("to_arviz", count + PRIOR_DRAWS, x.numel(), "pass fewer draws, or no x")
+    flat = {site: value.flatten(0, 1) for site, value in theta.items()}
+    posterior = [predictive.at(flat, index) for index in range(count)]
+    prior = [predictive.prior(fit.model, x, u=u) for _ in range(min(count, PRIOR_DRAWS))]
+
+    def likelihood(theta: predictive.Theta) -> Tensor:
+        return predictive.log_likelihood(fit.model, theta, x, u=u)
+
+    def replicate(theta: predictive.Theta) -> Tensor:
+        return predictive.replicate(fit.model, theta, x, u=u)
+
+    constant = {} if u is None else {"constant_data": _numpy({"u": u})}
+    return {
+        "log_likelihood": _stack(likelihood, posterior, shape),
+        "posterior_predictive": _stack(replicate, posterior, shape),
+        "prior": _numpy({site: torch.stack([theta[site] for theta in prior])[None] for site in prior[0]}),
+        "prior_predictive": _stack(replicate, prior, torch.Size([1, len(prior)])),
+        "observed_data": _numpy({"x": x}),
+    } | constant
+
+
+def _stack(
+    answer: Callable[[predictive.Theta], Tensor], thetas: Sequence[predictive.Theta], shape: torch.Size
+) -> Group:
+    values = torch.stack([answer(theta) for theta in thetas])
+    return _numpy({"x": values.unflatten(0, shape)})
+
+
+def _tree(
+    groups: dict[str, Group], dims: dict[str, list[str]], coords: dict[str, Any], attrs: dict[str, str]
+) -> xr.DataTree:
+    """Groups with named axes; every axis without labels of its own is numbered from 0."""
+    return arviz_base.from_dict(
+        groups,
+        dims=dims,
+        coords=coords,
+        index_origin=0,
+        check_conventions=False,
+        attrs={name: attrs for name in groups},
+    )
+
+
+def _numpy(values: Mapping[str, Tensor]) -> Group:
+    return {name: value.numpy(force=True) for name, value in values.items()}

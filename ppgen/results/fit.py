@@ -1,0 +1,251 @@
+"""What a fit gives back: labelled answers about any data its model takes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.data.arrays import as_observations, like, to_tensor
+from ppgen.errors import DataError
+from ppgen.inference import predictive
+from ppgen.inference.diagnostics import Report
+from ppgen.model import Conjugate, Model
+from ppgen.results.arguments import as_inputs, require_at_least, require_memory
+from ppgen.results.checks import diagnose
+from ppgen.results.posterior import Draws, Factors
+from ppgen.results.storage import read_folder, versions, write_folder
+from ppgen.results.stored import describe_fit, restore_parts
+from ppgen.rng import private_stream
+
+__all__ = ["Fit", "fit_result", "load"]
+
+AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A model, what is believed of its parameters, and the record of the run.
+
+    Parameters
+    ----------
+    model : the model that was fitted.
+    posterior : `Factors` (variational Bayes) or `Draws` (MCMC, SVI).
+    history : one row per step of the run.
+    attrs : engine, seed, whether it converged or was interrupted, versions, times; JSON values.
+    labels : coordinates of the training data, {dim: labels}.
+
+    Every method takes data in any form of :func:`ppgen.data.as_observations`, new data as well as that of the fit, and
+    answers with its labels. ``random_seed`` makes an answer with draws repeatable; global generators are not touched.
+    """
+
+    model: Model
+    posterior: Factors | Draws
+    history: pd.DataFrame
+    attrs: Mapping[str, Any]
+    labels: Mapping[str, np.ndarray]
+
+    def latents(self, x: object, draws: int = 0, *, u: object = None, random_seed: int | None = None) -> xr.Dataset:
+        """Posterior of what was summed out: probabilities (or means), modes and ``draws`` draws.
+
+        Of a hidden Markov model: ``z`` (sequence, time, state), ``z_mode`` (-1 past the end of a sequence), ``z_draw``.
+        From variational Bayes the exact q(z), whose mode is the most probable path; from draws the average over up to
+        200 of them, whose mode is the most probable state of each step.
+        """
+        observations, data, inputs = self._read(x, u)
+        require_at_least("latents: draws", draws, 0)
+        with private_stream(random_seed):
+            found = self._latents(data, inputs, draws)
+        variables = {name: self._label(observations, value, found.dims[name]) for name, value in found.values.items()}
+        for name, value in found.draws.items():
+            variables[name] = self._label(observations, value, ("draw", *found.dims[name]))
+        return xr.Dataset(variables, attrs={"engine": str(self.attrs.get("engine", ""))})
+
+    def impute(
+        self, x: object, draws: int = 500, *, u: object = None, sparse: bool = False, random_seed: int | None = None
+    ) -> xr.DataArray | xr.Dataset:
+        """Predictive draws of exactly the missing entries; observed entries are the data, bit for bit.
+
+        Trailing NaN is the end of a sequence and stays NaN; see `forecast`. ``sparse`` gives a Dataset with ``x``
+        (draw, missing) and the place of each missing entry, which is all that a large recording needs.
+
+        Raises
+        ------
+        DataError : when the draws would need more than 4 GB.
+        """
+        observations, data, inputs = self._read(x, u)
+        hidden = torch.isnan(data) & predictive.exists(self.model, data)
+        size = int(hidden.sum()) if sparse else data.numel()
+        require_memory("impute", draws, size, "pass sparse=True or fewer draws")
+
+        def fill(theta: predictive.Theta) -> Tensor:
+            full = predictive.impute(self.model, theta, data, u=inputs)
+            return full[hidden] if sparse else full
+
+        values = self._predict(fill, draws, random_seed)
+        if not sparse:
+            return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
+        places = np.argwhere(hidden.numpy())
+        coords = {
+            dim: (
+                "missing",
+                observations[dim].values[places[:, axis]] if dim in observations.coords else places[:, axis],
+            )
+            for axis, dim in enumerate(self.model.data_dims)
+        }
+        return xr.Dataset({"x": (("draw", "missing"), values.numpy())}, coords)
+
+    def forecast(
+        self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
+    ) -> xr.DataArray:
+        """Draws of the ``horizon`` steps that follow each sequence's last observation, (draw, sequence, ahead, feature)."""
+        observations, data, inputs = self._read(x, u)
+        require_at_least("forecast: horizon", horizon, 1)
+        dims = ["ahead" if dim == "time" else dim for dim in self.model.data_dims]
+        require_memory("forecast", draws, len(data) * horizon * data[0, 0].numel(), "pass fewer draws")
+        values = self._predict(
+            lambda theta: predictive.forecast(self.model, theta, data, horizon, u=inputs), draws, random_seed
+        )
+        answer = self._label(observations, values, ("draw", *dims)).rename(observations.name)
+        return answer.assign_coords(ahead=np.arange(1, horizon + 1))
+
+    def posterior_predictive(
+        self, x: object, draws: int = 500, *, u: object = None, random_seed: int | None = None
+    ) -> xr.DataArray:
+        """Replicated data sets of the shape of ``x`` (NaN past the end of a sequence), (draw, *dims of x)."""
+        observations, data, inputs = self._read(x, u)
+        require_memory("posterior_predictive", draws, data.numel(), "pass fewer draws")
+        values = self._predict(
+            lambda theta: predictive.replicate(self.model, theta, data, u=inputs), draws, random_seed
+        )
+        return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
+
+    def log_likelihood(
+        self, x: object, draws: int = 200, *, u: object = None, random_seed: int | None = None
+    ) -> xr.DataArray:
+        """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta)."""
+        observations, data, inputs = self._read(x, u)
+        values = self._predict(
+            lambda theta: predictive.log_likelihood(self.model, theta, data, u=inputs), draws, random_seed
+        )
+        mean = torch.logsumexp(values, 0) - np.log(draws)
+        return self._label(observations, mean, self.model.data_dims[:1]).rename("log_likelihood")
+
+    def to_arviz(
+        self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None
+    ) -> xr.DataTree:
+        """ArviZ's DataTree of this fit: at most ``draws`` draws of each chain.
+
+        Without ``x`` the groups posterior and sample_stats; with the data also prior, prior_predictive,
+        posterior_predictive, log_likelihood (per sequence or row), observed_data and constant_data.
+        """
+        from ppgen.results.arviz import to_arviz  # ArviZ is slow to import
+
+        read = None if x is None else self._read(x, u)
+        with private_stream(random_seed):
+            return to_arviz(self, read, draws)
+
+    def diagnose(
+        self, x: object = None, draws: int = 500, *, u: object = None, random_seed: int | None = None
+    ) -> Report:
+        """Say whether this fit can be trusted, failing closed; see :mod:`ppgen.inference.diagnostics`.
+
+        A variational fit is compared with the exact posterior (Pareto k-hat over ``draws`` draws) only where the data
+        ``x`` is given again.
+        """
+        with private_stream(random_seed):
+            return diagnose(self, None if x is None else self._read(x, u), draws)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write this fit to a new ``folder``, all or nothing; ``overwrite`` replaces an earlier fit there.
+
+        Raises
+        ------
+        FileError : the folder holds something, or the model cannot be described.
+        """
+        content, tensors = describe_fit(self)
+        write_folder(folder, content, tensors, self.history, overwrite=overwrite)
+
+    def _read(self, x: object, u: object) -> tuple[xr.DataArray, Tensor, Tensor | None]:
+        observations = self._aligned(as_observations(x, dims=self.model.data_dims))
+        data = to_tensor(observations)
+        return observations, data, as_inputs("Fit", u, data)
+
+    def _aligned(self, observations: xr.DataArray) -> xr.DataArray:
+        """Bring named features into the order of the training data; refuse others."""
+        axis = self.model.data_dims[-1]
+        if axis not in self.labels or axis not in observations.coords:
+            return observations
+        wanted, given = list(self.labels[axis]), list(observations[axis].values)
+        if wanted == given:
+            return observations
+        if sorted(map(str, wanted)) != sorted(map(str, given)):
+            raise DataError(f"Fit: x must have the {axis}s of the fit, {wanted}, got {given}; rename or select them")
+        return observations.sel({axis: wanted})
+
+    def _latents(self, data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
+        if isinstance(self.posterior, Factors) and isinstance(self.model, Conjugate):
+            with torch.no_grad():
+                exact = self.model.likelihood(self.posterior.statistics()).latents(data)
+                return predictive.combine([exact], 1, draws)
+        theta = self.posterior.draws(
+            AVERAGED if isinstance(self.posterior, Factors) else min(AVERAGED, self.posterior.size)
+        )
+        return predictive.latents(self.model, theta, data, draws, u=inputs)
+
+    def _predict(self, answer: Callable[[predictive.Theta], Tensor], draws: int, random_seed: int | None) -> Tensor:
+        """``answer`` at each of ``draws`` draws, stacked, written into one array."""
+        require_at_least("Fit: draws", draws, 1)
+        with private_stream(random_seed):
+            theta = self.posterior.draws(draws)
+            first = answer(predictive.at(theta, 0))
+            values = first.new_empty(draws, *first.shape)
+            values[0] = first
+            for index in range(1, draws):
+                values[index] = answer(predictive.at(theta, index))
+        return values
+
+    def _label(self, observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:
+        coords = {dim: list(labels) for dim, labels in self.model.coords.items() if dim in dims}
+        return like(observations, values, dims, coords=coords)
+
+
+def fit_result(
+    model: Model,
+    posterior: Factors | Draws,
+    history: pd.DataFrame,
+    attrs: Mapping[str, Any],
+    observations: xr.DataArray,
+) -> Fit:
+    """Put a `Fit` together: engines call it, and it adds versions, labels of the training data, and point estimates.
+
+    A site in ``model.dims`` that no factor draws is a point estimate: the model's attribute of that name.
+    """
+    if isinstance(posterior, Factors):
+        drawn = {site for factor in posterior.factors.values() for site in factor.family.sites}
+        points = {site: getattr(model, site) for site in model.dims if site not in drawn and hasattr(model, site)}
+        posterior = Factors(posterior.factors, {**points, **posterior.points})
+    labels = {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
+    return Fit(model, posterior, history, {**attrs, "versions": versions()}, labels)
+
+
+def load(folder: str | Path, model: Model | type[Model] | None = None) -> Fit:
+    """Read a fit that `Fit.save` wrote. Nothing in the folder is executed or imported.
+
+    Parameters
+    ----------
+    folder : where it was saved.
+    model : your own model's class, or an instance of it; ppgen's own models need none.
+
+    Raises
+    ------
+    FileError : missing, truncated, changed or foreign files, another format, or a model that is not the one saved.
+    """
+    content, tensors, history = read_folder(folder)
+    rebuilt, posterior, attrs, labels = restore_parts(content, tensors, model)
+    return Fit(rebuilt, posterior, history, attrs, labels)

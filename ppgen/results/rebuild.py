@@ -1,0 +1,124 @@
+"""Models as data: the arguments that rebuild a model, as JSON and tensors.
+
+Only ppgen's own classes are rebuilt, from a table made of ppgen's own modules. A name in a file is looked up in that
+table and nowhere else; it is never imported.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ppgen.errors import FileError
+from ppgen.model import Model
+
+__all__ = ["describe", "rebuild"]
+
+PACKAGES = ("ppgen.models", "ppgen.families")
+
+
+def describe(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Class name and arguments of ``model`` as JSON, and the tensors among them.
+
+    A model without ``config`` is described by its name alone; loading it then needs an instance.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        return _encode(model, tensors), tensors
+    except NotImplementedError:
+        return {"class": type(model).__name__, "arguments": None}, {}
+
+
+def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model | type[Model] | None) -> Model:
+    """The model that `describe` described; ``model`` is the user's own class, or an instance to use as it is."""
+    name = description.get("class")
+    if isinstance(model, Model):
+        _check_instance(model, description, tensors)
+        return model
+    if model is not None and model.__name__ != name:
+        raise FileError(f"load: model must be the class {name} that was saved, got {model.__name__}")
+    if description.get("arguments") is None:
+        raise FileError(f"load: {name} was saved without its config; pass load(folder, model=an instance of it)")
+    own = {} if model is None else {model.__name__: model}
+    built = _decode(description, tensors, own)
+    if not isinstance(built, Model):
+        raise FileError(f"load: the folder must hold the fit of a model, got one of {name}")
+    return built
+
+
+@cache
+def known_classes() -> dict[str, type]:
+    """Ppgen's own classes with a ``config``, by name."""
+    classes: dict[str, type] = {}
+    for package in map(importlib.import_module, PACKAGES):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            loaded = importlib.import_module(module.name)
+            for name in getattr(loaded, "__all__", ()):
+                value = getattr(loaded, name)
+                if inspect.isclass(value) and not inspect.isabstract(value) and hasattr(value, "config"):
+                    classes[name] = value
+    return classes
+
+
+def _check_instance(model: Model, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    found, values = describe(model)
+    same = found == description and all(values[key].equal(tensors[f"config/{key}"]) for key in values)
+    if not same:
+        saved = f"{description.get('class')} with {description.get('arguments')}"
+        raise FileError(
+            f"load: model must be the one that was saved ({saved}), got {found['class']} with {found['arguments']}"
+        )
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (JSON)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        return {"mapping": {str(key): _encode(item, tensors) for key, item in value.items()}}
+    if isinstance(value, list | tuple | range | np.ndarray):
+        return [_encode(item, tensors) for item in value]
+    if hasattr(value, "config"):
+        arguments = {name: _encode(item, tensors) for name, item in value.config.items()}
+        return {"class": type(value).__name__, "arguments": arguments}
+    raise FileError(
+        f"save: a model's config must hold numbers, text, lists, dicts, tensors and objects with a config, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> Any:  # noqa: ANN401 (JSON)
+    if isinstance(value, list):
+        return [_decode(item, tensors, own) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "tensor" in value:
+        return tensors[f"config/{value['tensor']}"]
+    if "mapping" in value:
+        return {name: _decode(item, tensors, own) for name, item in value["mapping"].items()}
+    return _construct(value, tensors, own)
+
+
+def _construct(value: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> Any:  # noqa: ANN401
+    name = value.get("class")
+    chosen = own.get(name) or known_classes().get(name)
+    if chosen is None:
+        raise FileError(
+            f"load: {name!r} must be one of ppgen's classes, and is none; if it is yours, pass load(folder, model=its "
+            "class or an instance)"
+        )
+    arguments = {key: _decode(item, tensors, own) for key, item in value["arguments"].items()}
+    try:
+        return chosen(**arguments)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise FileError(f"load: {name} cannot be rebuilt from its saved config: {error}") from error

@@ -1,0 +1,117 @@
+"""A fit as plain content and named tensors, and back."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppgen.errors import FileError
+from ppgen.model import Conjugate, Factor, Model
+from ppgen.results.posterior import Draws, Factors
+from ppgen.results.rebuild import describe, rebuild
+
+if TYPE_CHECKING:
+    from ppgen.results.fit import Fit
+
+__all__ = ["describe_fit", "restore_parts"]
+
+
+def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON content and named tensors that hold everything of ``fit`` but its history."""
+    description, values = describe(fit.model)
+    tensors = {f"config/{key}": value for key, value in values.items()}
+    tensors |= {f"model/{key}": value for key, value in fit.model.state_dict().items()}
+    content = {
+        "model": description,
+        "posterior": _store_posterior(fit.posterior, tensors),
+        "labels": {dim: _store_labels(dim, labels, tensors) for dim, labels in fit.labels.items()},
+        "attrs": dict(fit.attrs),
+    }
+    return content, tensors
+
+
+def restore_parts(
+    content: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Model | type[Model] | None
+) -> tuple[Model, Factors | Draws, dict[str, Any], dict[str, np.ndarray]]:
+    """Model, posterior, attributes and labels of what `describe_fit` described."""
+    try:
+        model = rebuild(content["model"], tensors, given)
+        _load_state(model, tensors)
+        posterior = _restore_posterior(content["posterior"], tensors, model)
+        labels = {dim: _restore_labels(dim, kind, tensors) for dim, kind in content["labels"].items()}
+        return model, posterior, dict(content["attrs"]), labels
+    except (KeyError, AttributeError, TypeError) as error:
+        raise FileError(f"load: the folder must hold a fit that ppgen saved, something is missing ({error})") from error
+
+
+def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Parameters of the model itself. What a guide made up lazily is not part of a rebuilt model, nor needed."""
+    own = model.state_dict()
+    state = {key: tensors[f"model/{key}"] for key in own}
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise FileError(
+                f"load: {key} of {type(model).__name__} must have shape {tuple(own[key].shape)}, got {tuple(value.shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def _store_posterior(posterior: Factors | Draws, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Note names in order and put the tensors under them."""
+    if isinstance(posterior, Factors):
+        groups = {f"factor/{name}": factor.eta for name, factor in posterior.factors.items()}
+        groups["points"] = dict(posterior.points)
+    else:
+        groups = {"sites": dict(posterior.sites), "stats": dict(posterior.stats)}
+    for group, values in groups.items():
+        tensors |= {f"posterior/{group}/{name}": value for name, value in values.items()}
+    names = {group: list(values) for group, values in groups.items()}
+    return {"kind": type(posterior).__name__, "groups": names}
+
+
+def _restore_posterior(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model) -> Factors | Draws:
+    groups = {
+        group: {name: tensors[f"posterior/{group}/{name}"] for name in names}
+        for group, names in stored["groups"].items()
+    }
+    if stored["kind"] == "Draws":
+        return Draws(groups["sites"], groups["stats"])
+    if stored["kind"] != "Factors" or not isinstance(model, Conjugate):
+        raise FileError(f"load: a posterior must be Draws, or Factors of a conjugate model, got {stored['kind']!r}")
+    prior = model.natural_prior()
+    found = {f"factor/{name}" for name in prior}
+    if found != set(groups) - {"points"}:
+        raise FileError(f"load: the factors must be those of the model, {sorted(found)}, got {sorted(groups)}")
+    factors = {name: _matching(name, factor, groups[f"factor/{name}"]) for name, factor in prior.items()}
+    return Factors(factors, groups["points"])
+
+
+def _matching(name: str, prior: Factor, eta: dict[str, Tensor]) -> Factor:
+    """A factor of the prior's family, whose shapes it must have."""
+    shapes = {key: tuple(value.shape) for key, value in eta.items()}
+    wanted = {key: tuple(value.shape) for key, value in prior.eta.items()}
+    if shapes != wanted:
+        raise FileError(f"load: factor {name!r} must have the shapes of the model's prior, {wanted}, got {shapes}")
+    return Factor(prior.family, eta)
+
+
+def _store_labels(dim: str, labels: np.ndarray, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (JSON)
+    """Numbers go to the tensors, bit for bit; text, dates and the rest to JSON."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind in "biuf":
+        tensors[f"labels/{dim}"] = torch.tensor(labels)
+        return {"kind": "number"}
+    if labels.dtype.kind in "mM":
+        return {"kind": str(labels.dtype), "values": labels.astype(np.int64).tolist()}
+    return {"kind": "text", "values": [str(label) for label in labels]}
+
+
+def _restore_labels(dim: str, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> np.ndarray:
+    if stored["kind"] == "number":
+        return tensors[f"labels/{dim}"].numpy()
+    if stored["kind"] == "text":
+        return np.asarray(stored["values"], dtype=object)
+    return pd.Index(np.asarray(stored["values"], dtype=np.int64)).to_numpy().astype(stored["kind"])
