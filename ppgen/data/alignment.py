@@ -16,24 +16,33 @@ References: Gower (1975), Generalized Procrustes analysis.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ppgen.data.incomplete import complete, fit_gaussian
+from ppgen.data.incomplete import fit_gaussian
+from ppgen.data.procrustes import (
+    average,
+    body_length,
+    medoid,
+    normalised,
+    place,
+    plane,
+    refine,
+    rotated,
+    to_body,
+    wrapped,
+)
 from ppgen.data.recording import Recording
 from ppgen.errors import DataError
 
 __all__ = ["Aligned", "AlignedRecording", "Template", "align", "unalign"]
 
-_FREEDOM = 4.0
-_REWEIGHT = 3
 _STEPS = 10
-_SPREAD_FLOOR = 0.01
 _FRONT = ("nose", "snout", "forehead", "head", "neck", "ear")
-_BACK = ("tailbase", "tailstart", "basetail", "basetail", "rump", "hip", "abdomen", "tail")
+_BACK = ("tailbase", "tailstart", "basetail", "rump", "hip", "abdomen", "tail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +112,32 @@ class Template:
 
     def _one(self, recording: Recording) -> AlignedRecording:
         points = _matching(recording, self).positions
-        scale = _body_length(points, self, recording.name)
-        heading, centroid, weights = _place(points, self, scale)
-        heading, centroid = _refine(points, self, scale, heading, centroid, weights)
-        pose = _to_body(points, centroid, heading, scale)
+        scale = self._scale(recording)
+        placed = place(points, self.shape, self.spread, scale, self.max_heading_error)
+        heading, centroid = refine(points, self.shape, self.covariance, scale, placed)
         lost = int((np.isnan(heading) & ~np.isnan(points).all((1, 2))).sum())
         notes = (f"{lost} frames show too little of the animal to align and are missing",) if lost else ()
         return AlignedRecording(
-            recording.name, pose, centroid, _wrapped(heading), scale, self.keypoints, recording.fps, recording.start,
-            (*recording.notes, *notes),
-        )  # fmt: skip
+            name=recording.name,
+            pose=to_body(points, centroid, heading, scale),
+            centroid=centroid,
+            heading=wrapped(heading),
+            scale=scale,
+            keypoints=self.keypoints,
+            fps=recording.fps,
+            start=recording.start,
+            notes=(*recording.notes, *notes),
+        )
+
+    def _scale(self, recording: Recording) -> float:
+        points = _matching(recording, self).positions
+        scale = body_length(points, self.shape, self.spread, self.max_heading_error)
+        if not scale > 0:
+            raise DataError(
+                f"align: recording {recording.name!r} must show enough keypoints at once to tell where the animal "
+                "faces, no frame does; lower min_confidence or leave the recording out"
+            )
+        return scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,17 +186,15 @@ def align(
     chosen = [_chosen(r, recordings, keypoints) for r in recordings]
     if not chosen:
         raise DataError("align: recordings must be at least one, got none")
-    _check_usable(chosen)
     thinned = _thinned(chosen, max_frames)
-    template = _fit_shape(thinned, max_heading_error)
-    template = _faced(template, thinned, _listed(anterior), _listed(posterior), chosen)
+    template = _faced(_fit_shape(thinned, max_heading_error), chosen, _listed(anterior), _listed(posterior))
     features = np.concatenate([template._one(r).features for r in thinned])
     features = features[~np.isnan(features).all(1)]
     _, covariance = fit_gaussian(features, steps=30)
     variance = np.repeat(template.spread**2, template.shape.shape[1])
     # The alignment itself leaves directions without variance; a hundredth of the spread keeps predictions sober.
     covariance = covariance + 0.01 * np.diag(variance)
-    return _with_covariance(template, covariance).apply(chosen)
+    return replace(template, covariance=covariance).apply(chosen)
 
 
 def unalign(
@@ -181,165 +204,52 @@ def unalign(
     scale: float,
 ) -> Float[np.ndarray, "*B T P S"]:
     """Return poses, in body lengths, to the place, direction and units they came from."""
-    turned = _rotated(pose, heading)
+    turned = rotated(pose, heading)
     return turned * scale + centroid[:, None, :]
 
 
-def _place(
-    points: np.ndarray, template: Template, scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return heading (T,), centroid (T, S) and the robust weights (T, P) of each frame."""
-    seen = ~np.isnan(points).any(-1) & ~np.isnan(template.shape).any(-1)
-    base = seen / template.spread**2
-    weights = base
-    for _ in range(_REWEIGHT):
-        heading, centroid = _procrustes(points, template.shape, weights, scale)
-        off = _to_body(points, centroid, heading, scale) - template.shape
-        distance = np.nan_to_num((off**2).sum(-1) / template.spread**2)
-        weights = base * (_FREEDOM + points.shape[2]) / (_FREEDOM + distance)
-    heading, centroid = _procrustes(points, template.shape, weights, scale)
-    unsure = ~(_heading_error(template.shape, base) <= template.max_heading_error)
-    heading[unsure], centroid[unsure] = np.nan, np.nan
-    return heading, centroid, np.where(seen, weights, 1 / template.spread**2)
+def _thinned(recordings: Sequence[Recording], most: int) -> list[Recording]:
+    """Return recordings of evenly taken frames that show two keypoints or more, about ``most`` in all."""
+    if len(recordings[0].keypoints) < 2:
+        raise DataError("align: there must be at least 2 keypoints to tell where an animal faces, got 1; track more")
+    share = min(1.0, most / sum(len(r) for r in recordings))
+    found = []
+    for recording in recordings:
+        useful = np.flatnonzero((~np.isnan(recording.positions).any(-1)).sum(1) >= 2)
+        if len(useful) < 2:
+            raise DataError(
+                f"align: recording {recording.name!r} must show 2 keypoints at once, {len(useful)} frames do; "
+                "lower min_confidence or leave it out"
+            )
+        count = min(len(useful), max(2, int(len(recording) * share)))
+        pick = useful[np.linspace(0, len(useful) - 1, count).astype(np.int64)]
+        found.append(Recording(recording.name, recording.positions[pick], None, recording.keypoints))
+    return found
 
 
-def _procrustes(
-    points: np.ndarray, shape: np.ndarray, weights: np.ndarray, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted best rotation and shift of each frame; keypoints of weight 0 may be NaN."""
-    x, m = np.where(weights[..., None] > 0, points, 0.0), np.nan_to_num(shape)
-    total = weights.sum(1)
-    total = np.where(total > 0, total, np.nan)
-    x_mid = (weights[..., None] * x).sum(1) / total[:, None]
-    m_mid = (weights @ m) / total[:, None]
-    plane_x, plane_m = _plane(x - x_mid[:, None]), _plane(m - m_mid[:, None])
-    heading = np.angle((weights * plane_x * plane_m.conj()).sum(1))
-    return np.where(np.isnan(total), np.nan, heading), x_mid - scale * _rotated(m_mid[:, None], heading)[:, 0]
-
-
-def _refine(
-    points: np.ndarray, template: Template, scale: float, heading: np.ndarray, centroid: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Place incomplete frames again, with their unseen keypoints where the seen ones expect them.
-
-    Once only: a second pass would predict from its own prediction, and drifts.
-    """
-    rows = np.flatnonzero(np.isnan(points).any((1, 2)) & ~np.isnan(heading))
-    pose = _to_body(points[rows], centroid[rows], heading[rows], scale)
-    expected, _ = complete(pose.reshape(len(rows), -1), template.shape.ravel(), template.covariance)
-    full = unalign(expected.reshape(pose.shape), centroid[rows], heading[rows], scale)
-    heading, centroid = heading.copy(), centroid.copy()
-    heading[rows], centroid[rows] = _procrustes(full, template.shape, weights[rows], scale)
-    return heading, centroid
-
-
-def _heading_error(shape: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the standard error in radians of each frame's heading, inf where nothing tells."""
-    plane = _plane(np.nan_to_num(shape))
-    total = np.maximum(weights.sum(1), 1e-300)
-    middle = (weights * plane).sum(1) / total
-    information = (weights * np.abs(plane - middle[:, None]) ** 2).sum(1)
-    return 1 / np.sqrt(np.maximum(information, 1e-300))
-
-
-def _body_length(points: np.ndarray, template: Template, name: str) -> float:
-    """Return the median over frames of the size of the observed keypoints relative to the template's."""
-    seen = ~np.isnan(points).any(-1) & ~np.isnan(template.shape).any(-1)
-    weights = seen / template.spread**2
-    usable = _heading_error(template.shape, weights) <= template.max_heading_error
-    if not usable.any():
-        raise DataError(
-            f"align: recording {name!r} must show enough keypoints at once to tell where the animal faces, no frame does; "
-            "lower min_confidence or leave the recording out"
-        )
-    weights, x = weights[usable], np.nan_to_num(points[usable])
-    ratio = np.sqrt(_scatter(x, weights) / _scatter(np.nan_to_num(template.shape)[None], weights))
-    return float(np.median(ratio))
-
-
-def _scatter(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted sum of squares around the weighted mean, per frame."""
-    total = weights.sum(1)
-    middle = (weights[..., None] * x).sum(1) / total[:, None]
-    return (weights * ((x - middle[:, None]) ** 2).sum(-1)).sum(1)
-
-
-def _fit_shape(recordings: Sequence[Recording], max_heading_error: float) -> Template:
+def _fit_shape(recordings: Sequence[Recording], limit: float) -> Template:
     """Generalised Procrustes: align to the template, average, repeat."""
-    shape = _medoid(np.concatenate([r.positions for r in recordings]))
+    shape = medoid(np.concatenate([r.positions for r in recordings]))
     spread = np.full(len(shape), 0.15)
-    keypoints, size = recordings[0].keypoints, shape.size
-    template = _normalised(keypoints, shape, spread, np.eye(size), max_heading_error)
-    for _ in range(_STEPS):
+    for step in range(_STEPS + 1):
+        template = Template(recordings[0].keypoints, normalised(shape, spread), spread, np.eye(shape.size), limit)
+        if step == _STEPS:
+            break
         poses, weights = [], []
         for recording in recordings:
-            scale = _body_length(recording.positions, template, recording.name)
-            heading, centroid, weight = _place(recording.positions, template, scale)
-            poses.append(_to_body(recording.positions, centroid, heading, scale))
-            weights.append(weight * template.spread**2)
-        shape, spread = _average(np.concatenate(poses), np.concatenate(weights))
-        template = _normalised(keypoints, shape, spread, np.eye(size), max_heading_error)
+            scale = template._scale(recording)
+            heading, centroid, weight = place(recording.positions, template.shape, spread, scale, limit)
+            poses.append(to_body(recording.positions, centroid, heading, scale))
+            weights.append(weight * spread**2)
+        shape, spread = average(np.concatenate(poses), np.concatenate(weights))
+    never = [k for k, gone in zip(template.keypoints, np.isnan(shape).any(-1), strict=True) if gone]
+    if never:
+        raise DataError(f"align: keypoints {never} are never seen with others; leave them out with keypoints=[...]")
     return template
 
 
-def _average(pose: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the robust mean (P, S) and the spread (P,) of aligned poses."""
-    weights = np.where(np.isnan(pose).any(-1), 0.0, weights)
-    total = weights.sum(0)
-    with np.errstate(invalid="ignore"):
-        shape = (weights[..., None] * np.nan_to_num(pose)).sum(0) / total[:, None]
-    square = np.nan_to_num(((pose - shape) ** 2).mean(-1))
-    variance = (weights * square).sum(0) / np.maximum(total, 1e-300)
-    # Half way to a common spread: left free, the weights run away to the two keypoints that define each other.
-    variance = (variance + variance[total > 0].mean()) / 2
-    return shape, np.where(total > 0, np.maximum(np.sqrt(variance), _SPREAD_FLOOR), 1.0)
-
-
-def _normalised(
-    keypoints: tuple[str, ...], shape: np.ndarray, spread: np.ndarray, covariance: np.ndarray, max_heading_error: float
-) -> Template:
-    """Centre the shape and give it body length one."""
-    length = np.nanmax(np.linalg.norm(shape[:, None] - shape[None], axis=-1))
-    known = ~np.isnan(shape).any(-1)
-    weights = known / spread**2
-    centre = (weights[:, None] * np.nan_to_num(shape)).sum(0) / weights.sum()
-    # The spread is in units of the template it was measured around, whose length was one: it needs no rescaling.
-    return Template(keypoints, (shape - centre) / length, spread, covariance, max_heading_error)
-
-
-def _medoid(points: np.ndarray) -> np.ndarray:
-    """Return, of thirty well-seen frames, the one whose shape is nearest to three hundred others."""
-    count = (~np.isnan(points).any(-1)).sum(1)
-    best = np.flatnonzero(count == count.max())
-    candidates = points[best[np.linspace(0, len(best) - 1, min(30, len(best))).astype(np.int64)]]
-    some = np.flatnonzero(count >= 2)
-    others = points[some[np.linspace(0, len(some) - 1, min(300, len(some))).astype(np.int64)]]
-    losses = [_mismatch(others, candidate) for candidate in candidates]
-    return candidates[int(np.argmin(losses))]
-
-
-def _mismatch(points: np.ndarray, shape: np.ndarray) -> float:
-    """Mean share of a frame's size that a rotated, scaled shape leaves unexplained."""
-    weights = (~np.isnan(points).any(-1) & ~np.isnan(shape).any(-1)).astype(np.float64)
-    usable = weights.sum(1) >= 2
-    if not usable.any():
-        return np.inf
-    weights = weights[usable]
-    x, m = np.nan_to_num(points[usable]), np.nan_to_num(shape)
-    total = weights.sum(1)[:, None]
-    x = _plane(x - ((weights[..., None] * x).sum(1) / total)[:, None])
-    m = _plane(m - ((weights @ m) / total)[:, None])
-    cross = np.abs((weights * x * m.conj()).sum(1)) ** 2
-    sizes = (weights * np.abs(x) ** 2).sum(1) * (weights * np.abs(m) ** 2).sum(1)
-    return float(np.mean(1 - cross / np.maximum(sizes, 1e-300)))
-
-
 def _faced(
-    template: Template,
-    recordings: Sequence[Recording],
-    front: tuple[str, ...],
-    back: tuple[str, ...],
-    whole: Sequence[Recording],
+    template: Template, recordings: Sequence[Recording], front: tuple[str, ...], back: tuple[str, ...]
 ) -> Template:
     """Turn the template so that the animal faces +x, and say how the front was found."""
     unknown = [k for k in (*front, *back) if k not in template.keypoints]
@@ -348,31 +258,36 @@ def _faced(
     how = "given"
     if not front and not back:
         front, back, how = _named(template.keypoints, _FRONT), _named(template.keypoints, _BACK), "guessed by name"
-    plane = _plane(template.shape)
     if front or back:
-        ahead = _middle(plane, template.keypoints, front) - _middle(plane, template.keypoints, back)
+        ahead = _middle(template, front) - _middle(template, back)
         note = f"front ({how}): {', '.join(front) or 'away from the back'}; back: {', '.join(back) or 'the centre'}"
     else:
-        ahead, clarity = _walking(template, whole)
+        ahead, clarity = _walking(template, recordings)
         note = f"front: where the animal walks (clarity {clarity:.2f} of 1); name anterior and posterior to be sure"
     if not np.abs(ahead) > 1e-6:
         raise DataError("align: anterior and posterior must lie apart on the animal, they coincide; name others")
-    shape = _rotated(template.shape[None], -np.angle(ahead)[None])[0]
-    return Template(
-        template.keypoints, shape, template.spread, template.covariance, template.max_heading_error, (note,)
-    )
+    shape = rotated(template.shape[None], np.atleast_1d(-np.angle(ahead)))[0]
+    return replace(template, shape=shape, notes=(note,))
 
 
 def _walking(template: Template, recordings: Sequence[Recording]) -> tuple[np.complex128, float]:
     """Return the mean direction of movement as the animal sees it, and its share of all movement."""
     total, length = np.complex128(0), 0.0
     for recording in recordings:
-        scale = _body_length(recording.positions, template, recording.name)
-        heading, centroid, _ = _place(recording.positions, template, scale)
-        step = np.diff(_plane(centroid)) / scale * np.exp(-1j * heading[:-1])
+        scale = template._scale(recording)
+        heading, centroid, _ = place(
+            recording.positions, template.shape, template.spread, scale, template.max_heading_error
+        )
+        step = np.diff(plane(centroid)) / scale * np.exp(-1j * heading[:-1])
         total += np.nansum(step)
         length += float(np.nansum(np.abs(step)))
     return total / max(length, 1e-300), float(np.abs(total) / max(length, 1e-300))
+
+
+def _middle(template: Template, names: tuple[str, ...]) -> np.complex128:
+    """Return the middle of some keypoints, or the centre of the template when there are none."""
+    places = [template.keypoints.index(k) for k in names]
+    return np.complex128(plane(template.shape[places]).mean() if places else 0.0)
 
 
 def _named(keypoints: tuple[str, ...], words: Sequence[str]) -> tuple[str, ...]:
@@ -385,19 +300,14 @@ def _named(keypoints: tuple[str, ...], words: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def _middle(plane: np.ndarray, keypoints: tuple[str, ...], names: tuple[str, ...]) -> np.complex128:
-    places = [keypoints.index(k) for k in names]
-    return np.complex128(np.nanmean(plane[places]) if places else 0.0)
-
-
 def _chosen(recording: Recording, all_of_them: Sequence[Recording], keypoints: Sequence[str] | None) -> Recording:
     first = all_of_them[0]
     names = list(keypoints) if keypoints is not None else list(first.keypoints)
     if keypoints is None and set(recording.keypoints) != set(names):
         odd = sorted(set(recording.keypoints) ^ set(names))
         raise DataError(
-            f"align: recordings must have the same keypoints, {recording.name!r} and {first.name!r} differ in {odd[:8]}; "
-            "choose common ones with keypoints=[...]"
+            f"align: recordings must have the same keypoints, {recording.name!r} and {first.name!r} differ in "
+            f"{odd[:8]}; choose common ones with keypoints=[...]"
         )
     if recording.positions.shape[2] != first.positions.shape[2]:
         raise DataError(f"align: recordings must all be 2-D or all 3-D, {recording.name!r} differs; align them apart")
@@ -414,61 +324,5 @@ def _matching(recording: Recording, template: Template) -> Recording:
     return recording if recording.keypoints == template.keypoints else recording.select(template.keypoints)
 
 
-def _check_usable(recordings: Sequence[Recording]) -> None:
-    keypoints = recordings[0].keypoints
-    if len(keypoints) < 2:
-        raise DataError(f"align: there must be at least 2 keypoints to tell where an animal faces, got {len(keypoints)}")
-    seen = np.zeros(len(keypoints), dtype=bool)
-    for recording in recordings:
-        present = ~np.isnan(recording.positions).any(-1)
-        seen |= present.any(0)
-        if not (present.sum(1) >= 2).any():
-            raise DataError(
-                f"align: recording {recording.name!r} must show 2 keypoints at once, no frame does; "
-                "lower min_confidence or leave it out"
-            )
-    if not seen.all():
-        never = [k for k, s in zip(keypoints, seen, strict=True) if not s]
-        raise DataError(f"align: keypoints {never} are never seen in any recording; leave them out with keypoints=[...]")
-
-
-def _thinned(recordings: Sequence[Recording], most: int) -> list[Recording]:
-    """Return recordings of evenly taken frames, at most ``most`` in all."""
-    share = min(1.0, most / sum(len(r) for r in recordings))
-    found = []
-    for r in recordings:
-        # Frames with less than two keypoints say nothing about the shape.
-        useful = np.flatnonzero((~np.isnan(r.positions).any(-1)).sum(1) >= 2)
-        count = min(len(useful), max(2, int(len(r) * share)))
-        pick = useful[np.linspace(0, len(useful) - 1, count).astype(np.int64)]
-        pick = pick if len(pick) > 1 else np.repeat(useful, 2)
-        found.append(Recording(r.name, r.positions[pick], None, r.keypoints))
-    return found
-
-
-def _with_covariance(template: Template, covariance: np.ndarray) -> Template:
-    return Template(
-        template.keypoints, template.shape, template.spread, covariance, template.max_heading_error, template.notes
-    )
-
-
 def _listed(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if names is None else (names,) if isinstance(names, str) else tuple(names)
-
-
-def _to_body(points: np.ndarray, centroid: np.ndarray, heading: np.ndarray, scale: float) -> np.ndarray:
-    return _rotated((points - centroid[:, None]) / scale, -heading)
-
-
-def _rotated(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Turn (..., T, P, S) by (T,) in the plane of the first two axes."""
-    turned = _plane(points) * np.exp(1j * angle)[:, None]
-    return np.stack([turned.real, turned.imag, *np.moveaxis(points[..., 2:], -1, 0)], -1)
-
-
-def _plane(points: np.ndarray) -> np.ndarray:
-    return points[..., 0] + 1j * points[..., 1]
-
-
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(angle), np.nan, np.angle(np.exp(1j * np.nan_to_num(angle))))

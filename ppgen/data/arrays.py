@@ -112,9 +112,7 @@ def like(
     for dim, size in zip(dims, array.shape, strict=True):
         if dim in observations.sizes and observations.sizes[dim] != size:
             raise DataError(f"like: {dim} must have length {observations.sizes[dim]} like the data, got {size}")
-    shared = {
-        key: coord for key, coord in observations.coords.items() if coord.dims and set(coord.dims) <= set(dims)
-    }
+    shared = {key: coord for key, coord in observations.coords.items() if coord.dims and set(coord.dims) <= set(dims)}
     return xr.DataArray(array, dims=tuple(dims), coords={**shared, **(coords or {})}, name=name)
 
 
@@ -138,7 +136,9 @@ def _from_frame(x: pd.DataFrame, dims: tuple[str, ...], name: str) -> xr.DataArr
     if len(dims) != 3:
         raise DataError(f"{name}: must have dims {', '.join(dims)}, got a DataFrame; pass an array or a DataArray")
     if isinstance(x.index, pd.MultiIndex) or isinstance(x.columns, pd.MultiIndex):
-        raise DataError(f"{name}: a DataFrame must have plain rows and columns, got a MultiIndex; pass a dict of frames")
+        raise DataError(
+            f"{name}: a DataFrame must have plain rows and columns, got a MultiIndex; pass a dict of frames"
+        )
     if not x.columns.is_unique:
         raise DataError(f"{name}: columns must differ, got {x.columns[x.columns.duplicated()].tolist()} more than once")
     bad = [str(c) for c, kind in x.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
@@ -151,14 +151,10 @@ def _from_frame(x: pd.DataFrame, dims: tuple[str, ...], name: str) -> xr.DataArr
     return xr.DataArray(values[None], dims=dims, coords=coords)
 
 
-def _from_ragged(
-    items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None
-) -> xr.DataArray:
+def _from_ragged(items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None) -> xr.DataArray:
     if not items:
         raise DataError(f"{name}: must hold at least one {dims[0]}, got none; pass one array per {dims[0]}")
-    arrays = [
-        _one(item, dims, f"{name}[{i if labels is None else labels[i]!r}]") for i, item in enumerate(items)
-    ]
+    arrays = [_one(item, dims, f"{name}[{i if labels is None else labels[i]!r}]") for i, item in enumerate(items)]
     tails = {a.shape[1:] for a in arrays}
     if len(tails) > 1:
         raise DataError(f"{name}: every {dims[0]} must have the same {dims[-1]} axis, got {sorted(tails)[:4]}")
@@ -195,7 +191,9 @@ def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
             f"{name}: must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got {type(x).__name__}"
         )
     if x.ndim != len(dims):
-        raise DataError(f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; add or name axes")
+        raise DataError(
+            f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; add or name axes"
+        )
     return xr.DataArray(_floats(x, name), dims=dims)
 
 

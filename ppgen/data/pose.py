@@ -56,10 +56,9 @@ def read_poses(
         raise DataError(f"read_poses: min_confidence must lie in 0-1, got {min_confidence}")
     if fps is not None and not (np.isfinite(fps) and fps > 0):
         raise DataError(f"read_poses: fps must be a positive number of frames per second, got {fps}")
-    options = {"fps": fps, "min_confidence": min_confidence, "individuals": individuals}
     if isinstance(path, xr.Dataset):
         name = recording or "dataset"
-        return _recordings(read_dataset(path, name), name, "movement", name, **options)
+        return _recordings(read_dataset(path, name), name, "movement", name, fps, min_confidence, individuals)
     if isinstance(path, str | Path):
         path = [path]
     elif recording is not None:
@@ -70,7 +69,9 @@ def read_poses(
     for file, name in zip(files, names, strict=True):
         _check_file(file)
         kind = format or find_format(file)
-        found += _recordings(read_tracks(file, kind, fps), name, f"{kind} {file.name}", str(file), **options)
+        found += _recordings(
+            read_tracks(file, kind, fps), name, f"{kind} {file.name}", str(file), fps, min_confidence, individuals
+        )
     return found
 
 
@@ -114,7 +115,6 @@ def _recordings(
     name: str,
     source: str,
     who: str,
-    *,
     fps: float | None,
     min_confidence: float,
     individuals: Sequence[str] | None,

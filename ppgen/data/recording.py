@@ -91,14 +91,10 @@ class Recording:
         """Return the same recording with these keypoints only, in this order."""
         unknown = [k for k in keypoints if k not in self.keypoints]
         if unknown:
-            raise DataError(
-                f"Recording {self.name!r}: keypoints must be among {list(self.keypoints)}, got {unknown}; check the names"
-            )
+            raise DataError(f"Recording {self.name!r}: keypoints must be among {list(self.keypoints)}, got {unknown}")
         places = [self.keypoints.index(k) for k in keypoints]
         confidence = None if self.confidence is None else self.confidence[:, places]
-        return replace(
-            self, positions=self.positions[:, places], confidence=confidence, keypoints=tuple(keypoints)
-        )
+        return replace(self, positions=self.positions[:, places], confidence=confidence, keypoints=tuple(keypoints))
 
     def to_xarray(self) -> xr.Dataset:
         """Return a movement-style Dataset: position (time, space, keypoints, individuals) and confidence.

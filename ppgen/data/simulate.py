@@ -116,9 +116,7 @@ def simulate_mice(
     _check(recordings, counts, keypoints, syllables, missing, fps)
     rng = np.random.default_rng(random_seed)
     transition = _transition(syllables, rng)
-    pairs = [
-        _one(f"mouse_{i + 1}", count, keypoints, transition, missing, fps, rng) for i, count in enumerate(counts)
-    ]
+    pairs = [_one(f"mouse_{i + 1}", count, keypoints, transition, missing, fps, rng) for i, count in enumerate(counts)]
     return [r for r, _ in pairs], [t for _, t in pairs]
 
 
@@ -196,7 +194,7 @@ def _syllable_sequence(frames: int, transition: np.ndarray, fps: float, rng: np.
     mean = np.array([s[1] for s in _SYLLABLES[: len(transition)]]) * fps
     shortest = max(2, round(0.15 * fps))
     jumps = int(frames / mean.min() * 1.5) + 64
-    chain = _chain(np.cumsum(transition, 1), rng.integers(len(transition)), rng.random(jumps))
+    chain = _chain(np.cumsum(transition, 1), int(rng.integers(len(transition))), rng.random(jumps))
     lasting = np.maximum(shortest, np.round(rng.gamma(4.0, mean[chain] / 4.0))).astype(np.int64)
     sequence = np.repeat(chain, lasting)
     if len(sequence) < frames:  # bad luck with short durations: draw on from where it ended

@@ -24,7 +24,9 @@ def on_grid(index: np.ndarray, path: Path) -> tuple[int, int, np.ndarray]:
     if index.dtype.kind not in "iuf":
         raise FileError(f"{path}: frames must be numbered, got {index.dtype}; labelled images are not a recording")
     if not np.isfinite(index.astype(np.float64)).all() or (index != np.round(index)).any():
-        raise FileError(f"{path}: frame numbers must be whole, got {index[:3].tolist()}...; put them in the first column")
+        raise FileError(
+            f"{path}: frame numbers must be whole, got {index[:3].tolist()}...; put them in the first column"
+        )
     if len(index) and abs(float(index[0])) > 2**53:
         raise FileError(f"{path}: frame numbers must be below 2^53, got {index[0]}; put them in the first column")
     steps = np.diff(index.astype(np.int64))

@@ -1,4 +1,4 @@
-"""movement-style datasets, from netCDF or memory, with old (keypoints, individuals) or new (keypoint, individual) dims."""
+"""movement-style datasets, from netCDF or memory; dims keypoints, individuals or keypoint, individual."""
 
 import importlib
 import importlib.util
@@ -39,7 +39,9 @@ def read(path: Path) -> list[Track]:
     except FileError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-        raise FileError(f"{path}: must be a movement netCDF file, reading it failed ({error}); save it again") from error
+        raise FileError(
+            f"{path}: must be a movement netCDF file, reading it failed ({error}); save it again"
+        ) from error
 
 
 def read_dataset(dataset: xr.Dataset, who: str) -> list[Track]:
@@ -65,14 +67,15 @@ def read_dataset(dataset: xr.Dataset, who: str) -> list[Track]:
     position = _ordered_space(position.transpose(*dims), who)
     individuals = [str(i) for i in position["individual"].values] if "individual" in position.coords else [None]
     confidence = _confidence(dataset, position, who)
-    fps = dataset.attrs.get("fps")
+    written = np.asarray(dataset.attrs.get("fps", np.nan))
+    fps = float(written.item()) if written.size == 1 and written.dtype.kind in "fiu" and written > 0 else None
     return [
         Track(
             tuple(str(k) for k in position["keypoint"].values),
             position.values[i].astype(np.float64),
             None if confidence is None else confidence[i],
             name,
-            fps=float(fps) if np.isscalar(fps) and not isinstance(fps, str) else None,
+            fps=fps,
         )
         for i, name in enumerate(individuals)
     ]

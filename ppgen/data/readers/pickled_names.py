@@ -84,10 +84,9 @@ def _last(count: int) -> Callable[[list[Any]], None]:
     return build
 
 
-_LITERALS = frozenset(
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING INT BININT BININT1 BININT2 "
-    "LONG LONG1 NONE NEWTRUE NEWFALSE".split()
-)
+_LITERALS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
+_LITERALS |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+_LITERALS |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"}
 _BUILDERS: dict[str, Callable[[list[Any]], None]] = {
     "MARK": lambda stack: stack.append(_MARK),
     "LIST": lambda stack: stack.append(_since_mark(stack)),

@@ -44,10 +44,7 @@ def read(file: h5py.File, path: Path) -> list[Track]:
     if len(names) != len(tracks):
         raise FileError(f"{path}: must name each of its {len(tracks)} tracks, got {len(names)} names; export it again")
     return trimmed(
-        [
-            Track(keypoints, tracks[i], None if scores is None else scores[i], names[i])
-            for i in range(len(tracks))
-        ],
+        [Track(keypoints, tracks[i], None if scores is None else scores[i], names[i]) for i in range(len(tracks))],
         path,
     )
 

@@ -57,8 +57,12 @@ def read(file: h5py.File, path: Path) -> list[Track]:
 
 
 def _track(
-    instances: np.ndarray, times: np.ndarray, points: dict[int, np.ndarray], keypoints: tuple[str, ...],
-    label: str | None, path: Path,
+    instances: np.ndarray,
+    times: np.ndarray,
+    points: dict[int, np.ndarray],
+    keypoints: tuple[str, ...],
+    label: str | None,
+    path: Path,
 ) -> Track:
     times = times.astype(np.int64)
     start, frames = int(times.min()), int(times.max() - times.min()) + 1
@@ -83,7 +87,9 @@ def _points(points: np.ndarray, instances: np.ndarray, keypoints: int, path: Pat
     if (instances["point_id_end"].astype(np.int64) - first != keypoints).any() or (
         first.min() < 0 or first.max() + keypoints > len(points)
     ):
-        raise FileError(f"{path}: each instance must have {keypoints} points, some do not; it is damaged, save it again")
+        raise FileError(
+            f"{path}: each instance must have {keypoints} points, some do not; it is damaged, save it again"
+        )
     mine = points[first[:, None] + np.arange(keypoints)]
     positions = np.stack([mine["x"], mine["y"]], -1).astype(np.float64)
     positions[~mine["visible"].astype(bool)] = np.nan
@@ -99,7 +105,9 @@ def _table(file: h5py.File, name: str, path: Path) -> np.ndarray:
     table = read_array(file, name, path)
     absent = sorted(needed - set(table.dtype.names or ()))
     if absent:
-        raise FileError(f"{path}: table {name!r} must have columns {sorted(needed)}, {absent} are absent; save it again")
+        raise FileError(
+            f"{path}: table {name!r} must have columns {sorted(needed)}, {absent} are absent; save it again"
+        )
     return table
 
 

@@ -51,7 +51,9 @@ class Table:
         two = self.delimiter * 2
         between = f"{self.delimiter}nan{self.delimiter}"
         line = line.replace(two, between).replace(two, between)
-        return ("nan" if line.startswith(self.delimiter) else "") + line + ("nan" if line.endswith(self.delimiter) else "")
+        return (
+            ("nan" if line.startswith(self.delimiter) else "") + line + ("nan" if line.endswith(self.delimiter) else "")
+        )
 
     def _cell_by_cell(self, body: list[str], header: int, columns: list[str]) -> np.ndarray:
         values = np.empty((len(body), len(columns)))
