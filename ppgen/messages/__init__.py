@@ -2,5 +2,6 @@
 
 from ppgen.messages.discrete import DiscreteChain, discrete_chain
 from ppgen.messages.gaussian import GaussianChain, gaussian_chain
+from ppgen.messages.mixture import Mixture, mixture
 
-__all__ = ["DiscreteChain", "GaussianChain", "discrete_chain", "gaussian_chain"]
+__all__ = ["DiscreteChain", "GaussianChain", "Mixture", "discrete_chain", "gaussian_chain", "mixture"]

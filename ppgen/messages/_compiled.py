@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 
-__all__ = ["exp", "kernel", "run_tasks"]
+__all__ = ["Array", "exp", "kernel", "run_tasks"]
+
+Array = np.ndarray
 
 # Sums may be reordered (that is what lets them use vector registers); infinities and NaN keep their meaning.
 _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -51,7 +52,7 @@ def exp(x: float) -> float:
     return 0.0 if x < -708.0 else p * power
 
 
-def run_tasks(function: Callable, tasks: int, work: float, *arguments: Any) -> None:
+def run_tasks(function: Callable, tasks: int, work: float, *arguments: Array | int | bool) -> None:
     """Run ``function(start, stop, *arguments)`` over ``range(tasks)``, on as many threads as torch may use.
 
     Threads of our own rather than Numba's: those abort the process when two Python threads meet in a kernel, or

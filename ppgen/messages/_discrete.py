@@ -1,5 +1,8 @@
-"""Discrete chains on flat batches: which kernel runs, and on what memory. All tensors float64, log_initial (B or 1, K),
-log_transition (B or 1, T - 1 or 1, K, K), log_potential (B, T, K), lengths (B,)."""
+"""Discrete chains on flat batches: which kernel runs, and on what memory.
+
+All tensors are float64: log_initial (B or 1, K), log_transition (B or 1, T - 1 or 1, K, K), log_potential (B, T, K);
+lengths (B,) are int64.
+"""
 
 import torch
 from torch import Tensor
@@ -8,6 +11,7 @@ from ppgen.messages import _discrete_draws as draws
 from ppgen.messages import _discrete_kernels as kernels
 from ppgen.messages import _op, _scan
 from ppgen.messages._compiled import run_tasks
+from ppgen.messages._discrete_exact import exact
 
 __all__ = ["NAME", "compute", "mode", "sample"]
 
@@ -49,8 +53,10 @@ def compute(
         run_tasks(kernels.cross, 2 * rows, work, A, x, n, w, edges, ok, out, shares, pairs)
         run_tasks(kernels.finish, rows, work, A, n, shares, out, first, pairs)
     if not trusted.all():
-        run_tasks(kernels.exact, rows, work, a, A, x, n, keep, w, ok, values, out, first, pairs)
-    return (value, initial, counts, marginals) if keep else (value, *(value.new_empty(0) for _ in range(3)))
+        run_tasks(exact, rows, work, a, A, x, n, keep, w, ok, values, out, first, pairs)
+    if not keep:
+        return value, value.new_empty(0), value.new_empty(0), value.new_empty(0)
+    return value, initial, counts, marginals
 
 
 _op.register(NAME, compute)
@@ -72,9 +78,7 @@ def sample(
 
 def mode(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor) -> Tensor:
     """Most probable path (B, T) by the Viterbi algorithm; of equal ones, that with the lowest states from the end."""
-    a, A, x, n = (
-        t.detach().cpu().contiguous().numpy() for t in (log_initial, log_transition, log_potential, lengths)
-    )
+    a, A, x, n = (t.detach().cpu().contiguous().numpy() for t in (log_initial, log_transition, log_potential, lengths))
     states = torch.empty(x.shape[:2], dtype=torch.long)
     possible = torch.ones(len(x), dtype=torch.bool)
     run_tasks(draws.mode, len(x), x.size * x.shape[2], a, A, x, n, states.numpy(), possible.numpy())

@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
-from ppgen.messages._compiled import exp, kernel
-from ppgen.messages._discrete_kernels import _exact_filter
+from ppgen.messages._compiled import Array, exp, kernel
+from ppgen.messages._discrete_exact import filter_exactly
 
 __all__ = ["mode", "sample"]
 
 
 @kernel
-def _draw(weights, u):
+def _draw(weights: Array, u: float) -> int:
     """Index drawn in proportion to exp(weights - max), by one uniform number; never one of weight zero."""
     top = weights.max()
     total = 0.0
@@ -30,7 +30,17 @@ def _draw(weights, u):
 
 
 @kernel
-def sample(start, stop, log_initial, log_A, x, lengths, uniforms, states, possible):
+def sample(
+    start: int,
+    stop: int,
+    log_initial: Array,
+    log_A: Array,
+    x: Array,
+    lengths: Array,
+    uniforms: Array,
+    states: Array,
+    possible: Array,
+) -> None:
     """Fill ``states`` (n, B, T); ``possible`` (B,) says where there is anything to draw."""
     T, K = x.shape[1:]
     messages = np.empty((T, K))
@@ -39,7 +49,7 @@ def sample(start, stop, log_initial, log_A, x, lengths, uniforms, states, possib
         A = log_A[b if log_A.shape[0] > 1 else 0]
         n = lengths[b]
         first = log_initial[b if log_initial.shape[0] > 1 else 0]
-        possible[b] = abs(_exact_filter(first, A, x[b], n, True, messages)) < math.inf
+        possible[b] = abs(filter_exactly(first, A, x[b], n, True, messages)) < math.inf
         states[:, b, :] = -1
         if not possible[b] or n == 0:
             continue
@@ -58,7 +68,9 @@ def sample(start, stop, log_initial, log_A, x, lengths, uniforms, states, possib
 
 
 @kernel
-def mode(start, stop, log_initial, log_A, x, lengths, states, possible):
+def mode(
+    start: int, stop: int, log_initial: Array, log_A: Array, x: Array, lengths: Array, states: Array, possible: Array
+) -> None:
     """Fill ``states`` (B, T) with the most probable paths."""
     T, K = x.shape[1:]
     came_from = np.empty((T, K), np.int32)
@@ -85,7 +97,7 @@ def mode(start, stop, log_initial, log_A, x, lengths, states, possible):
 
 
 @kernel
-def _recenter(v):
+def _recenter(v: Array) -> bool:
     """Subtract the maximum, so that a million steps lose no digits; False if no entry is finite, or one is NaN."""
     top = -math.inf
     for k in range(v.shape[0]):
@@ -99,7 +111,7 @@ def _recenter(v):
 
 
 @kernel
-def _maximize(log_A, v, best, came_from):
+def _maximize(log_A: Array, v: Array, best: Array, came_from: Array) -> None:
     """best_j = max_i v_i + log_A_ij, and the first i that reaches it."""
     K = v.shape[0]
     for j in range(K):

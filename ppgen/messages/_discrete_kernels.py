@@ -13,9 +13,9 @@ import math
 
 import numpy as np
 
-from ppgen.messages._compiled import exp, kernel
+from ppgen.messages._compiled import Array, exp, kernel
 
-__all__ = ["cross", "exact", "finish", "join", "sweep"]
+__all__ = ["cross", "finish", "join", "sweep"]
 
 _CHUNK = 64  # steps whose exponentials are taken at once
 _LOST = 1e-200  # a message entry below this has lost, or will lose, its digits
@@ -24,12 +24,12 @@ _IMPOSSIBLE = 1e-250
 
 
 @kernel
-def _padded(K):
+def _padded(K: int) -> int:
     return (K + 7) // 8 * 8
 
 
 @kernel
-def _load_transition(log_A, turned, A):
+def _load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
     """Write exp(log_A - max), turned over or not; return the max, and 0 if dense, 1 if sparse, 2 if out of range."""
     K = log_A.shape[0]
     top = -math.inf
@@ -55,7 +55,7 @@ def _load_transition(log_A, turned, A):
 
 
 @kernel
-def _load_emissions(x, t, step, count, e):
+def _load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
     """Write exp(x - max of the row) for ``count`` steps from ``t`` on; return the sum of the maxima."""
     K = x.shape[1]
     total = 0.0
@@ -76,8 +76,8 @@ def _load_emissions(x, t, step, count, e):
 
 
 @kernel
-def _multiply(A, v, out):
-    """out = A v, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
+def _multiply(A: Array, v: Array, out: Array) -> None:
+    """Out = A v, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
     n = v.shape[0]
     for i in range(0, n, 4):
         a = 0.0
@@ -96,8 +96,8 @@ def _multiply(A, v, out):
 
 
 @kernel
-def _absorb(p, e, row, guarded, v):
-    """v = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
+def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
+    """V = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
     K = row.shape[0]
     total = 0.0
     for k in range(K):
@@ -116,8 +116,8 @@ def _absorb(p, e, row, guarded, v):
 
 
 @kernel
-def _start(first, row, guarded, v):
-    """v = exp(first + row), normalised; return the log of its sum, and whether it is to be trusted."""
+def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bool]:
+    """V = exp(first + row), normalised; return the log of its sum, and whether it is to be trusted."""
     K = row.shape[0]
     top = -math.inf
     for k in range(K):
@@ -137,7 +137,9 @@ def _start(first, row, guarded, v):
 
 
 @kernel
-def _sweep_one(first, log_A, x, start, stop, step, store, messages, edge):
+def _sweep_one(
+    first: Array, log_A: Array, x: Array, start: int, stop: int, step: int, store: bool, messages: Array, edge: Array
+) -> tuple[float, bool]:
     """Carry a message from ``start`` up to, not including, ``stop``; return its log scale and whether to trust it."""
     K = x.shape[1]
     P = _padded(K)
@@ -183,7 +185,19 @@ def _sweep_one(first, log_A, x, start, stop, step, store, messages, edge):
 
 
 @kernel
-def sweep(start, stop, log_initial, log_A, x, lengths, store, messages, edge, log_scale, trusted):
+def sweep(
+    start: int,
+    stop: int,
+    log_initial: Array,
+    log_A: Array,
+    x: Array,
+    lengths: Array,
+    store: bool,
+    messages: Array,
+    edge: Array,
+    log_scale: Array,
+    trusted: Array,
+) -> None:
     """Phase one. Task 2b runs sequence b forward, task 2b + 1 backward; ``edge`` gets the messages at the middle."""
     K = x.shape[2]
     flat = np.zeros(K)
@@ -196,9 +210,7 @@ def sweep(start, stop, log_initial, log_A, x, lengths, store, messages, edge, lo
         log_scale[task] = 0.0
         trusted[task] = True
         if task % 2 == 0 and n > 0:
-            log_scale[task], trusted[task] = _sweep_one(
-                first, A, x[b], 0, middle, 1, store, messages[b], edge[task]
-            )
+            log_scale[task], trusted[task] = _sweep_one(first, A, x[b], 0, middle, 1, store, messages[b], edge[task])
         elif task % 2 == 1 and n > 1:
             log_scale[task], trusted[task] = _sweep_one(
                 flat, A, x[b], n - 1, middle - 1, -1, store, messages[b], edge[task]
@@ -206,7 +218,7 @@ def sweep(start, stop, log_initial, log_A, x, lengths, store, messages, edge, lo
 
 
 @kernel
-def join(log_A, lengths, edge, log_scale, trusted, value):
+def join(log_A: Array, lengths: Array, edge: Array, log_scale: Array, trusted: Array, value: Array) -> None:
     """Log-normaliser of each trusted sequence, from the two messages that meet in its middle."""
     for b in range(lengths.shape[0]):
         n = lengths[b]
@@ -228,7 +240,19 @@ def join(log_A, lengths, edge, log_scale, trusted, value):
 
 
 @kernel
-def _cross_one(edge, log_A, x, start, stop, step, skip, weight, messages, pairs, log_counts):
+def _cross_one(
+    edge: Array,
+    log_A: Array,
+    x: Array,
+    start: int,
+    stop: int,
+    step: int,
+    skip: bool,
+    weight: float,
+    messages: Array,
+    pairs: Array,
+    log_counts: Array,
+) -> bool:
     """Carry ``edge`` on over the other task's messages and make them marginals; False if not to be trusted.
 
     ``pairs`` (K, K) sums the products (carried message) x (stored message) for a constant transition; a varying one
@@ -280,8 +304,8 @@ def _cross_one(edge, log_A, x, start, stop, step, skip, weight, messages, pairs,
 
 
 @kernel
-def _add_products(carried, stored, pairs):
-    """pairs += carried stored'."""
+def _add_products(carried: Array, stored: Array, pairs: Array) -> None:
+    """Pairs += carried stored'."""
     K = pairs.shape[0]
     n = carried.shape[1]
     for i in range(K):
@@ -305,7 +329,7 @@ def _add_products(carried, stored, pairs):
 
 
 @kernel
-def _count(A, v, w, scale, step, counts):
+def _count(A: Array, v: Array, w: Array, scale: float, step: int, counts: Array) -> None:
     """Expected transitions at one step: A (which is turned over when going forward) times both messages."""
     K = w.shape[0]
     for i in range(K):
@@ -317,7 +341,19 @@ def _count(A, v, w, scale, step, counts):
 
 
 @kernel
-def cross(start, stop, log_A, x, lengths, weights, edge, trusted, messages, pairs, counts):
+def cross(
+    start: int,
+    stop: int,
+    log_A: Array,
+    x: Array,
+    lengths: Array,
+    weights: Array,
+    edge: Array,
+    trusted: Array,
+    messages: Array,
+    pairs: Array,
+    counts: Array,
+) -> None:
     """Phase two: ``messages`` become marginals; ``pairs`` (2B, K, K) are each task's share of the counts."""
     for task in range(start, stop):
         b = task // 2
@@ -340,7 +376,9 @@ def cross(start, stop, log_A, x, lengths, weights, edge, trusted, messages, pair
 
 
 @kernel
-def finish(start, stop, log_A, lengths, pairs, marginals, initial, counts):
+def finish(
+    start: int, stop: int, log_A: Array, lengths: Array, pairs: Array, marginals: Array, initial: Array, counts: Array
+) -> None:
     """Counts from the two tasks' shares; zeros where the sequence has ended."""
     K = log_A.shape[2]
     for b in range(start, stop):
@@ -356,109 +394,3 @@ def finish(start, stop, log_A, lengths, pairs, marginals, initial, counts):
                     counts[b, 0, i, j] = both * exp(A[0, i, j] - top)
         else:
             counts[b, max(n - 1, 0) :] = 0.0
-
-
-@kernel
-def _log_multiply(log_A, v, out, top):
-    """out_j = log sum_i exp(v_i + log_A_ij), losing nothing."""
-    K = v.shape[0]
-    for j in range(K):
-        top[j] = -math.inf
-        out[j] = 0.0
-    for i in range(K):
-        for j in range(K):
-            a = v[i] + log_A[i, j]
-            top[j] = top[j] if a <= top[j] else a
-    for j in range(K):
-        top[j] = 0.0 if top[j] == -math.inf else top[j]
-    for i in range(K):
-        for j in range(K):
-            out[j] += exp(v[i] + log_A[i, j] - top[j])
-    for j in range(K):
-        out[j] = math.log(out[j]) + top[j] if out[j] != 0.0 else -math.inf
-
-
-@kernel
-def _normalize_log(v):
-    """Subtract log sum exp(v) from v and return it; -inf leaves v alone."""
-    top = v[0]
-    for k in range(1, v.shape[0]):
-        top = v[k] if v[k] > top else top
-    if top == -math.inf:
-        return top
-    total = 0.0
-    for k in range(v.shape[0]):
-        total += exp(v[k] - top)
-    top += math.log(total)
-    for k in range(v.shape[0]):
-        v[k] -= top
-    return top
-
-
-@kernel
-def _exact_filter(log_initial, log_A, x, n, store, messages):
-    """Forward pass on logarithms; return the log-normaliser and store the normalised messages."""
-    K = x.shape[1]
-    v = np.empty(K)
-    p = log_initial.copy()
-    top = np.empty(K)
-    value = 0.0
-    for t in range(n):
-        if t > 0:
-            _log_multiply(log_A[t - 1 if log_A.shape[0] > 1 else 0], v, p, top)
-        for k in range(K):
-            v[k] = p[k] + x[t, k]
-        value += _normalize_log(v)
-        if value == -math.inf:
-            return value
-        if store:
-            messages[t] = v
-    return value
-
-
-@kernel
-def _exact_smooth(log_A, x, n, weight, marginals, counts):
-    """Backward pass on logarithms over what ``_exact_filter`` stored."""
-    K = x.shape[1]
-    v = np.empty(K)
-    p = np.zeros(K)
-    top = np.empty(K)
-    turned = log_A[0].T.copy()
-    for t in range(n - 1, -1, -1):
-        step = t if log_A.shape[0] > 1 else 0
-        if t < n - 1:
-            if step > 0:
-                turned[:] = log_A[step].T
-            _log_multiply(turned, v, p, top)
-        alpha = marginals[t].copy()
-        gamma = alpha + p
-        together = _normalize_log(gamma)
-        if t < n - 1:
-            for i in range(K):
-                for j in range(K):
-                    counts[step, i, j] += weight * exp(alpha[i] + log_A[step, i, j] + v[j] - together)
-        for k in range(K):
-            marginals[t, k] = weight * exp(gamma[k])
-            v[k] = p[k] + x[t, k]
-        _normalize_log(v)
-
-
-@kernel
-def exact(start, stop, log_initial, log_A, x, lengths, store, weights, trusted, value, marginals, initial, counts):
-    """Do the sequences that the scaled kernels could not be trusted with; those of probability zero get zeros."""
-    for b in range(start, stop):
-        if trusted[2 * b] and trusted[2 * b + 1]:
-            continue
-        n = lengths[b]
-        A = log_A[b if log_A.shape[0] > 1 else 0]
-        first = log_initial[b if log_initial.shape[0] > 1 else 0]
-        value[b] = _exact_filter(first, A, x[b], n, store, marginals[b])
-        if not store:
-            continue
-        counts[b] = 0.0
-        if value[b] == -math.inf:
-            marginals[b] = 0.0
-        else:
-            _exact_smooth(A, x[b], n, weights[b], marginals[b], counts[b])
-        marginals[b, n:] = 0.0
-        initial[b] = marginals[b, 0]

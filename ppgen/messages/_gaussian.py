@@ -18,7 +18,7 @@ MOMENTS = "gaussian_chain_moments"
 def moments(
     J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means. The other arguments are unused."""
+    """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
     if h.device.type != "cpu":
         return scan.moments(J, J_cross, h, keep)
     return _run(J, J_cross, h, h.shape[1] // 2, keep, keep)
@@ -53,7 +53,9 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     return noise
 
 
-def _run(J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool) -> tuple[Tensor, ...]:
+def _run(
+    J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments."""
     rows, steps, width = h.shape
     J, J_cross, h = (t.detach().contiguous() for t in (J, J_cross, h))
@@ -65,7 +67,21 @@ def _run(J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth
     precision, cross, linear, o, g, s = (t.numpy() for t in (J, J_cross, h, offset, gain, spread))
     work = rows * steps * width**3
     run_tasks(
-        kernels.eliminate, 2 * rows, work, precision, cross, linear, middle, store, o, g, s, incoming, incoming_h, value, bad
+        kernels.eliminate,
+        2 * rows,
+        work,
+        precision,
+        cross,
+        linear,
+        middle,
+        store,
+        o,
+        g,
+        s,
+        incoming,
+        incoming_h,
+        value,
+        bad,
     )
     kernels.join(precision, linear, middle, store, incoming, incoming_h, o, s, value, bad)
     _refuse_indefinite(bad)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ppgen.messages._compiled import kernel
+from ppgen.messages._compiled import Array, kernel
 
 __all__ = ["draw", "eliminate", "join", "spread_out", "statistics"]
 
@@ -20,7 +20,7 @@ _LOG_2PI = 1.8378770664093454836
 
 
 @kernel
-def _invert_factor(P, scale, C, inverse):
+def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
     """Lower Cholesky factor C of P, and the inverse of C; return log|C|, NaN if P is not positive definite."""
     n = P.shape[0]
     log_det = 0.0
@@ -51,7 +51,7 @@ def _invert_factor(P, scale, C, inverse):
 
 
 @kernel
-def _is_zero(A):
+def _is_zero(A: Array) -> bool:
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
             if A[i, j] != 0.0:
@@ -60,7 +60,7 @@ def _is_zero(A):
 
 
 @kernel
-def _is_identity(A):
+def _is_identity(A: Array) -> bool:
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
             if A[i, j] != (1.0 if i == j else 0.0):
@@ -69,7 +69,7 @@ def _is_identity(A):
 
 
 @kernel
-def _near(A, B, tolerance):
+def _near(A: Array, B: Array, tolerance: float) -> bool:
     """Do A and B agree to ``tolerance``, beside the diagonal of A? Exactly, with tolerance 0."""
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
@@ -79,7 +79,7 @@ def _near(A, B, tolerance):
 
 
 @kernel
-def _receive(J, h, incoming, incoming_h, P, r):
+def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r: Array) -> None:
     """P, r = precision and linear term of a block after what its neighbour adds; only J + J' counts."""
     n = J.shape[0]
     for i in range(n):
@@ -89,7 +89,7 @@ def _receive(J, h, incoming, incoming_h, P, r):
 
 
 @kernel
-def _couple(inverse, cross, turned, W):
+def _couple(inverse: Array, cross: Array, turned: bool, W: Array) -> None:
     """W = inverse @ cross, or @ cross'; ``inverse`` is lower triangular."""
     n = cross.shape[0]
     W[:] = 0.0
@@ -105,8 +105,8 @@ def _couple(inverse, cross, turned, W):
 
 
 @kernel
-def _gram(W, out):
-    """out = W' W, exactly symmetric."""
+def _gram(W: Array, out: Array) -> None:
+    """Out = W' W, exactly symmetric."""
     n = W.shape[0]
     out[:] = 0.0
     for k in range(n):
@@ -117,8 +117,8 @@ def _gram(W, out):
 
 
 @kernel
-def _transposed_product(A, B, sign, out):
-    """out = sign A' B, for A lower triangular."""
+def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
+    """Out = sign A' B, for A lower triangular."""
     n = A.shape[0]
     out[:] = 0.0
     for k in range(n):
@@ -129,7 +129,20 @@ def _transposed_product(A, B, sign, out):
 
 
 @kernel
-def _eliminate_one(J, cross, h, start, stop, step, store, offset, gain, spread, incoming, incoming_h):
+def _eliminate_one(
+    J: Array,
+    cross: Array,
+    h: Array,
+    start: int,
+    stop: int,
+    step: int,
+    store: bool,
+    offset: Array,
+    gain: Array,
+    spread: Array,
+    incoming: Array,
+    incoming_h: Array,
+) -> tuple[float, int]:
     """Eliminate blocks from ``start`` up to, not including, ``stop``; return their log-normaliser and a bad block.
 
     ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``.
@@ -198,7 +211,22 @@ def _eliminate_one(J, cross, h, start, stop, step, store, offset, gain, spread, 
 
 
 @kernel
-def eliminate(start, stop, J, cross, h, middle, store, offset, gain, spread, incoming, incoming_h, value, bad):
+def eliminate(
+    start: int,
+    stop: int,
+    J: Array,
+    cross: Array,
+    h: Array,
+    middle: int,
+    store: bool,
+    offset: Array,
+    gain: Array,
+    spread: Array,
+    incoming: Array,
+    incoming_h: Array,
+    value: Array,
+    bad: Array,
+) -> None:
     """Phase one. Task 2b eliminates sequence b's blocks before ``middle``, task 2b + 1 those after."""
     T = h.shape[1]
     for task in range(start, stop):
@@ -212,7 +240,18 @@ def eliminate(start, stop, J, cross, h, middle, store, offset, gain, spread, inc
 
 
 @kernel
-def join(J, h, middle, store, incoming, incoming_h, offset, spread, value, bad):
+def join(
+    J: Array,
+    h: Array,
+    middle: int,
+    store: bool,
+    incoming: Array,
+    incoming_h: Array,
+    offset: Array,
+    spread: Array,
+    value: Array,
+    bad: Array,
+) -> None:
     """The middle block of every sequence; ``value`` (2B,) gets the whole log-normaliser in its even places."""
     L = h.shape[2]
     C = np.zeros((L, L))
@@ -224,7 +263,12 @@ def join(J, h, middle, store, incoming, incoming_h, offset, spread, value, bad):
             continue
         precision = J[b if J.shape[0] > 1 else 0, middle]
         _receive(
-            precision, h[b, middle], incoming[2 * b] + incoming[2 * b + 1], incoming_h[2 * b] + incoming_h[2 * b + 1], P, r
+            precision,
+            h[b, middle],
+            incoming[2 * b] + incoming[2 * b + 1],
+            incoming_h[2 * b] + incoming_h[2 * b + 1],
+            P,
+            r,
         )
         log_det = _invert_factor(P, precision, C, inverse)
         if math.isnan(log_det):
@@ -244,7 +288,7 @@ def join(J, h, middle, store, incoming, incoming_h, offset, spread, value, bad):
 
 
 @kernel
-def _spread_one(mean, cross, covariance, start, stop, step):
+def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: int, step: int) -> None:
     """From the block before ``start`` on, turn offsets, gains and spreads into means and covariances, in place."""
     L = mean.shape[1]
     gain = np.empty((L, L))
@@ -274,8 +318,8 @@ def _spread_one(mean, cross, covariance, start, stop, step):
 
 
 @kernel
-def _propagate(gain, known, product, covariance):
-    """product = gain @ known; covariance += product @ gain', kept symmetric."""
+def _propagate(gain: Array, known: Array, product: Array, covariance: Array) -> None:
+    """Product = gain @ known; covariance += product @ gain', kept symmetric."""
     L = gain.shape[0]
     product[:] = 0.0
     for i in range(L):
@@ -293,7 +337,7 @@ def _propagate(gain, known, product, covariance):
 
 
 @kernel
-def spread_out(start, stop, middle, mean, cross, covariance):
+def spread_out(start: int, stop: int, middle: int, mean: Array, cross: Array, covariance: Array) -> None:
     """Phase two, task 2b from the middle to the first block, 2b + 1 to the last."""
     for task in range(start, stop):
         b = task // 2
@@ -304,7 +348,7 @@ def spread_out(start, stop, middle, mean, cross, covariance):
 
 
 @kernel
-def statistics(start, stop, weights, mean, cross, covariance):
+def statistics(start: int, stop: int, weights: Array, mean: Array, cross: Array, covariance: Array) -> None:
     """Turn moments into the gradient of the log-normaliser in J, J_cross and h, times ``weights``, in place."""
     T, L = mean.shape[1:]
     for b in range(start, stop):
@@ -323,7 +367,7 @@ def statistics(start, stop, weights, mean, cross, covariance):
 
 
 @kernel
-def draw(start, stop, offset, gain, spread, x):
+def draw(start: int, stop: int, offset: Array, gain: Array, spread: Array, x: Array) -> None:
     """Turn standard normal ``x`` (n, B, T, L) into draws, from the last block to the first."""
     n, _, T, L = x.shape
     C = np.zeros((L, L))

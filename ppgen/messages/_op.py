@@ -18,6 +18,8 @@ _KEEP_AT_MOST = 1 << 24
 
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 
+Context = Any  # what torch hands to the methods of a function; it takes any attribute
+
 _operators: dict[str, Any] = {}
 
 
@@ -68,13 +70,14 @@ class _LogNormalizer(torch.autograd.Function):
         return _operators[name](a, b, c, lengths, weights, keep)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.name, a, b, c, lengths, _, ctx.kept = inputs
+    def setup_context(ctx: Context, inputs: tuple, output: tuple) -> None:
+        name, a, b, c, lengths, _, kept = inputs
+        ctx.name, ctx.kept = name, kept
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(a, b, c, lengths, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         a, b, c, lengths, *statistics = ctx.saved_tensors
         if ctx.kept:
             statistics = _NotTwice.apply(ctx.name, *statistics, a, b, c)
@@ -82,14 +85,13 @@ class _LogNormalizer(torch.autograd.Function):
         else:
             _, *statistics = expectations(ctx.name, a, b, c, lengths, gradient.contiguous())
         summed = [
-            s.sum(0, keepdim=True) if t.shape[0] < s.shape[0] else s
-            for s, t in zip(statistics, (a, b, c), strict=True)
+            s.sum(0, keepdim=True) if t.shape[0] < s.shape[0] else s for s, t in zip(statistics, (a, b, c), strict=True)
         ]
         return None, *summed, None, None, None
 
     @staticmethod
     def vmap(
-        info: Any,
+        info: Context,
         in_dims: tuple,
         name: str,
         a: Tensor,
@@ -120,11 +122,11 @@ class _NotTwice(torch.autograd.Function):
         return first.view_as(first), second.view_as(second), third.view_as(third)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Context, inputs: tuple, output: tuple) -> None:
         ctx.name = inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> None:
+    def backward(ctx: Context, *_: Tensor | None) -> None:
         message = f"{ctx.name}: expected statistics have no derivative here, so log_normalizer has no second one"
         raise NotImplementedError(f"{message}; detach them, or use finite differences of the first")
 

@@ -28,13 +28,13 @@ def discrete_chain(
     Parameters
     ----------
     log_initial
-        (\\*B, K), added to the first step.
+        (..., K), added to the first step.
     log_transition
-        (\\*B, K, K) the same at every step, or (\\*B, T - 1, K, K); ``[..., i, j]`` is from i to j.
+        (..., K, K) the same at every step, or (..., T - 1, K, K); ``[..., i, j]`` is from i to j.
     log_potential
-        (\\*B, T, K). A step without observation has a row of zeros.
+        (..., T, K). A step without observation has a row of zeros.
     lengths
-        (\\*B,) whole numbers in [0, T]; steps at or after them do not exist. None: all are T.
+        (...) whole numbers in [0, T]; steps at or after them do not exist. None: all are T.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class DiscreteChain:
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*B"]:
-        """Log of the sum over every path, (\\*B,). Its gradient is the expected counts; it has no second derivative."""
+        """Log of the sum over every path, (...). Its gradient is the expected counts; it has no second derivative."""
         if self._value is None:
             self._value = self._shaped(_op.log_normalizer(_discrete.NAME, *self._inputs))
         return self._value
@@ -97,17 +97,17 @@ class DiscreteChain:
 
     @property
     def marginals(self) -> Float[Tensor, "*B T K"]:
-        """Probability of each state at each step, (\\*B, T, K); zeros at or after the length."""
+        """Probability of each state at each step, (..., T, K); zeros at or after the length."""
         return self._expected(3)
 
     @property
     def pairwise(self) -> Float[Tensor, "..."]:
-        """Expected transitions: (\\*B, K, K) summed over steps, or (\\*B, T - 1, K, K) if they vary."""
+        """Expected transitions: (..., K, K) summed over steps, or (..., T - 1, K, K) if they vary."""
         counts = self._expected(2)
         return counts[..., : self.steps - 1, :, :] if self.varying else counts[..., 0, :, :]
 
     def pairwise_steps(self) -> Float[Tensor, "*B T-1 K K"]:
-        """Probability of each transition at each step, (\\*B, T - 1, K, K): memory in proportion to T K²."""
+        """Probability of each transition at each step, (..., T - 1, K, K): memory in proportion to T K²."""
         if self.varying or self.steps == 1:
             return self._expected(2)[..., : self.steps - 1, :, :]
         initial, transition, potential, lengths = self._inputs
@@ -115,7 +115,7 @@ class DiscreteChain:
         return self._shaped(_op.expectations(_discrete.NAME, initial, varying, potential, lengths)[2])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n *B T"]:
-        """``n`` independent draws of the path from the posterior, (n, \\*B, T) of int64.
+        """``n`` independent draws of the path from the posterior, (n, ..., T) of int64.
 
         At or after the length the last state is repeated; a sequence of length 0 has state -1 throughout.
 
@@ -130,7 +130,7 @@ class DiscreteChain:
         return _discrete.sample(*self._inputs, uniforms).reshape(n, *self.batch, self.steps)
 
     def mode(self) -> Int[Tensor, "*B T"]:
-        """The most probable path (Viterbi), (\\*B, T) of int64; padded like :meth:`sample`, and raises as it does."""
+        """The most probable path (Viterbi), (..., T) of int64; padded like :meth:`sample`, and raises as it does."""
         return _discrete.mode(*self._inputs).reshape(*self.batch, self.steps)
 
     def _shaped(self, flat: Tensor) -> Tensor:

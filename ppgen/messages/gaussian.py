@@ -1,6 +1,8 @@
 r"""Chains of Gaussian vectors.
 
-.. math:: p(x) = \frac1Z\, \exp\Big(-\tfrac12 \sum_t x_t' J_t x_t - \sum_{t<T} x_t' J^\times_t x_{t+1} + \sum_t h_t' x_t\Big)
+.. math::
+    p(x) = \frac1Z\,
+    \exp\Big(-\tfrac12 \sum_t x_t' J_t x_t - \sum_{t<T} x_t' J^\times_t x_{t+1} + \sum_t h_t' x_t\Big)
 
 The gradient of :math:`\log Z` holds the expected statistics: :math:`-\tfrac12 E[x_t x_t']` in :math:`J`,
 :math:`-E[x_t x_{t+1}']` in :math:`J^\times`, :math:`E[x_t]` in :math:`h`.
@@ -25,12 +27,12 @@ def gaussian_chain(
     Parameters
     ----------
     J
-        (\\*B, T, L, L). Only its symmetric part counts.
+        (..., T, L, L). Only its symmetric part counts.
     J_cross
-        (\\*B, T - 1, L, L); ``J_cross[..., t, i, j]`` couples ``x[t, i]`` and ``x[t + 1, j]``. Blocks of zeros, as beside
-        a block that is pinned to the identity, cost next to nothing.
+        (..., T - 1, L, L); ``J_cross[..., t, i, j]`` couples ``x[t, i]`` and ``x[t + 1, j]``. Blocks of zeros, as
+        beside a block that is pinned to the identity, cost next to nothing.
     h
-        (\\*B, T, L).
+        (..., T, L).
 
     Raises
     ------
@@ -57,34 +59,34 @@ class GaussianChain:
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*B"]:
-        """Log of the integral over every x, (\\*B,). Its gradient is the expected statistics; it has no second one."""
+        """Log of the integral over every x, (...). Its gradient is the expected statistics; it has no second one."""
         if self._value is None:
             self._value = self._shaped(_op.log_normalizer(_gaussian.NAME, *self._inputs))
         return self._value
 
     @property
     def mean(self) -> Float[Tensor, "*B T L"]:
-        """Posterior means, (\\*B, T, L)."""
+        """Posterior means, (..., T, L)."""
         return self._expected(3)
 
     @property
     def covariance(self) -> Float[Tensor, "*B T L L"]:
-        """Posterior covariance of each ``x[t]``, (\\*B, T, L, L)."""
+        """Posterior covariance of each ``x[t]``, (..., T, L, L)."""
         return self._expected(1)
 
     @property
     def cross_covariance(self) -> Float[Tensor, "*B T-1 L L"]:
-        """Posterior covariance of ``x[t]`` (rows) with ``x[t + 1]`` (columns), (\\*B, T - 1, L, L)."""
+        """Posterior covariance of ``x[t]`` (rows) with ``x[t + 1]`` (columns), (..., T - 1, L, L)."""
         return self._expected(2)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *B T L"]:
-        """``n`` independent exact draws, (n, \\*B, T, L)."""
+        """``n`` independent exact draws, (n, ..., T, L)."""
         J, J_cross, h, _ = (t.detach() for t in self._inputs)
         noise = torch.randn((n, *h.shape), generator=generator, dtype=torch.float64, device=h.device)
         return _gaussian.sample(J, J_cross, h, noise).reshape(n, *self.batch, *h.shape[1:]).to(self.dtype)
 
     def mode(self) -> Float[Tensor, "*B T L"]:
-        """The most probable x, which is the mean, (\\*B, T, L)."""
+        """The most probable x, which is the mean, (..., T, L)."""
         return self.mean
 
     def _expected(self, part: int) -> Tensor:

@@ -1,0 +1,93 @@
+r"""Independent discrete variables: a chain without transitions.
+
+.. math:: p(z_n) \propto \exp(w_{z_n} + \ell_{n z_n})
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["Mixture", "mixture"]
+
+
+def mixture(log_weights: Float[Tensor, "*#B K"], log_potential: Float[Tensor, "*#B N K"]) -> "Mixture":
+    """Mixture of K components for each of N rows; leading dims broadcast.
+
+    Parameters
+    ----------
+    log_weights
+        (..., K) log-weights, normalised or not; ``-inf`` shuts a component out.
+    log_potential
+        (..., N, K) log-density of row n under component k. A row without observation is zeros.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit together or tensors that are not floating point.
+    """
+    return Mixture(log_weights, log_potential)
+
+
+class Mixture:
+    """What :func:`mixture` returns: the log-normaliser of every row and the posterior. Any number of derivatives exists.
+
+    A row that no component allows has log-normaliser ``-inf``, and responsibilities and a gradient of zero.
+    """
+
+    def __init__(self, log_weights: Tensor, log_potential: Tensor) -> None:
+        if log_potential.dim() < 2 or log_potential.shape[-1] == 0:
+            raise ValueError(
+                f"mixture: log_potential must have shape (..., N, K) with K >= 1, got {tuple(log_potential.shape)}"
+            )
+        if log_weights.dim() < 1 or log_weights.shape[-1] != log_potential.shape[-1]:
+            raise ValueError(
+                f"mixture: log_weights must have shape (..., K={log_potential.shape[-1]}), "
+                f"got {tuple(log_weights.shape)}"
+            )
+        for name, t in (("log_weights", log_weights), ("log_potential", log_potential)):
+            if not t.is_floating_point():
+                raise ValueError(f"mixture: {name} must be floating point, got {t.dtype}; convert it")
+        self.log_joint = log_weights.unsqueeze(-2) + log_potential
+        impossible = (self.log_joint == -torch.inf).all(-1, keepdim=True)
+        self._possible = torch.where(impossible, 0.0, self.log_joint)  # keeps NaN out of the gradient
+        self._impossible = impossible
+
+    @property
+    def log_normalizer(self) -> Float[Tensor, "*B N"]:
+        """Log of the sum over components for every row, (..., N). Its gradient is the responsibilities."""
+        return torch.where(self._impossible[..., 0], -torch.inf, self._possible.logsumexp(-1))
+
+    @property
+    def responsibilities(self) -> Float[Tensor, "*B N K"]:
+        """Probability of each component for each row, (..., N, K)."""
+        return torch.where(self._impossible, 0.0, self._possible.softmax(-1))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n *B N"]:
+        """``n`` independent draws of every row's component, (n, ..., N) of int64.
+
+        Raises
+        ------
+        ValueError
+            Where no component is possible.
+        """
+        self._refuse_impossible()
+        shares = self.responsibilities.detach()
+        flat = shares.reshape(-1, shares.shape[-1])
+        if not len(flat):
+            return torch.empty((n, *shares.shape[:-1]), dtype=torch.long, device=shares.device)
+        draws = torch.multinomial(flat, n, replacement=True, generator=generator)
+        return draws.T.reshape(n, *shares.shape[:-1])
+
+    def mode(self) -> Int[Tensor, "*B N"]:
+        """Most probable component of every row, (..., N) of int64; raises as :meth:`sample` does."""
+        self._refuse_impossible()
+        return self.log_joint.argmax(-1)
+
+    def _refuse_impossible(self) -> None:
+        bad = self._impossible[..., 0] | self.log_joint.isnan().any(-1)
+        if bad.any():
+            row = tuple(int(i) for i in bad.nonzero()[0])
+            raise ValueError(
+                f"mixture: to draw a component some component must have positive probability, row {row} has none or "
+                "holds NaN; check its potentials for rows of -inf"
+            )
