@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import pandas as pd
 import torch
 from pyro.infer.autoguide.initialization import init_to_mean, init_to_sample, init_to_value
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
-from ppgen.inference.predictive import at, isolated
+from ppgen.inference.predictive import at, isolated, missing_share
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs, require_at_least
 from ppgen.results.fit import Fit, fit_result
@@ -97,7 +98,7 @@ def fit(
         "interrupted": interrupted,
         "seconds": time.perf_counter() - began,
         "tune": tune,
-        "missing_share": float(torch.isnan(data).double().mean()),
+        "missing_share": missing_share(model, data),
     }
     return fit_result(model, posterior, _history(runs, tune), attrs, observations)
 
@@ -106,7 +107,7 @@ class Step(NamedTuple):
     """One transition: where it ended (unconstrained), and what was recorded."""
 
     place: dict[str, Tensor]
-    record: dict[str, float]
+    record: dict[str, float | bool]
 
 
 @final
@@ -123,8 +124,8 @@ class RecordingNUTS(NUTS):
         place = self.sample(place)
         record = {
             "energy": math.nan if self._first_energy is None else self._first_energy,
-            "diverging": float(len(self._divergences) > divergences),
-            "n_steps": float(self._evaluations - 1),
+            "diverging": len(self._divergences) > divergences,
+            "n_steps": self._evaluations - 1,
             "step_size": float(self.step_size),
         }
         return Step({site: value.detach() for site, value in place.items()}, record)
@@ -201,7 +202,7 @@ def _gather(kernels: Sequence[RecordingNUTS], runs: Sequence[Sequence[Step]], tu
             transform = kernel.transforms.get(site)
             sites.setdefault(site, []).append(free if transform is None else transform.inv(free))
     records = {
-        name: torch.tensor([[step.record[name] for step in run] for run in kept], dtype=torch.float64)
+        name: torch.from_numpy(np.array([[step.record[name] for step in run] for run in kept]))
         for name in kept[0][0].record
     }
     draws = Draws({site: torch.stack(values) for site, values in sites.items()}, records)

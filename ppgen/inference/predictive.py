@@ -36,6 +36,7 @@ __all__ = [
     "latents",
     "log_joint",
     "log_likelihood",
+    "missing_share",
     "prior",
     "replicate",
 ]
@@ -100,6 +101,11 @@ def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event
         return torch.ones_like(x, dtype=torch.bool)
     inside = torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None]
     return inside.reshape(*inside.shape, *[1] * (x.ndim - 2)).expand_as(x)
+
+
+def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
+    """Share of entries not observed, among those that exist; NaN where none does."""
+    return float(torch.isnan(x[exists(model, x)]).double().mean())
 
 
 def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:

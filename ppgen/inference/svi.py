@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FileError, FitError
-from ppgen.inference.predictive import isolated
+from ppgen.inference.predictive import isolated, missing_share
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs, require_at_least
 from ppgen.results.fit import Fit, fit_result
@@ -117,7 +117,7 @@ def fit(
         "converged": run.converged,
         "interrupted": interrupted,
         "seconds": time.perf_counter() - began,
-        "missing_share": float(torch.isnan(data).double().mean()),
+        "missing_share": missing_share(model, data),
     }
     return fit_result(model, posterior, run.history(), attrs, observations)
 
@@ -153,15 +153,16 @@ class Run:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered NaN")  # said below, with the step and the site
             loss = self.elbo.differentiable_loss(self.model.model, self.model.guide, x, u=u, total=len(self.x))
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             torch.set_rng_state(stream)
-            raise self._lost(f"the loss is {float(loss)}{_first_bad_site(self.model, *self._batch())}", of)
+            raise self._lost(f"the loss is {value}{_first_bad_site(self.model, *self._batch())}", of)
         loss.backward()
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 raise self._lost(f"the gradient of {name} is not finite", of)
         self.optimizer.step()
-        self.losses.append(float(loss))
+        self.losses.append(value)
         self.rates.append(self.optimizer.param_groups[0]["lr"])
         if self.options.early_stopping:
             self._decide()

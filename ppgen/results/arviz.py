@@ -36,6 +36,7 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
         observations, x, u = read
         groups |= _data_groups(fit, theta, x, u)
         dims |= {"x": list(fit.model.data_dims)}
+        dims |= {} if u is None else {"u": [*fit.model.data_dims[: u.ndim - 1], "input"]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     return _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
 

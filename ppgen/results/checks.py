@@ -37,7 +37,7 @@ def _checks(fit: "Fit", read: Read | None, draws: int) -> Iterator[Check]:
         if read is not None:
             _, x, u = read
             yield from diagnostics.check_importance(_log_ratio(fit, x, u, draws))
-    share = fit.attrs.get("missing_share") if read is None else float(torch.isnan(read[1]).double().mean())
+    share = fit.attrs.get("missing_share") if read is None else predictive.missing_share(fit.model, read[1])
     if share is not None:
         yield from diagnostics.check_missing(share)
 

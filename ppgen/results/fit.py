@@ -151,7 +151,7 @@ class Fit:
             return to_arviz(self, read, draws)
 
     def diagnose(
-        self, x: object = None, draws: int = 500, *, u: object = None, random_seed: int | None = None
+        self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None
     ) -> Report:
         """Say whether this fit can be trusted, failing closed; see :mod:`ppgen.inference.diagnostics`.
 

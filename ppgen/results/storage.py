@@ -51,7 +51,7 @@ def write_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False).encode()}
+        payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False, na_rep="nan").encode()}
         manifest = {
             "format": FORMAT,
             "versions": versions(),
@@ -205,13 +205,22 @@ def _read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def _read_history(data: bytes, dtypes: Mapping[str, str], path: Path) -> pd.DataFrame:
+    """Parse cells with Python's own float, which gives back the bits that were written."""
     if not dtypes:
         return pd.DataFrame()
     try:
-        table = pd.read_csv(io.BytesIO(data), float_precision="round_trip")
-        return table.astype({name: dtype for name, dtype in dtypes.items() if dtype != "object"})
+        cells = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+        return pd.DataFrame({name: _parsed(cells[name], dtype) for name, dtype in dtypes.items()})
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"load: {path} must be the table its manifest describes, got something else") from error
+
+
+def _parsed(cells: pd.Series, dtype: str) -> pd.Series:
+    if dtype == "bool":
+        return cells == "True"
+    if dtype.startswith("float"):
+        return cells.map(float).astype(dtype)
+    return cells.map(int).astype(dtype) if dtype.startswith(("int", "uint")) else cells
 
 
 def _kind(path: Path) -> str:
