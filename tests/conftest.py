@@ -27,7 +27,7 @@ def _checked_modules() -> list[str]:
 
 
 # Before any test imports ppgen: shapes and types in annotations are checked on every call from here on.
-install_import_hook(_checked_modules(), "beartype.beartype")
+install_import_hook(_checked_modules(), "shape_checks.check")
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ppgen.errors import DataError
 
@@ -28,7 +28,7 @@ __all__ = ["Factor", "Family", "Natural", "Sampler"]
 Natural = dict[str, Tensor]
 """Statistic -> tensor, batch dimensions first: natural parameters, statistics, their expectations, gradients."""
 
-Sampler = Callable[[str, Distribution], Tensor]
+Sampler = Callable[[str, TorchDistributionMixin], Tensor]
 """What `Family.draw` calls for each site: ``pyro.sample``, or any ``(site, distribution) -> value``."""
 
 
@@ -95,7 +95,7 @@ class Family(ABC):
     def sample(self, eta: Natural, n: int) -> dict[str, Tensor]:
         """Draw ``n`` times, site -> (n, *batch, *event), from torch's global generator and without gradient."""
 
-        def draw(_site: str, distribution: Distribution) -> Tensor:
+        def draw(_site: str, distribution: TorchDistributionMixin) -> Tensor:
             # A site that depends on an earlier one has that one's n draws as its batch already.
             return distribution.sample(torch.Size() if distribution.batch_shape else torch.Size((n,)))
 
@@ -108,7 +108,9 @@ class Family(ABC):
             raise DataError(f"{self._name}: statistics must be {sorted(self.event_dims)}, got {sorted(eta)}")
         for name, dims in self.event_dims.items():
             if eta[name].ndim < dims:
-                raise DataError(f"{self._name}: {name} must have {dims} event dims or more, got {_shape(eta[name])}")
+                raise DataError(
+                    f"{self._name}: {name} must have {dims} event dims or more, got shape {tuple(eta[name].shape)}"
+                )
             require(self._name, name, eta[name], eta[name].isfinite(), "finite")
         self._check_proper(eta)
 
@@ -153,21 +155,22 @@ def require_positive_definite(who: str, what: str, matrix: Float[Tensor, "*batch
 
 
 def common_batch(values: Natural, event_dims: Mapping[str, int]) -> Natural:
-    """Expand every statistic to the batch shape they share."""
-    events = {name: value.ndim - event_dims[name] for name, value in values.items()}
-    batch = torch.broadcast_shapes(*(value.shape[: events[name]] for name, value in values.items()))
-    return {name: value.expand((*batch, *value.shape[events[name] :])) for name, value in values.items()}
+    """Repeat every statistic over the batch shape they share, in memory of its own so that it can be saved."""
+    start = {name: value.ndim - event_dims[name] for name, value in values.items()}
+    batch = torch.broadcast_shapes(*(value.shape[: start[name]] for name, value in values.items()))
+    return {name: value.expand((*batch, *value.shape[start[name] :])).contiguous() for name, value in values.items()}
 
 
 def as_tensors(*values: Tensor | float) -> list[Tensor]:
-    """Turn numbers into tensors of the dtype and device of the tensors among ``values``."""
-    like = next((v for v in values if isinstance(v, Tensor)), torch.zeros((), dtype=torch.float64))
-    return [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values]
+    """Turn numbers into tensors of the one floating dtype, and the device, of the tensors among ``values``."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    dtypes = {value.dtype for value in tensors if value.is_floating_point()} or {torch.float64}
+    if len(dtypes) > 1:
+        came = " and ".join(sorted(map(str, dtypes)))
+        raise DataError(f"natural: parameters must have one floating dtype, got {came}; convert them first")
+    device = tensors[0].device if tensors else None
+    return [torch.as_tensor(value, dtype=min(dtypes, key=str), device=device) for value in values]
 
 
 def _sum_events(values: Tensor, dims: int) -> Tensor:
     return values.flatten(-dims).sum(-1) if dims else values
-
-
-def _shape(value: Tensor) -> tuple[int, ...]:
-    return tuple(value.shape)

@@ -73,11 +73,11 @@ class MatrixNormalInverseWishart(Family):
         degrees: Tensor | float,
     ) -> Natural:
         """Natural parameters of W(degrees, scale⁻¹) times MN(location, Λ⁻¹, column_precision⁻¹)."""
-        _, nu = as_tensors(location, degrees)
-        linear = location @ column_precision
-        outer = linear @ location.mT
-        precision = scale + (outer + outer.mT) / 2
-        values = {"precision": precision, "linear": linear, "quadratic": column_precision, "log_det": nu}
+        m, v, psi, nu = as_tensors(location, column_precision, scale, degrees)
+        linear = m @ v
+        outer = linear @ m.mT
+        # Rounding leaves the product a little asymmetric.
+        values = {"precision": psi + (outer + outer.mT) / 2, "linear": linear, "quadratic": v, "log_det": nu}
         return common_batch(values, self.event_dims)
 
     def named(self, eta: Natural) -> dict[str, Tensor]:

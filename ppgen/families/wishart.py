@@ -19,7 +19,7 @@ from torch.distributions import Gamma, constraints
 
 from ppgen.families.cholesky_factor import lower_cholesky_factor
 
-__all__ = ["WishartCholesky", "cholesky", "expected_log_det", "inverse_lower", "log_multivariate_gamma"]
+__all__ = ["Shape", "WishartCholesky", "cholesky", "expected_log_det", "inverse_lower", "log_multivariate_gamma"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -105,7 +105,8 @@ def cholesky(matrix: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]
 def inverse_lower(factor: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
     """Inverse of a lower-triangular matrix."""
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    # Not every device's solver leaves exact zeros above the diagonal.
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).tril()
 
 
 def log_multivariate_gamma(half_df: Float[Tensor, "*batch"], size: int) -> Float[Tensor, "*batch"]:

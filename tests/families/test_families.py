@@ -316,6 +316,30 @@ def test_scalars_and_batches_are_brought_to_one_batch_shape():
         "quadratic": (K,),
         "log_det": (K,),
     }
+    assert all(value.is_contiguous() for value in eta.values())
+
+
+def test_whole_numbers_become_floating():
+    eta = Gamma("rate").natural(shape=torch.tensor([1, 2]), rate=3)
+    assert eta["log"].dtype == eta["value"].dtype == torch.float64
+
+
+def test_single_and_double_precision_are_never_mixed():
+    named = {**wishart_case()[1], "scale": torch.eye(D).double()}
+    with pytest.raises(DataError, match="one floating dtype, got torch.float32 and torch.float64; convert them first"):
+        NormalInverseWishart().natural(**named)
+
+
+def test_draws_stay_inside_the_support_where_doubles_end():
+    """A tiny concentration puts almost all mass on corners; logarithms of what is drawn must stay finite."""
+    corners = Dirichlet("p"), {"concentration": torch.full((20,), 1e-4).double()}
+    for family, named in (
+        corners,
+        (Beta("p"), {"one": 1e-4, "zero": 1e-4}),
+        (Gamma("p"), {"shape": 1e-4, "rate": 1.0}),
+    ):
+        statistic = family.statistic(family.sample(family.natural(**named), 500))
+        assert all(value.isfinite().all() for value in statistic.values())
 
 
 TORCH_PEERS = [
