@@ -60,7 +60,7 @@ class AlignedRecording:
     heading: Float[np.ndarray, " T"]
     scale: float
     keypoints: tuple[str, ...]
-    fps: float | None = None
+    fps: float | int | None = None
     start: int = 0
     notes: tuple[str, ...] = ()
 
@@ -201,7 +201,7 @@ def unalign(
     pose: Float[np.ndarray, "*B T P S"],
     centroid: Float[np.ndarray, "T S"],
     heading: Float[np.ndarray, " T"],
-    scale: float,
+    scale: float | int,
 ) -> Float[np.ndarray, "*B T P S"]:
     """Return poses, in body lengths, to the place, direction and units they came from."""
     turned = rotated(pose, heading)

@@ -23,8 +23,8 @@ def read_poses(
     path: str | Path | xr.Dataset | Sequence[str | Path],
     *,
     format: str | None = None,  # noqa: A002 - the word that every reader of files uses
-    fps: float | None = None,
-    min_confidence: float = 0.0,
+    fps: float | int | None = None,
+    min_confidence: float | int = 0.0,
     recording: str | None = None,
     individuals: Sequence[str] | None = None,
 ) -> list[Recording]:
@@ -115,8 +115,8 @@ def _recordings(
     name: str,
     source: str,
     who: str,
-    fps: float | None,
-    min_confidence: float,
+    fps: float | int | None,
+    min_confidence: float | int,
     individuals: Sequence[str] | None,
 ) -> list[Recording]:
     if individuals is not None:
@@ -124,7 +124,7 @@ def _recordings(
     several, found, lost = len(tracks) > 1, [], []
     for track in tracks:
         where = f"{who}: individual {track.individual}" if several else who
-        rate = fps if fps is not None else track.fps
+        rate = track.fps if fps is None else float(fps)
         _refuse(track, rate, where, never_seen=several)
         positions, below = _without_unsure(track, min_confidence, where)
         if np.isnan(positions).all():
@@ -160,7 +160,7 @@ def _refuse(track: Track, fps: float | None, who: str, *, never_seen: bool) -> N
         raise FileError(f"{who}: {problem}")
 
 
-def _without_unsure(track: Track, threshold: float, who: str) -> tuple[np.ndarray, int]:
+def _without_unsure(track: Track, threshold: float | int, who: str) -> tuple[np.ndarray, int]:
     """Return positions that are NaN as a whole where a coordinate is NaN or the confidence too low."""
     absent = np.isnan(track.positions).any(-1)
     below = np.zeros_like(absent)
@@ -171,7 +171,7 @@ def _without_unsure(track: Track, threshold: float, who: str) -> tuple[np.ndarra
     return np.where((absent | below)[..., None], np.nan, track.positions), int(below.sum())
 
 
-def _notes(positions: np.ndarray, keypoints: tuple[str, ...], below: int, threshold: float) -> list[str]:
+def _notes(positions: np.ndarray, keypoints: tuple[str, ...], below: int, threshold: float | int) -> list[str]:
     notes = []
     if below:
         share = below / positions[..., 0].size

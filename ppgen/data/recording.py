@@ -62,7 +62,7 @@ class Recording:
     positions: Float[np.ndarray, "T P S"]
     confidence: Float[np.ndarray, "T P"] | None
     keypoints: tuple[str, ...]
-    fps: float | None = None
+    fps: float | int | None = None
     individual: str | None = None
     source: str = ""
     start: int = 0
@@ -120,7 +120,7 @@ class Recording:
 
 
 def find_problem(
-    positions: np.ndarray, confidence: np.ndarray | None, keypoints: tuple[str, ...], fps: float | None
+    positions: np.ndarray, confidence: np.ndarray | None, keypoints: tuple[str, ...], fps: float | int | None
 ) -> str | None:
     """Say what is wrong with these arrays as a recording, in words, or return None."""
     checks = (
@@ -156,7 +156,7 @@ def _name_problem(keypoints: tuple[str, ...]) -> str | None:
     return None
 
 
-def _fps_problem(fps: float | None) -> str | None:
+def _fps_problem(fps: float | int | None) -> str | None:
     if fps is not None and not (np.isfinite(fps) and fps > 0):
         return f"fps must be a positive number of frames per second, got {fps}"
     return None

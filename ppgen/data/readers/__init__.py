@@ -61,7 +61,7 @@ def find_format(path: Path) -> str:
     raise unknown(path, f"its first row begins {str(table.head[0])[:60]}")
 
 
-def read_tracks(path: Path, name: str, fps: float | None) -> list[Track]:
+def read_tracks(path: Path, name: str, fps: float | int | None) -> list[Track]:
     """Read a file in a known format, or in ``movement:<software>``."""
     if name.startswith("movement:"):
         return movement.read_with_movement(path, name.removeprefix("movement:"), fps)

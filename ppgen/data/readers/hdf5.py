@@ -82,20 +82,26 @@ def strings(array: np.ndarray) -> tuple[str, ...]:
 
 
 def _refuse_links(file: h5py.File, path: Path) -> None:
-    seen = 0
-
-    def check(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
-        nonlocal seen
-        seen += 1
-        if isinstance(link, h5py.ExternalLink):
-            raise FileError(
-                f"{path}: must hold its own data, {name!r} is an external link to {link.filename!r}; "
-                "copy the linked data into one file"
-            )
-        if seen > _LINK_LIMIT:
-            raise FileError(f"{path}: must be a pose file, it has more than {_LINK_LIMIT} members")
-
-    file.visititems_links(check)
+    """Walk every group once, without following a link; low-level, because damaged names cannot be decoded."""
+    waiting, seen, members = [file.id], set(), 0
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            members += 1
+            if members > _LINK_LIMIT:
+                raise FileError(f"{path}: must be a pose file, it has more than {_LINK_LIMIT} members")
+            kind = group.links.get_info(name).type
+            if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+                raise FileError(
+                    f"{path}: must hold its own data, {name.decode(errors='replace')!r} is an external link; "
+                    "copy the linked data into one file"
+                )
+            address = h5py.h5g.get_objinfo(group, name, follow_link=False).objno
+            if kind == h5py.h5l.TYPE_HARD and address not in seen:
+                seen.add(address)
+                member = h5py.h5o.open(group, name)
+                if isinstance(member, h5py.h5g.GroupID):
+                    waiting.append(member)
 
 
 def _plain(dtype: np.dtype) -> bool:

@@ -81,7 +81,7 @@ def read_dataset(dataset: xr.Dataset, who: str) -> list[Track]:
     ]
 
 
-def read_with_movement(path: Path, software: str, fps: float | None) -> list[Track]:
+def read_with_movement(path: Path, software: str, fps: float | int | None) -> list[Track]:
     """Let the ``movement`` package read what ppgen does not know itself.
 
     Raises

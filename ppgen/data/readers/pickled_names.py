@@ -1,7 +1,7 @@
 """Column names that PyTables wrote as a pickle, decoded without running it.
 
 A pickle is a program. This reads its opcodes with :mod:`pickletools`, which executes nothing, and knows only those
-that build lists, tuples, dicts, strings and whole numbers; anything else is refused.
+that build lists, tuples, dicts, strings, numbers and truth values; anything else is refused.
 """
 
 import pickletools
@@ -73,6 +73,11 @@ def _set(stack: list[Any]) -> None:
     stack[-1][key] = value
 
 
+def _set_all(stack: list[Any]) -> None:
+    items = _since_mark(stack)
+    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+
 def _last(count: int) -> Callable[[list[Any]], None]:
     def build(stack: list[Any]) -> None:
         if len(stack) < count:
@@ -86,7 +91,7 @@ def _last(count: int) -> Callable[[list[Any]], None]:
 
 _LITERALS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
 _LITERALS |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-_LITERALS |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"}
+_LITERALS |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NONE"}
 _BUILDERS: dict[str, Callable[[list[Any]], None]] = {
     "MARK": lambda stack: stack.append(_MARK),
     "LIST": lambda stack: stack.append(_since_mark(stack)),
@@ -98,6 +103,9 @@ _BUILDERS: dict[str, Callable[[list[Any]], None]] = {
     "APPEND": _append,
     "APPENDS": _appends,
     "SETITEM": _set,
+    "SETITEMS": _set_all,
+    "NEWTRUE": lambda stack: stack.append(True),
+    "NEWFALSE": lambda stack: stack.append(False),
     "TUPLE1": _last(1),
     "TUPLE2": _last(2),
     "TUPLE3": _last(3),

@@ -1,0 +1,130 @@
+"""The labelled layer: nothing guessed, nothing lost, everything else refused in words."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from ppgen.data import as_observations, lengths, like, to_tensor
+from ppgen.errors import DataError
+
+
+def test_an_array_keeps_its_values_and_gains_names():
+    values = np.random.default_rng(0).normal(size=(2, 5, 3))
+    x = as_observations(values)
+    assert x.dims == ("sequence", "time", "feature")
+    assert x.name == "x"
+    np.testing.assert_array_equal(x.values, values)
+    x[0, 0, 0] = 7.0
+    assert values[0, 0, 0] != 7.0
+
+
+def test_a_tensor_an_integer_array_and_a_nested_frame_become_float64():
+    for values in (torch.ones(1, 4, 2), np.ones((1, 4, 2), dtype=np.int8), np.ones((1, 4, 2), dtype=bool)):
+        assert as_observations(values).dtype == np.float64
+
+
+def test_a_ragged_dict_ends_in_nan_and_remembers_names_and_lengths():
+    x = as_observations({"b": np.ones((2, 3)), "a": np.zeros((4, 3))})
+    assert x.coords["sequence"].values.tolist() == ["b", "a"]
+    assert x.coords["length"].values.tolist() == [2, 4]
+    assert np.isnan(x.values[0, 2:]).all()
+    assert not np.isnan(x.values[0, :2]).any()
+
+
+def test_the_given_length_survives_frames_that_end_in_nan():
+    recording = np.ones((5, 2))
+    recording[3:] = np.nan
+    assert as_observations([recording]).coords["length"].values.tolist() == [5]
+
+
+def test_a_frame_is_one_sequence_with_its_own_labels():
+    frame = pd.DataFrame({"speed": [1, 2], "turn": [0.5, np.nan]}, index=[0.1, 0.2])
+    x = as_observations(frame)
+    assert x.shape == (1, 2, 2)
+    assert x.coords["feature"].values.tolist() == ["speed", "turn"]
+    assert x.coords["time"].values.tolist() == [0.1, 0.2]
+
+
+def test_frames_with_other_columns_are_not_mixed():
+    with pytest.raises(DataError, match="every frame must have the columns"):
+        as_observations([pd.DataFrame({"a": [1.0]}), pd.DataFrame({"b": [1.0]})])
+
+
+def test_a_data_array_is_read_by_names_not_by_position():
+    x = xr.DataArray(np.arange(6.0).reshape(2, 3), dims=("feature", "time"), coords={"feature": ["u", "v"]})
+    y = as_observations(x)
+    assert y.shape == (1, 3, 2)
+    np.testing.assert_array_equal(y.values[0], x.values.T)
+    np.testing.assert_array_equal(as_observations(xr.Dataset({"pose": x})).values, y.values)
+
+
+def test_masked_entries_become_nan_whatever_lies_under_the_mask():
+    masked = np.ma.array(np.ones((1, 2, 1)), mask=[[[True], [False]]])
+    masked.data[0, 0, 0] = np.inf
+    np.testing.assert_array_equal(as_observations(masked).values.ravel(), [np.nan, 1.0])
+
+
+def test_other_dims_are_possible():
+    x = as_observations(np.ones((4, 2)), dims=("row", "feature"), coords={"feature": ["a", "b"]})
+    assert x.dims == ("row", "feature")
+    assert "length" not in x.coords
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((3, 2)), r"x: must have 3 axes \(sequence, time, feature\), got shape \(3, 2\)"),
+        (np.array([[["a"]]]), "x: must hold real numbers, got <U1; encode it as numbers"),
+        (np.array([[[None]]], dtype=object), "must hold real numbers, got object"),
+        (np.ones((1, 1, 1), dtype=complex), "got complex128; use .real and .imag"),
+        (np.full((1, 2, 1), np.inf), "must be finite or NaN, got inf at sequence 0, time 0, feature 0"),
+        (
+            xr.DataArray(np.ones((2, 2)), dims=("time", "space")),
+            "dims must be sequence, time, feature, got time, space",
+        ),
+        (xr.Dataset({"a": ("time", [1.0]), "b": ("time", [1.0])}), r"one variable, got \['a', 'b'\]"),
+        (pd.DataFrame({"a": ["x"]}), r"columns must hold numbers, \['a'\] do not"),
+        (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "columns must differ"),
+        ([], "must hold at least one sequence, got none"),
+        ([np.ones((2, 3)), np.ones((2, 4))], "every sequence must have the same feature axis"),
+        ([[1.0, 2.0]], r"x\[0\]: must be an array, got a list"),
+        ({"a": np.ones(3)}, r"x\['a'\]: must have 2 axes \(time, feature\)"),
+        ("mouse.csv", "must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got str"),
+        (3.0, "got float"),
+    ],
+)
+def test_the_rest_is_refused_in_words(x, message):
+    with pytest.raises(DataError, match=message):
+        as_observations(x)
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="feature must have 2 labels, got 3"):
+        as_observations(np.ones((1, 3, 2)), coords={"feature": ["a", "b", "c"]})
+    with pytest.raises(DataError, match="coords must label"):
+        as_observations(np.ones((1, 3, 2)), coords={"state": ["a"]})
+
+
+def test_lengths_end_at_the_last_seen_frame():
+    x = torch.full((3, 4, 2), torch.nan, dtype=torch.float64)
+    x[0, 1, 1] = 1.0
+    x[1, 3] = 1.0
+    assert lengths(x).tolist() == [2, 4, 0]
+
+
+def test_answers_come_back_with_the_labels_of_the_data():
+    x = as_observations({"m1": np.ones((3, 2)), "m2": np.ones((2, 2))}, coords={"feature": ["a", "b"]})
+    z = like(x, torch.zeros(2, 3, 4), ("sequence", "time", "state"), coords={"state": list("wxyz")})
+    assert z.coords["sequence"].values.tolist() == ["m1", "m2"]
+    assert z.coords["length"].values.tolist() == [3, 2]
+    assert "feature" not in z.coords
+    with pytest.raises(DataError, match="time must have length 3 like the data, got 5"):
+        like(x, np.zeros((2, 5)), ("sequence", "time"))
+
+
+def test_a_tensor_of_observations_shares_no_memory():
+    x = as_observations(np.zeros((1, 2, 1)))
+    to_tensor(x)[0, 0, 0] = 1.0
+    assert x.values[0, 0, 0] == 0.0
