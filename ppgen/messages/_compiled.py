@@ -3,29 +3,31 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numba
 import numpy as np
 import torch
+from numba import njit
 
-__all__ = ["Array", "exp", "kernel", "run_tasks"]
+__all__ = ["KERNEL", "Array", "exp", "run_tasks"]
 
 Array = np.ndarray
 
-# Sums may be reordered (that is what lets them use vector registers); infinities and NaN keep their meaning.
-_FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+# How every kernel is compiled: once per machine, free of the interpreter lock. Sums may be reordered (that is what
+# lets them use vector registers); infinities and NaN keep their meaning.
+KERNEL: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+}
 # Below this many multiplications per call, handing work to another thread costs more than it saves.
 _WORTH_A_THREAD = 200_000
 
 _pool: ThreadPoolExecutor | None = None
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile once per machine, free of the interpreter lock."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(**KERNEL | {"fastmath": {"contract"}})
 def exp(x: float) -> float:
     """Exponential of ``x <= 0`` to the last digit; 0 below -708, NaN for NaN.
 

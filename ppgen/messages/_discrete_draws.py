@@ -3,14 +3,15 @@
 import math
 
 import numpy as np
+from numba import njit
 
-from ppgen.messages._compiled import Array, exp, kernel
+from ppgen.messages._compiled import KERNEL, Array, exp
 from ppgen.messages._discrete_exact import filter_exactly
 
 __all__ = ["mode", "sample"]
 
 
-@kernel
+@njit(**KERNEL)
 def _draw(weights: Array, u: float) -> int:
     """Index drawn in proportion to exp(weights - max), by one uniform number; never one of weight zero."""
     top = weights.max()
@@ -29,7 +30,7 @@ def _draw(weights: Array, u: float) -> int:
     return last
 
 
-@kernel
+@njit(**KERNEL)
 def sample(
     start: int,
     stop: int,
@@ -67,7 +68,7 @@ def sample(
                 states[draw, b, t] = z
 
 
-@kernel
+@njit(**KERNEL)
 def mode(
     start: int, stop: int, log_initial: Array, log_A: Array, x: Array, lengths: Array, states: Array, possible: Array
 ) -> None:
@@ -96,7 +97,7 @@ def mode(
             states[b, t - 1] = z
 
 
-@kernel
+@njit(**KERNEL)
 def _recenter(v: Array) -> bool:
     """Subtract the maximum, so that a million steps lose no digits; False if no entry is finite, or one is NaN."""
     top = -math.inf
@@ -110,7 +111,7 @@ def _recenter(v: Array) -> bool:
     return True
 
 
-@kernel
+@njit(**KERNEL)
 def _maximize(log_A: Array, v: Array, best: Array, came_from: Array) -> None:
     """best_j = max_i v_i + log_A_ij, and the first i that reaches it."""
     K = v.shape[0]

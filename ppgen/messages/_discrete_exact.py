@@ -3,13 +3,14 @@
 import math
 
 import numpy as np
+from numba import njit
 
-from ppgen.messages._compiled import Array, exp, kernel
+from ppgen.messages._compiled import KERNEL, Array, exp
 
 __all__ = ["exact", "filter_exactly"]
 
 
-@kernel
+@njit(**KERNEL)
 def _log_multiply(log_A: Array, v: Array, out: Array, top: Array) -> None:
     """out_j = log sum_i exp(v_i + log_A_ij), losing nothing."""
     K = v.shape[0]
@@ -29,7 +30,7 @@ def _log_multiply(log_A: Array, v: Array, out: Array, top: Array) -> None:
         out[j] = math.log(out[j]) + top[j] if out[j] != 0.0 else -math.inf
 
 
-@kernel
+@njit(**KERNEL)
 def _normalize_log(v: Array) -> float:
     """Subtract log sum exp(v) from v and return it; -inf leaves v alone."""
     top = v[0]
@@ -46,7 +47,7 @@ def _normalize_log(v: Array) -> float:
     return top
 
 
-@kernel
+@njit(**KERNEL)
 def filter_exactly(log_initial: Array, log_A: Array, x: Array, n: int, store: bool, messages: Array) -> float:
     """Forward pass on logarithms; return the log-normaliser and store the normalised messages."""
     K = x.shape[1]
@@ -67,7 +68,7 @@ def filter_exactly(log_initial: Array, log_A: Array, x: Array, n: int, store: bo
     return value
 
 
-@kernel
+@njit(**KERNEL)
 def _smooth_exactly(log_A: Array, x: Array, n: int, weight: float, marginals: Array, counts: Array) -> None:
     """Backward pass on logarithms over what ``filter_exactly`` stored."""
     K = x.shape[1]
@@ -94,7 +95,7 @@ def _smooth_exactly(log_A: Array, x: Array, n: int, weight: float, marginals: Ar
         _normalize_log(v)
 
 
-@kernel
+@njit(**KERNEL)
 def exact(
     start: int,
     stop: int,

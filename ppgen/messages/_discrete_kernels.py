@@ -12,8 +12,9 @@ logarithmic kernel, which loses nothing.
 import math
 
 import numpy as np
+from numba import njit
 
-from ppgen.messages._compiled import Array, exp, kernel
+from ppgen.messages._compiled import KERNEL, Array, exp
 
 __all__ = ["cross", "finish", "join", "sweep"]
 
@@ -23,12 +24,12 @@ _TINY = -230.0  # log of the least transition (relative to the greatest) that th
 _IMPOSSIBLE = 1e-250
 
 
-@kernel
+@njit(**KERNEL)
 def _padded(K: int) -> int:
     return (K + 7) // 8 * 8
 
 
-@kernel
+@njit(**KERNEL)
 def _load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
     """Write exp(log_A - max), turned over or not; return the max, and 0 if dense, 1 if sparse, 2 if out of range."""
     K = log_A.shape[0]
@@ -54,7 +55,7 @@ def _load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
     return top, kind
 
 
-@kernel
+@njit(**KERNEL)
 def _load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
     """Write exp(x - max of the row) for ``count`` steps from ``t`` on; return the sum of the maxima."""
     K = x.shape[1]
@@ -75,7 +76,7 @@ def _load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
     return total
 
 
-@kernel
+@njit(**KERNEL)
 def _multiply(A: Array, v: Array, out: Array) -> None:
     """Out = A v, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
     n = v.shape[0]
@@ -95,7 +96,7 @@ def _multiply(A: Array, v: Array, out: Array) -> None:
         out[i + 3] = d
 
 
-@kernel
+@njit(**KERNEL)
 def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
     """V = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
     K = row.shape[0]
@@ -115,7 +116,7 @@ def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
     return total
 
 
-@kernel
+@njit(**KERNEL)
 def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bool]:
     """V = exp(first + row), normalised; return the log of its sum, and whether it is to be trusted."""
     K = row.shape[0]
@@ -136,7 +137,7 @@ def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bo
     return top + math.log(total), True
 
 
-@kernel
+@njit(**KERNEL)
 def _sweep_one(
     first: Array, log_A: Array, x: Array, start: int, stop: int, step: int, store: bool, messages: Array, edge: Array
 ) -> tuple[float, bool]:
@@ -167,7 +168,7 @@ def _sweep_one(
                 top, kind = _load_transition(log_A[t - 1 if step > 0 else t], step > 0, A)
                 if kind == 2:
                     return 0.0, False
-            log_scale += top
+                log_scale += top
             _multiply(A, v, p)
             total = _absorb(p, e[s], x[t], guarded, v)
             if total == 0.0:
@@ -181,10 +182,12 @@ def _sweep_one(
                     messages[t, k] = v[k]
             t += step
     edge[:] = v[:K]
+    if not varying:
+        log_scale += top * (abs(stop - start) - 1)  # once: a million roundings of one addend all err to one side
     return log_scale + math.log(product), True
 
 
-@kernel
+@njit(**KERNEL)
 def sweep(
     start: int,
     stop: int,
@@ -217,7 +220,7 @@ def sweep(
             )
 
 
-@kernel
+@njit(**KERNEL)
 def join(log_A: Array, lengths: Array, edge: Array, log_scale: Array, trusted: Array, value: Array) -> None:
     """Log-normaliser of each trusted sequence, from the two messages that meet in its middle."""
     for b in range(lengths.shape[0]):
@@ -239,7 +242,7 @@ def join(log_A: Array, lengths: Array, edge: Array, log_scale: Array, trusted: A
             trusted[2 * b] = False
 
 
-@kernel
+@njit(**KERNEL)
 def _cross_one(
     edge: Array,
     log_A: Array,
@@ -303,7 +306,7 @@ def _cross_one(
     return True
 
 
-@kernel
+@njit(**KERNEL)
 def _add_products(carried: Array, stored: Array, pairs: Array) -> None:
     """Pairs += carried stored'."""
     K = pairs.shape[0]
@@ -328,7 +331,7 @@ def _add_products(carried: Array, stored: Array, pairs: Array) -> None:
                 pairs[i, j + 3] += d
 
 
-@kernel
+@njit(**KERNEL)
 def _count(A: Array, v: Array, w: Array, scale: float, step: int, counts: Array) -> None:
     """Expected transitions at one step: A (which is turned over when going forward) times both messages."""
     K = w.shape[0]
@@ -340,7 +343,7 @@ def _count(A: Array, v: Array, w: Array, scale: float, step: int, counts: Array)
                 counts[i, j] = w[i] * A[i, j] * v[j] * scale
 
 
-@kernel
+@njit(**KERNEL)
 def cross(
     start: int,
     stop: int,
@@ -375,7 +378,7 @@ def cross(
             )
 
 
-@kernel
+@njit(**KERNEL)
 def finish(
     start: int, stop: int, log_A: Array, lengths: Array, pairs: Array, marginals: Array, initial: Array, counts: Array
 ) -> None:

@@ -9,8 +9,9 @@ its matrices are reused.
 import math
 
 import numpy as np
+from numba import njit
 
-from ppgen.messages._compiled import Array, kernel
+from ppgen.messages._compiled import KERNEL, Array
 
 __all__ = ["draw", "eliminate", "join", "spread_out", "statistics"]
 
@@ -19,7 +20,7 @@ _AT_REST = 1e-14
 _LOG_2PI = 1.8378770664093454836
 
 
-@kernel
+@njit(**KERNEL)
 def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
     """Lower Cholesky factor C of P, and the inverse of C; return log|C|, NaN if P is not positive definite."""
     n = P.shape[0]
@@ -50,7 +51,7 @@ def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
     return log_det + math.log(product)
 
 
-@kernel
+@njit(**KERNEL)
 def _is_zero(A: Array) -> bool:
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
@@ -59,7 +60,7 @@ def _is_zero(A: Array) -> bool:
     return True
 
 
-@kernel
+@njit(**KERNEL)
 def _is_identity(A: Array) -> bool:
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
@@ -68,7 +69,7 @@ def _is_identity(A: Array) -> bool:
     return True
 
 
-@kernel
+@njit(**KERNEL)
 def _near(A: Array, B: Array, tolerance: float) -> bool:
     """Do A and B agree to ``tolerance``, beside the diagonal of A? Exactly, with tolerance 0."""
     for i in range(A.shape[0]):
@@ -78,7 +79,7 @@ def _near(A: Array, B: Array, tolerance: float) -> bool:
     return True
 
 
-@kernel
+@njit(**KERNEL)
 def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r: Array) -> None:
     """P, r = precision and linear term of a block after what its neighbour adds; only J + J' counts."""
     n = J.shape[0]
@@ -88,7 +89,7 @@ def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r
         r[i] = h[i] - incoming_h[i]
 
 
-@kernel
+@njit(**KERNEL)
 def _couple(inverse: Array, cross: Array, turned: bool, W: Array) -> None:
     """W = inverse @ cross, or @ cross'; ``inverse`` is lower triangular."""
     n = cross.shape[0]
@@ -104,7 +105,7 @@ def _couple(inverse: Array, cross: Array, turned: bool, W: Array) -> None:
                     W[i, j] += a * cross[k, j]
 
 
-@kernel
+@njit(**KERNEL)
 def _gram(W: Array, out: Array) -> None:
     """Out = W' W, exactly symmetric."""
     n = W.shape[0]
@@ -116,7 +117,7 @@ def _gram(W: Array, out: Array) -> None:
                 out[i, j] += a * W[k, j]
 
 
-@kernel
+@njit(**KERNEL)
 def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
     """Out = sign A' B, for A lower triangular."""
     n = A.shape[0]
@@ -128,7 +129,7 @@ def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
                 out[i, j] += a * B[k, j]
 
 
-@kernel
+@njit(**KERNEL)
 def _eliminate_one(
     J: Array,
     cross: Array,
@@ -210,7 +211,7 @@ def _eliminate_one(
     return total, -1
 
 
-@kernel
+@njit(**KERNEL)
 def eliminate(
     start: int,
     stop: int,
@@ -239,7 +240,7 @@ def eliminate(
         )  # fmt: skip
 
 
-@kernel
+@njit(**KERNEL)
 def join(
     J: Array,
     h: Array,
@@ -287,7 +288,7 @@ def join(
                     offset[b, middle, i] += inverse[k, i] * y[k]
 
 
-@kernel
+@njit(**KERNEL)
 def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: int, step: int) -> None:
     """From the block before ``start`` on, turn offsets, gains and spreads into means and covariances, in place."""
     L = mean.shape[1]
@@ -317,7 +318,7 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
                 cross[link, i, j] = product[j, i] if step > 0 else product[i, j]
 
 
-@kernel
+@njit(**KERNEL)
 def _propagate(gain: Array, known: Array, product: Array, covariance: Array) -> None:
     """Product = gain @ known; covariance += product @ gain', kept symmetric."""
     L = gain.shape[0]
@@ -336,7 +337,7 @@ def _propagate(gain: Array, known: Array, product: Array, covariance: Array) -> 
             covariance[j, i] = total
 
 
-@kernel
+@njit(**KERNEL)
 def spread_out(start: int, stop: int, middle: int, mean: Array, cross: Array, covariance: Array) -> None:
     """Phase two, task 2b from the middle to the first block, 2b + 1 to the last."""
     for task in range(start, stop):
@@ -347,7 +348,7 @@ def spread_out(start: int, stop: int, middle: int, mean: Array, cross: Array, co
             _spread_one(mean[b], cross[b], covariance[b], middle + 1, mean.shape[1], 1)
 
 
-@kernel
+@njit(**KERNEL)
 def statistics(start: int, stop: int, weights: Array, mean: Array, cross: Array, covariance: Array) -> None:
     """Turn moments into the gradient of the log-normaliser in J, J_cross and h, times ``weights``, in place."""
     T, L = mean.shape[1:]
@@ -366,7 +367,7 @@ def statistics(start: int, stop: int, weights: Array, mean: Array, cross: Array,
                 mean[b, t, i] *= w
 
 
-@kernel
+@njit(**KERNEL)
 def draw(start: int, stop: int, offset: Array, gain: Array, spread: Array, x: Array) -> None:
     """Turn standard normal ``x`` (n, B, T, L) into draws, from the last block to the first."""
     n, _, T, L = x.shape

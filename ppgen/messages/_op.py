@@ -77,13 +77,13 @@ class _LogNormalizer(torch.autograd.Function):
         ctx.save_for_backward(a, b, c, lengths, *output[1:])
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, gradient: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         a, b, c, lengths, *statistics = ctx.saved_tensors
         if ctx.kept:
             statistics = _NotTwice.apply(ctx.name, *statistics, a, b, c)
             statistics = [_rows(gradient, s) * s for s in statistics]
         else:
-            _, *statistics = expectations(ctx.name, a, b, c, lengths, gradient.contiguous())
+            statistics = expectations(ctx.name, a, b, c, lengths, gradient.contiguous())[1:]
         summed = [
             s.sum(0, keepdim=True) if t.shape[0] < s.shape[0] else s for s, t in zip(statistics, (a, b, c), strict=True)
         ]

@@ -106,7 +106,7 @@ class DiscreteChain:
         counts = self._expected(2)
         return counts[..., : self.steps - 1, :, :] if self.varying else counts[..., 0, :, :]
 
-    def pairwise_steps(self) -> Float[Tensor, "*B T-1 K K"]:
+    def pairwise_steps(self) -> Float[Tensor, "*B steps K K"]:
         """Probability of each transition at each step, (..., T - 1, K, K): memory in proportion to T K²."""
         if self.varying or self.steps == 1:
             return self._expected(2)[..., : self.steps - 1, :, :]
@@ -140,7 +140,8 @@ class DiscreteChain:
 def _check(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor) -> None:
     if log_potential.dim() < 2 or 0 in log_potential.shape[-2:]:
         raise ValueError(
-            f"discrete_chain: log_potential must have shape (..., T, K) with T, K >= 1, got {tuple(log_potential.shape)}"
+            "discrete_chain: log_potential must have shape (..., T, K) with T, K >= 1, "
+            f"got {tuple(log_potential.shape)}"
         )
     steps, states = log_potential.shape[-2:]
     dims = log_potential.dim()

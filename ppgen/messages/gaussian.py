@@ -75,7 +75,7 @@ class GaussianChain:
         return self._expected(1)
 
     @property
-    def cross_covariance(self) -> Float[Tensor, "*B T-1 L L"]:
+    def cross_covariance(self) -> Float[Tensor, "*B steps L L"]:
         """Posterior covariance of ``x[t]`` (rows) with ``x[t + 1]`` (columns), (..., T - 1, L, L)."""
         return self._expected(2)
 

@@ -29,7 +29,7 @@ def mixture(log_weights: Float[Tensor, "*#B K"], log_potential: Float[Tensor, "*
 
 
 class Mixture:
-    """What :func:`mixture` returns: the log-normaliser of every row and the posterior. Any number of derivatives exists.
+    """What :func:`mixture` returns: the log-normaliser of every row and the posterior, differentiable at will.
 
     A row that no component allows has log-normaliser ``-inf``, and responsibilities and a gradient of zero.
     """
