@@ -1,7 +1,7 @@
 """Conjugate factors with trainable parameters: what a gradient-based guide is made of.
 
-A factor's textbook parameters are held unconstrained: positive numbers by their logarithm, positive-definite matrices by
-a Cholesky factor with a log diagonal, degrees of freedom by the logarithm of what they exceed D - 1 by.
+A factor's textbook parameters are held unconstrained: positive numbers by their logarithm, positive-definite matrices
+by a Cholesky factor with a log diagonal, degrees of freedom by the logarithm of what they exceed D - 1 by.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 __all__ = [
     "Check",
@@ -54,7 +54,7 @@ class Report:
     table: pd.DataFrame
 
     def __str__(self) -> str:
-        return "\n".join([self.verdict, *map(_line, self.table.itertuples(index=False))])
+        return "\n".join([self.verdict, *(_line(Check(*row)) for row in self.table.itertuples(index=False))])
 
 
 def report(checks: Sequence[Check]) -> Report:
@@ -87,7 +87,7 @@ def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Ch
         yield from _check_site(site, value)
 
 
-def check_sampler(stats: Mapping[str, Float[Array, "C S"]]) -> Iterator[Check]:
+def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
     """Divergences and the energy of a Hamiltonian sampler, from its records ``diverging`` and ``energy``."""
     if "diverging" in stats:
         share = _share(stats["diverging"])
@@ -110,7 +110,10 @@ def check_sampler(stats: Mapping[str, Float[Array, "C S"]]) -> Iterator[Check]:
 
 
 def check_importance(log_ratio: Float[Array, " S"]) -> Iterator[Check]:
-    """Pareto shape k-hat of log p(theta, x) - log q(theta) at draws from q: can q stand in for the posterior?"""
+    """Pareto shape k-hat of ``log p(theta, x) - log q(theta)`` at draws from q: whether q can stand in for p.
+
+    Where the model gives a bound of its evidence, so is this p.
+    """
     ratio = np.asarray(log_ratio, dtype=float)
     limit = min(1 - 1 / math.log10(ratio.size), 0.7) if ratio.size > 10 else 0.0
     value = _pareto_shape(ratio)

@@ -1,7 +1,7 @@
 r"""Markov chain Monte Carlo: the no-U-turn sampler over every parameter, latents summed out by the model.
 
-Chains run in lockstep in one process, so that an interruption leaves as many draws of each. Recorded per draw: the energy
-at the start of its trajectory, whether it diverged, its leapfrog steps, and the step size.
+Chains run in lockstep in one process, so that an interruption leaves as many draws of each. Recorded per draw: the
+energy at the start of its trajectory, whether it diverged, its leapfrog steps, and the step size.
 
 References: Hoffman & Gelman (2014); Betancourt (2017).
 """
@@ -186,8 +186,8 @@ def _set_up(kernel: RecordingNUTS, x: Tensor, u: Tensor | None, tune: int) -> di
         if "valid initial params" not in str(error):
             raise
         raise FitError(
-            "mcmc: a starting point must have finite density and gradient, 100 tries found none; scale the data to about "
-            "unit variance, tighten the priors, or start from another fit"
+            "mcmc: a starting point must have finite density and gradient, 100 tries found none; scale the data to "
+            "about unit variance, tighten the priors, or start from another fit"
         ) from error
     return kernel.initial_params
 

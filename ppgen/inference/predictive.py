@@ -8,7 +8,7 @@ little. Summed-out latents are found by protocol alone: an observed site whose d
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -33,6 +34,7 @@ __all__ = [
     "forecast",
     "impute",
     "isolated",
+    "latent_sites",
     "latents",
     "log_joint",
     "log_likelihood",
@@ -74,7 +76,7 @@ def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
 
 def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
     """Log p(theta, x), latents summed out, in the units of the sites."""
-    return _trace(model, theta, x, u).log_prob_sum()
+    return torch.as_tensor(_trace(model, theta, x, u).log_prob_sum())
 
 
 def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, " N"]:
@@ -173,50 +175,66 @@ def prior(model: Model, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tens
     """One draw of every parameter from the prior."""
     with torch.no_grad(), isolated():
         trace = poutine.trace(model.model).get_trace(x, u=u)
-    return {name: site["value"] for name, site in _latent(trace).items()}
+    return {name: site["value"] for name, site in latent_sites(trace).items()}
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sampled sites of a model's or a guide's trace, without observations, subsamples and a guide's auxiliaries."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not site_is_subsample(site)
+    }
 
 
 def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Any:  # noqa: ANN401
-    """Distribution of the data given ``theta``: that of site ``"x"``, else of the one observed site shaped like ``x``."""
+    """Distribution of the data: that of site ``"x"``, else of the one observed site of the shape of ``x``."""
     return _unwrap(_data_site(model, _trace(model, theta, x, u), theta, x)["fn"])
 
 
+@final
+class _At(Messenger):
+    """Puts drawn parameters in the place of their sites, and refuses one of another shape."""
+
+    def __init__(self, theta: Theta, who: str) -> None:
+        super().__init__()
+        self.theta, self.who = theta, who
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        if msg["name"] not in self.theta:
+            return
+        value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
+        if value.shape != wanted:
+            raise FitError(
+                f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
+                f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"
+            )
+        msg["value"], msg["is_observed"] = value, True
+
+
 def _trace(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
-    """Run the model at ``theta``; refuse a site that ``theta`` does not hold, or holds in another shape."""
-    with torch.no_grad(), isolated():
-        trace = poutine.trace(poutine.condition(model.model, data=dict(theta))).get_trace(x, u=u)
-    unknown = sorted(_latent(trace))
+    """Run the model at ``theta``, which must hold every latent site."""
+    with torch.no_grad(), isolated(), poutine.trace() as run, _At(theta, _name(model)):
+        model.model(x, u=u)
+    unknown = sorted(latent_sites(run.trace))
     if unknown:
         raise FitError(
             f"{_name(model)}: the posterior must hold every latent site, {unknown} not among {sorted(theta)}; "
             "sum local latents out (see ppgen.distributions)"
         )
-    for name in theta:
-        if name in trace.nodes and (wanted := _site_shape(trace.nodes[name])) != theta[name].shape:
-            raise FitError(
-                f"{_name(model)}: site {name!r} must have shape {tuple(wanted)} for this data, "
-                f"got {tuple(theta[name].shape)} from the fit; a latent that grows with the data cannot be carried over"
-            )
-    return trace
+    return run.trace
 
 
-def _site_shape(site: dict[str, Any]) -> torch.Size:
-    return site["fn"].batch_shape + site["fn"].event_shape
-
-
-def _latent(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    }
-
-
-def _observed(trace: poutine.Trace, theta: Theta) -> dict[str, dict[str, Any]]:
+def _observed(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
     """Observed sites, without the conditioned ones and those that only record a value."""
+    sites: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in sites.items()
         if site["type"] == "sample"
         and site["is_observed"]
         and not site["infer"].get("_deterministic")

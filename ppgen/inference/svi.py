@@ -1,30 +1,27 @@
 r"""Stochastic variational inference: the model's guide, raised towards the posterior by stochastic gradients.
 
-The loss is minus the evidence lower bound, latents that the model sums out excepted from sampling. Adam takes the steps. With
-``early_stopping`` the loss is compared between windows of steps; when it has not fallen by more than its own noise, the
-learning rate is divided by ten, and after the third time the fit has converged.
+The loss is minus the evidence lower bound; what the model sums out is not sampled. Adam takes the steps. With
+``early_stopping`` the mean loss of each window of steps is compared with that of the one before; when it has not fallen
+by more than its own noise, the learning rate is divided by ten, and after the third time the fit has converged.
 """
 
-import copy
 import hashlib
 import math
 import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FileError, FitError
+from ppgen.inference.guides import copy_model, draw_guide, first_bad_site, trainable
 from ppgen.inference.predictive import isolated, missing_share
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs, require_at_least
@@ -102,14 +99,15 @@ def fit(
     model.check(data)
     if batch_size is not None and not 1 <= batch_size <= len(data):
         raise DataError(f"svi: batch_size must be between 1 and the {len(data)} rows of x, got {batch_size}")
-    model, began = _copy(model), time.perf_counter()
+    model, began = copy_model(model), time.perf_counter()
     options = Options(lr, batch_size, particles, early_stopping)
     saved = None if checkpoint is None else Path(checkpoint) / "svi.safetensors"
     with private_stream(random_seed) as seed, isolated():
         run = Run(model, data, inputs, options, _identity(model, data, inputs, options, random_seed))
         run.resume(saved)
         interrupted = _train(run, max_steps, saved, checkpoint_every, progressbar)
-        posterior = _draw(run, draws)
+        sites, log_q = draw_guide(model, data, inputs, draws)
+    posterior = Draws({name: value[None] for name, value in sites.items()}, {"log_q": log_q[None]})
     model.__dict__.pop("_mean_field", None)  # it keeps the data it was set up with
     attrs = {
         "engine": "svi",
@@ -132,7 +130,7 @@ class Run:
         self.rates: list[float] = []
         self.decays = 0
         self.decided = 0  # steps at the last decision about the learning rate
-        self.parameters = _parameters(model, x, u)
+        self.parameters = trainable(model, x, u)
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=options.lr)
 
     @property
@@ -156,7 +154,7 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             torch.set_rng_state(stream)
-            raise self._lost(f"the loss is {value}{_first_bad_site(self.model, *self._batch())}", of)
+            raise self._lost(f"the loss is {value}{first_bad_site(self.model, *self._batch())}", of)
         loss.backward()
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
@@ -222,7 +220,7 @@ class Run:
         return self.x[index], None if self.u is None else self.u[index]
 
     def _decide(self) -> None:
-        """Lower the learning rate when the last window's mean loss is not below the one before by more than its noise."""
+        """Lower the learning rate when the last window's mean loss has not fallen by more than its noise."""
         if len(self.losses) - self.decided < 2 * WINDOW or (len(self.losses) - self.decided) % WINDOW:
             return
         before, recent = np.asarray(self.losses[-2 * WINDOW :]).reshape(2, WINDOW)
@@ -255,82 +253,6 @@ def _train(run: Run, max_steps: int, saved: Path | None, every: int, progressbar
             return True
     run.save(saved)
     return False
-
-
-def _copy(model: Model) -> Model:
-    """A deep copy. The automatic guide is left out: copying one empties the original (a trap of Pyro's)."""
-    automatic = model.__dict__.get("_mean_field")
-    copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
-    copied.__dict__.pop("_mean_field", None)
-    return copied
-
-
-def _parameters(model: Model, x: Tensor, u: Tensor | None) -> dict[str, Tensor]:
-    """Everything to be trained, by name: the model's own parameters and those its programs declare.
-
-    The guide runs first, for it may make its parameters when it first sees data.
-    """
-    with poutine.trace(param_only=True) as declared:
-        guide = poutine.trace(model.guide).get_trace(x, u=u, total=len(x))
-        program = poutine.trace(poutine.replay(model.model, guide)).get_trace(x, u=u, total=len(x))
-    _check_cover(guide, program)
-    found = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    known = {id(value) for value in found.values()}
-    for name, site in declared.trace.nodes.items():
-        if site["type"] == "param" and id(value := site["value"].unconstrained()) not in known:
-            found[name] = value
-            known.add(id(value))
-    if not found:
-        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
-    return found
-
-
-def _latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    return {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["infer"].get("is_auxiliary")
-        and not site_is_subsample(site)
-    }
-
-
-def _check_cover(guide: poutine.Trace, program: poutine.Trace) -> None:
-    missing = sorted(set(_latent_sites(program)) - set(_latent_sites(guide)))
-    extra = sorted(set(_latent_sites(guide)) - set(program.nodes))
-    if missing or extra:
-        raise FitError(f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}")
-
-
-def _draw(run: Run, draws: int) -> Draws:
-    """Draws of the trained guide with their log density."""
-    values: dict[str, list[Tensor]] = {}
-    log_q: list[Tensor] = []
-    with torch.no_grad():
-        for _ in range(draws):
-            trace = poutine.trace(run.model.guide).get_trace(run.x, u=run.u, total=len(run.x))
-            for name, value in _latent_sites(trace).items():
-                values.setdefault(name, []).append(value)
-            log_q.append(trace.log_prob_sum())
-    sites = {name: torch.stack(drawn)[None] for name, drawn in values.items()}
-    return Draws(sites, {"log_q": torch.stack(log_q)[None]})
-
-
-def _first_bad_site(model: Model, x: Tensor, u: Tensor | None) -> str:
-    """Name the first site whose log-probability is not finite, in the words of a message."""
-    guide = poutine.trace(model.guide).get_trace(x, u=u, total=len(x))
-    program = poutine.trace(poutine.replay(model.model, guide)).get_trace(x, u=u, total=len(x))
-    for name, site in {**_scored(guide), **_scored(program)}.items():
-        if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-            return f' (site "{name}")'
-    return ""
-
-
-def _scored(trace: poutine.Trace) -> dict[str, Any]:
-    return {
-        name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)
-    }
 
 
 def _identity(model: Model, x: Tensor, u: Tensor | None, options: Options, random_seed: int | None) -> str:

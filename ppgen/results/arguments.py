@@ -44,6 +44,6 @@ def require_memory(who: str, draws: int, entries: int, advice: str) -> None:
     size = draws * entries * 8
     if size > MEMORY:
         raise DataError(
-            f"{who}: {draws} draws of {entries} entries must fit in {MEMORY / 2**30:.0f} GB, got {size / 2**30:.1f} GB; "
-            f"{advice}"
+            f"{who}: {draws} draws of {entries} entries must fit in {MEMORY / 2**30:.0f} GB, "
+            f"got {size / 2**30:.1f} GB; {advice}"
         )

@@ -103,7 +103,7 @@ class Fit:
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:
-        """Draws of the ``horizon`` steps that follow each sequence's last observation, (draw, sequence, ahead, feature)."""
+        """Draws of the ``horizon`` steps after each sequence's last observation, (draw, sequence, ahead, feature)."""
         observations, data, inputs = self._read(x, u)
         require_at_least("forecast: horizon", horizon, 1)
         dims = ["ahead" if dim == "time" else dim for dim in self.model.data_dims]

@@ -110,7 +110,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], own: Mapping[str, type]) 
 
 
 def _construct(value: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> Any:  # noqa: ANN401
-    name = value.get("class")
+    name = str(value.get("class"))
     chosen = own.get(name) or known_classes().get(name)
     if chosen is None:
         raise FileError(

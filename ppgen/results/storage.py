@@ -121,8 +121,8 @@ def _digest(data: bytes | memoryview) -> str:
 def _describe(tensor: Tensor) -> dict[str, Any]:
     plain = tensor.detach().cpu().contiguous()
     # torch.bool and half types have no NumPy buffer of their own: hash the bytes.
-    data = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
-    return {"shape": list(plain.shape), "dtype": str(plain.dtype), "sha256": _digest(memoryview(data))}
+    data = plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b""
+    return {"shape": list(plain.shape), "dtype": str(plain.dtype), "sha256": _digest(data)}
 
 
 def _pack(tensors: Mapping[str, Tensor], extra: dict[str, str] | None = None) -> bytes:

@@ -54,7 +54,8 @@ def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise FileError(
-                f"load: {key} of {type(model).__name__} must have shape {tuple(own[key].shape)}, got {tuple(value.shape)}"
+                f"load: {key} of {type(model).__name__} must have shape {tuple(own[key].shape)}, "
+                f"got {tuple(value.shape)}"
             )
     model.load_state_dict(state)
 
