@@ -94,7 +94,12 @@ class Conjugate(Model):
 
     @abstractmethod
     def guess(self, batches: Sequence[Tensor], method: str) -> list[Tensor]:
-        """Latent assignments to start from, one array per batch: ``method`` is ``"kmeans"`` or ``"random"``."""
+        """Latent assignments to start from, one array per batch, by one of the methods in :attr:`starts`."""
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Ways to start, best first; restarts go through them in turn."""
+        return ("kmeans", "random")
 
     @abstractmethod
     def likelihood(self, s: Mapping[str, Natural], shape: tuple[int, int] = (1, 1)) -> Any:

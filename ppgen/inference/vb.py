@@ -91,8 +91,8 @@ def fit(
     tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step over a
         pass through the data).
     batch_size : sequences a step; None uses all of them, and the bound then never goes down.
-    n_init : starts; the first from k-means, then k-means and random in turn. The one with the highest bound is kept.
-    start : ``"kmeans"``, ``"random"``, or an earlier fit of the same model to go on from.
+    n_init : starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
+    start : the way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to go on from.
     delay, forgetting : stochastic step sizes ``(step + delay) ** -forgetting``.
     checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
     checkpoint_every : steps between saves.
@@ -154,7 +154,8 @@ def _restarts(
     for number in range(len(done), n_init):
         _restore(model, hyper)
         with private_stream(seed + number):
-            state = _start(model, batches, _method(start, number)) if current is None else current
+            method = start if number == 0 and start is not None else model.starts[number % len(model.starts)]
+            state = _start(model, batches, method) if current is None else current
         current = None
         _restore(model, state.hyper)
         run = _run(model, batches, state, options, f"vb {number + 1}/{n_init}" if n_init > 1 else "vb", progressbar)
@@ -168,12 +169,6 @@ def _restarts(
         if saved is not None:
             saved.save(done, finished=True)
     return done, False
-
-
-def _method(start: Fit | str | None, number: int) -> Fit | str:
-    if number == 0 and start is not None:
-        return start
-    return "random" if number % 2 else "kmeans"
 
 
 def _start(model: Conjugate, batches: "Batches", start: Fit | str) -> State:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from ppgen.distributions.hidden_markov import HiddenMarkov, sequence_lengths
 from ppgen.errors import DataError
+from ppgen.families.autoregressive import Autoregressive
+from ppgen.families.clustering import agglomerate, window_counts
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
@@ -37,6 +39,7 @@ from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
 
+MOST_WINDOWS = 256  # clustered pairwise for a start; every pair costs a determinant
 SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to an emptied state representable
 
 
@@ -161,8 +164,8 @@ class HMM(Conjugate):
             factor.factor().family.draw(factor.factor().eta, pyro.sample)
 
     def start_guide(self, x: Tensor) -> None:
-        """Start the guide from a k-means segmentation of ``x``."""
-        self.q.update({name: VariationalFactor(factor) for name, factor in self.started([x], "kmeans").items()})
+        """Start the guide from a segmentation of ``x``."""
+        self.q.update({name: VariationalFactor(factor) for name, factor in self.started([x], self.starts[0]).items()})
 
     def evidence(self, x: Tensor, s: Mapping[str, Natural], completion: Any = None) -> Float[Tensor, " N"]:
         likelihood = self.likelihood(s)
@@ -179,13 +182,23 @@ class HMM(Conjugate):
         start = s["initial"]["log_probability"][z[:, 0]] * exists[:, 0]
         return start + moves.sum(-1) + emitted
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        if isinstance(self.emission, Autoregressive):
+            return ("segments-16", "segments-32", "kmeans", "segments-8", "segments-64", "random")
+        return ("kmeans", "random", "segments-16", "segments-8")
+
     def guess(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
+        """``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of 16 steps."""
         if method == "random":
             return [_random_segments(x.shape[:2], self.states) for x in batches]
-        if method != "kmeans":
-            raise DataError(f'HMM: a start is "kmeans" or "random", got {method!r}')
-        exists = [torch.arange(x.shape[1]) < sequence_lengths(x)[:, None] for x in batches]
-        return _kmeans([self.emission.embed(x) for x in batches], exists, self.states)
+        if method == "kmeans":
+            exists = [torch.arange(x.shape[1]) < sequence_lengths(x)[:, None] for x in batches]
+            return _kmeans([self.emission.embed(x) for x in batches], exists, self.states)
+        kind, _, length = method.partition("-")
+        if kind != "segments" or not length.isdigit() or int(length) < 1:
+            raise DataError(f'HMM: a start is "kmeans", "random" or "segments-<steps>", got {method!r}')
+        return _segments(self.emission, batches, self.states, int(length))
 
     def refine(self, q: Mapping[str, Factor]) -> None:
         """Raise the bound over the point estimate of the usage (nothing to do without the hierarchical prior)."""
@@ -204,9 +217,9 @@ class HMM(Conjugate):
             return value
 
         before = self.usage_logits.detach().clone()
-        start = float(loss())
+        start = float(loss().detach())
         optimizer.step(loss)
-        if not float(loss()) <= start:
+        if not float(loss().detach()) <= start:
             self.usage_logits.data.copy_(before)
         optimizer.zero_grad()
 
@@ -233,9 +246,38 @@ def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[I
     distinct = len(np.unique(chosen, axis=0))
     fitted = KMeans(min(states, distinct), n_init=1, random_state=np.random.randint(2**31 - 1)).fit(chosen)
     labels = [torch.zeros(e.shape, dtype=torch.long) for e in exists]
-    for z, e, part in zip(labels, exists, torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in exists]), strict=True):
+    found = torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in exists])
+    for z, e, part in zip(labels, exists, found, strict=True):
         z[e] = part
     return labels
+
+
+def _segments(emission: Emission, batches: Sequence[Tensor], states: int, length: int) -> list[Int[Tensor, "N T"]]:
+    """Cluster some windows of ``length`` steps; each window of the data then gets the cluster that explains it best."""
+    windows = [_windows(x, length) for x in batches]
+    pool = [w for batch in windows for w in batch]
+    chosen = torch.randperm(len(pool))[:MOST_WINDOWS].tolist()
+    counts = window_counts(emission, torch.stack([pool[i] for i in chosen]))
+    label = agglomerate(emission, counts, states)
+    total = {k: v.new_zeros(states, *v.shape[1:]).index_add(0, label, v) for k, v in counts.items()}
+    s = emission.family.expected({k: v + total[k] for k, v in emission.prior(states).items()})
+    with torch.no_grad():
+        return [_label_windows(emission, x, s, length) for x in batches]
+
+
+def _windows(x: Float[Tensor, "N T D"], length: int) -> list[Float[Tensor, "length D"]]:
+    """Every window of ``length`` steps in which something is observed."""
+    T = x.shape[1]
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -T % length), value=torch.nan)
+    blocks = padded.reshape(-1, length, x.shape[-1])
+    return list(blocks[~torch.isnan(blocks).all(-1).all(-1)])
+
+
+def _label_windows(emission: Emission, x: Float[Tensor, "N T D"], s: Natural, length: int) -> Int[Tensor, "N T"]:
+    score = emission.potential(x, s, emission.complete(x, s))
+    N, T, K = score.shape
+    score = torch.nn.functional.pad(score, (0, 0, 0, -T % length)).reshape(N, -1, length, K).sum(2)
+    return score.argmax(-1).repeat_interleave(length, -1)[:, :T]
 
 
 def _random_segments(shape: Sequence[int], states: int) -> Int[Tensor, "N T"]:
