@@ -70,6 +70,13 @@ def test_em_reaches_a_maximum_of_the_likelihood():
         assert log_likelihood(mean + 0.01 * rng.normal(size=5), other) < best
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_narrow_model_finds_the_subspace_better_when_rows_are_few(seed):
+    x, _, basis = subspace_data(n=60, features=20, noise=0.3, missing=0.3, seed=seed)
+    wide, narrow = (np.linalg.eigh(fit_gaussian(x, rank=rank)[1])[1][:, -3:] for rank in (None, 3))
+    assert angle(narrow, basis) < 0.9 * angle(wide, basis)
+
+
 def test_completion_is_the_conditional_mean_and_leaves_seen_entries_alone():
     rng = np.random.default_rng(1)
     root = rng.normal(size=(4, 4))
