@@ -20,6 +20,7 @@ app = App(
     help_format="plaintext",
     version_flags=[],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 Files = Annotated[list[Path], Parameter(help="Pose files: DeepLabCut, SLEAP, LightningPose, Anipose, npz, netCDF.")]
@@ -48,6 +49,7 @@ def fit(
     components: Annotated[int | None, Parameter(help="Pose components to keep, instead of a share.")] = None,
     anterior: Annotated[str | None, Parameter(help="Keypoint at the front of the body.")] = None,
     posterior: Annotated[str | None, Parameter(help="Keypoint at the back of the body.")] = None,
+    leave_out: Annotated[list[str] | None, Parameter(negative=(), help="Keypoint not to use; may be repeated.")] = None,
     n_init: Annotated[int, Parameter(help="Starts of the model; the best is kept.")] = 1,
     max_steps: Annotated[int, Parameter(help="Most steps of the last fit.")] = 300,
     seed: Annotated[int, Parameter(help="Seed of all randomness: the same seed gives the same syllables.")] = 0,
@@ -67,7 +69,7 @@ def fit(
 
     settings = Settings(
         target_duration=target_duration, states=states, lags=lags, variance=variance, components=components,
-        n_init=n_init, max_steps=max_steps, random_seed=seed, anterior=anterior, posterior=posterior,
+        n_init=n_init, max_steps=max_steps, random_seed=seed, anterior=anterior, posterior=posterior, leave_out=tuple(leave_out or ()),
     )  # fmt: skip
     reading = jobs.Reading(fps, min_confidence, format)
     if demo:

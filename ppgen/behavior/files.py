@@ -164,7 +164,7 @@ def write_table(path: Path, labelled: Labelled) -> None:
         "heading": labelled.heading,
         **{f"latent_{i}": column for i, column in enumerate(labelled.latent.T)},
     })  # fmt: skip
-    table.to_csv(path, index=False, float_format="%.6g")
+    table.to_csv(path, index=False, float_format="%.8g")
 
 
 def write_results(path: Path, recordings: Iterable[Labelled]) -> None:

@@ -55,7 +55,9 @@ class Settings:
     random_seed
         Of everything random.
     anterior, posterior
-        Keypoints at the front and the back of the body; found from the motion when None.
+        Keypoints at the front and the back of the body; found from names or from the motion when None.
+    leave_out
+        Keypoints not to use.
     """
 
     target_duration: float = 0.4
@@ -69,6 +71,7 @@ class Settings:
     random_seed: int = 0
     anterior: str | None = None
     posterior: str | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +120,7 @@ def fit_pipeline(
     DataError
         Recordings that cannot be fitted together, or options that do not fit them.
     """
-    kept, notes = _seen_keypoints(recordings)
+    kept = _usable(recordings, settings.leave_out)
     fps = _check(kept, settings)
     aligned = align(kept, anterior=settings.anterior, posterior=settings.posterior)
     bodies = observations(aligned)
@@ -128,7 +131,7 @@ def fit_pipeline(
     search = _search(x, pca, settings, fps, say, progressbar)
     chosen = {**asdict(settings), "fps": fps, "keypoints": list(kept[0].keypoints), "stickiness": search.stickiness}
     pipeline = Pipeline(search.state, aligned.template, np.arange(settings.states), chosen)
-    return Study(pipeline, search, x, pca, [*notes, *map(_sentence, aligned.notes)])
+    return Study(pipeline, search, x, pca, [_sentence(note) for note in aligned.notes])
 
 
 def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows:
@@ -145,8 +148,8 @@ def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows
     return cut
 
 
-def _seen_keypoints(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
-    """The recordings with the keypoints that were seen at least once in any of them, and words about the others."""
+def _usable(recordings: Sequence[Recording], leave_out: Sequence[str]) -> list[Recording]:
+    """The recordings with the keypoints to fit, after refusing other sets of keypoints and those that nobody ever saw."""
     names = recordings[0].keypoints
     for recording in recordings[1:]:
         if set(recording.keypoints) != set(names):
@@ -155,12 +158,16 @@ def _seen_keypoints(recordings: Sequence[Recording]) -> tuple[list[Recording], l
                 f"fit: all recordings must have the same keypoints, {recordings[0].name!r} and {recording.name!r} "
                 f"differ in {', '.join(odd[:4])}; fit them apart or rename the keypoints"
             )
-    seen = [k for k in names if any(np.isfinite(r.select([k]).positions).all(axis=-1).any() for r in recordings)]
-    if len(seen) < 2:
-        raise DataError(f"fit: at least two keypoints must be seen somewhere, got {len(seen)}; lower --min-confidence")
-    lost = [k for k in names if k not in seen]
-    notes = [f"Left out, because never seen in any recording: {', '.join(lost)}."] if lost else []
-    return [recording.select(seen) for recording in recordings], notes
+    strange = sorted(set(leave_out) - set(names))
+    if strange:
+        raise DataError(f"fit: keypoints to leave out must be among {', '.join(names)}, got {', '.join(strange)}")
+    kept = [recording.select([k for k in names if k not in leave_out]) for recording in recordings]
+    seen = np.any([np.isfinite(recording.positions).all(axis=-1).any(axis=0) for recording in kept], axis=0)
+    never = [k for k, some in zip(kept[0].keypoints, seen, strict=True) if not some]
+    if never:
+        option = " ".join(f"--leave-out {k}" for k in never)
+        raise DataError(f"fit: every keypoint must be seen somewhere, {', '.join(never)} never is; add {option}")
+    return kept
 
 
 def _check(recordings: Sequence[Recording], settings: Settings) -> float:

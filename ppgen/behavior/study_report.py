@@ -22,6 +22,8 @@ __all__ = ["comparison_sections", "label_sections", "match_sections", "study_sec
 
 SHOWN = 12
 """Syllables whose motion is drawn."""
+COMMON = 0.005
+"""Share of the time below which a syllable is too rare for the transition graph."""
 CHECKED = 1_000
 """Frames of each recording, of the first three, that are compared with simulated data."""
 
@@ -53,7 +55,8 @@ def label_sections(
     seconds = 2 * float(rows["duration"].median())
     bodies = mean_bodies(recordings, labelled, scales, syllables=used[:SHOWN], seconds=seconds)
     counts = np.sum([transition_counts(z, first.states) for z in labels.values()], axis=0)
-    graph = pd.DataFrame(transition_shares(counts)).loc[used, used]
+    common = table.index[table["usage"] >= COMMON]
+    graph = pd.DataFrame(transition_shares(counts)).loc[common, common]
     return [
         Section(
             "What happened when",
@@ -74,8 +77,11 @@ def label_sections(
         Section("How long they last", figures=[plots.durations(rows, target=target)]),
         Section(
             "What follows what",
-            ["Arrows lead to the three likeliest successors of each syllable; the thicker, the likelier."],
-            [plots.transition_graph(graph, table["usage"])],
+            [
+                "Arrows lead to the three likeliest successors of each syllable; the thicker, the likelier. "
+                f"Syllables used for less than {COMMON:.1%} of the time are left out."
+            ],
+            [plots.transition_graph(graph, table.loc[common, "usage"])],
         ),
         _missing_section(recordings),
     ]
@@ -130,7 +136,11 @@ def _trust_section(study: Study) -> Section:
     words = "Every check that could be made was passed."
     if not report.ok:
         words = "Each failed check below says what to do. Labels may still be useful, but rest no claim on them alone."
-    return Section("Can the fit be trusted?", [words], tables=[report.table], verdict=(report.verdict, report.ok))
+    checks = report.table.assign(
+        ok=np.where(report.table["ok"], "passed", "failed"),
+        advice=report.table["advice"].where(~report.table["ok"], ""),
+    )
+    return Section("Can the fit be trusted?", [words], tables=[checks], verdict=(report.verdict, report.ok))
 
 
 def _truth_section(found: Match) -> Section:
@@ -138,7 +148,8 @@ def _truth_section(found: Match) -> Section:
         f"{found.agreement:.0%} of the frames lie in the syllable matched to the true one; "
         f"normalised mutual information {found.nmi:.2f} (1 is perfect)."
     )
-    return Section("Were the known syllables found?", [words], [plots.agreement(found.overlap)], [found.syllables])
+    figure = plots.agreement(found.overlap, names=("true", "found"))
+    return Section("Were the known syllables found?", [words], [figure], [found.syllables])
 
 
 def _check_section(study: Study, aligned: Aligned) -> Section:
@@ -158,7 +169,7 @@ def _course_sections(study: Study, target: float) -> list[Section]:
     kept = history[history["kept"]] if "kept" in history else history
     last = pd.DataFrame([{"stickiness": search.stickiness, "median": search.median}])
     words = (
-        f"The median syllable lasts {search.median:.2f} s at stickiness {search.stickiness:.3g} (target {target:g} s)."
+        f"The median syllable lasts {search.median:.2f} s at stickiness {search.stickiness:.3g} (target {target:g})."
     )
     if not search.reached:
         words += " That is more than a tenth off: no stickiness that was tried came closer."
@@ -177,7 +188,7 @@ def _missing_section(recordings: Sequence[Recording]) -> Section:
     name, keypoint = gaps.idxmax()
     words = [
         f"{shares.mean(axis=None):.1%} of the keypoints were not seen; the longest gap is {gaps.max():.1f} s "
-        f"({keypoint} in {name}). They stay missing: the model fills them in with its uncertainty, nothing is interpolated."
+        f"({keypoint} in {name}). They stay missing: the model fills them in, with its uncertainty."
     ]
     words += [f"{r.name}: {note}." for r in recordings for note in r.notes]
     return Section("What was not seen", words, [plots.missing(shares)])

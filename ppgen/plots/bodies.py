@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from ppgen.errors import DataError
-from ppgen.plots.style import canvas, syllable_colors
+from ppgen.plots.style import QUIET, canvas, syllable_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,16 +39,17 @@ def trajectories(bodies: xr.DataArray, *, most: int = 12, columns: int = 6) -> "
         raise DataError("trajectories: bodies must hold at least one seen keypoint, got none")
     columns = min(columns, len(flat))
     rows = -(-len(flat) // columns)
-    figure = canvas(1.7 * columns, 1.9 * rows + 0.3)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    figure = canvas(1.8 * columns, 1.9 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     lines, colors = _skeleton(flat), syllable_colors(len(flat))
     moments = np.unique(np.linspace(0, flat.shape[1] - 1, OUTLINES).round().astype(int))
     for ax, body, color, name in zip(grid, flat, colors, shown["syllable"].to_numpy(), strict=False):
         for shade, moment in zip(np.linspace(0.15, 1.0, len(moments)), moments, strict=True):
             _outline(ax, body[moment], lines, 1 - shade * (1 - color))
         ax.set_title(str(name), fontsize=9)
+        if np.isfinite(body).any():
+            _frame(ax, body)
     for ax in grid:
-        ax.set(aspect="equal")
         ax.axis("off")
     first, last = (float(shown["time"][i]) for i in (0, -1))
     figure.suptitle(
@@ -64,6 +65,15 @@ def _outline(ax: "Axes", body: np.ndarray, lines: list[tuple[int, int]], color: 
     for i, j in lines:
         ax.plot(*body[[i, j]].T, "-", color=color, lw=1.4, solid_capstyle="round")
     ax.plot(*body.T, ".", color=color, ms=3)
+
+
+def _frame(ax: "Axes", body: np.ndarray) -> None:
+    """A square around the motion, at least a body and a quarter wide, with a bar of half a body length."""
+    low, high = (pick(body.reshape(-1, 2), axis=0) for pick in (np.nanmin, np.nanmax))
+    middle, half = (low + high) / 2, max(0.6 * float((high - low).max()), 0.625)
+    ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
+    left, bottom = middle - 0.95 * half
+    ax.plot([left, left + 0.5], [bottom, bottom], "-", color=QUIET, lw=2)
 
 
 def _skeleton(flat: np.ndarray) -> list[tuple[int, int]]:

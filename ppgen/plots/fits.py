@@ -33,6 +33,7 @@ def elbo(history: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     low, high = kept["elbo"].quantile(0.1), kept["elbo"].max()
     if high > low:
         ax.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     return tidy(ax, "Evidence lower bound", "step", "nats")
 
 
@@ -75,7 +76,7 @@ def predictive_check(replicates: pd.DataFrame) -> "Figure":
     for ax, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         rows = replicates[replicates["statistic"] == name]
         _panel(ax, rows)
-        tidy(ax, str(name), "", "share of values below")
+        tidy(ax, "", str(name), "share of values below")
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 

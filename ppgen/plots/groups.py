@@ -49,13 +49,15 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
     return figure
 
 
-def agreement(overlap: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
+def agreement(overlap: pd.DataFrame, *, names: tuple[str, str] = ("A", "B"), ax: "Axes | None" = None) -> "Axes":
     """How two segmentations meet: the share of each row syllable's frames that the column syllable holds.
 
     Parameters
     ----------
     overlap
         Frames in common: syllables of one fit (rows) by syllables of the other (columns), columns in matched order.
+    names
+        What to call the two.
     ax
         Where to draw; a new figure when not given.
     """
@@ -64,9 +66,10 @@ def agreement(overlap: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     ax = sole_axes(ax, 5.5, 4.8)
     image = ax.imshow(share, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="share of frames")
-    for axis, names in ((ax.xaxis, overlap.columns), (ax.yaxis, overlap.index)):
-        axis.set_ticks(range(len(names)), [str(name) for name in names], fontsize=6)
-    ax.set(title="Agreement of two fits", xlabel="syllable of B, matched to A", ylabel="syllable of A")
+    for axis, labels in ((ax.xaxis, overlap.columns), (ax.yaxis, overlap.index)):
+        axis.set_ticks(range(len(labels)), [str(label) for label in labels], fontsize=6)
+    one, two = names
+    ax.set(title=f"Agreement of {one} and {two}", xlabel=f"syllable ({two}), matched", ylabel=f"syllable ({one})")
     return ax
 
 

@@ -96,6 +96,7 @@ def durations(segments: pd.DataFrame, *, target: float | None = None, most: int 
     low, middle, high = quartiles.to_numpy().T
     right.errorbar(quartiles.index, middle, yerr=(middle - low, high - middle), fmt="o", color=INK, ms=4, lw=1)
     log_scale(right, "y")
+    right.xaxis.get_major_locator().set_params(integer=True)
     tidy(right, "Each syllable: median and quartiles", "syllable", "duration (s)")
     return figure
 
