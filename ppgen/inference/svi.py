@@ -154,11 +154,11 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             torch.set_rng_state(stream)
-            raise self._lost(f"the loss is {value}{first_bad_site(self.model, *self._batch())}", of)
+            raise self._lost(f"the loss is {value}", first_bad_site(self.model, *self._batch()), of)
         loss.backward()
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                raise self._lost(f"the gradient of {name} is not finite", of)
+                raise self._lost(f"the gradient of {name} is not finite", "", of)
         self.optimizer.step()
         self.losses.append(value)
         self.rates.append(self.optimizer.param_groups[0]["lr"])
@@ -233,10 +233,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * 0.1 ** min(self.decays, DECAYS)
 
-    def _lost(self, what: str, of: int) -> FitError:
+    def _lost(self, what: str, where: str, of: int) -> FitError:
         number = len(self.losses) + 1
         advice = f"try lr < {self.options.lr / 5:g}, and features of about unit variance"
-        return FitError(f"svi: {what} at step {number} of {of}; {advice}")
+        return FitError(f"svi: {what} at step {number} of {of}{where}; {advice}")
 
 
 def _train(run: Run, max_steps: int, saved: Path | None, every: int, progressbar: bool) -> bool:
