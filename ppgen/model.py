@@ -12,8 +12,8 @@ r"""The contract: what a generative model is to the rest of ppgen.
 ``S``       draws
 ==========  =====================================
 
-Data is ``x``, inputs ``u``, parameters ``theta``, discrete latents ``z``, continuous latents ``h``. NaN in ``x`` is the one
-marker for "not observed": its factor is one. A shorter sequence is the same sequence with trailing NaN.
+Data is ``x``, inputs ``u``, parameters ``theta``, discrete latents ``z``, continuous latents ``h``. NaN in ``x`` is
+the one marker for "not observed": its factor is one. A shorter sequence is the same sequence with trailing NaN.
 
 To add a model: subclass :class:`Model`, say ``dims``, write ``__init__`` and ``model``. A conjugate model subclasses
 :class:`Conjugate` and also says ``natural_prior`` and ``evidence``; variational Bayes then needs nothing more.
@@ -28,6 +28,8 @@ from jaxtyping import Float
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
+from ppgen.distributions.collapsed import Collapsed
+from ppgen.families.completion import Completion
 from ppgen.families.family import Factor, Natural
 
 __all__ = ["Conjugate", "Factor", "Model", "tracked", "updated"]
@@ -50,7 +52,7 @@ class Model(nn.Module, ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Arguments of ``__init__`` (JSON values, tensors, and objects with their own ``config``) that rebuild this model."""
+        """Arguments of ``__init__`` that rebuild this model: JSON values, tensors, and objects with a ``config``."""
         raise NotImplementedError(f"{type(self).__name__}: config must be given to save this model")
 
     @abstractmethod
@@ -75,17 +77,14 @@ class Conjugate(Model):
     2016, the surrogate objective; Hoffman et al. 2013).
     """
 
-    @property
-    def completion_type(self) -> type | None:
-        """The dataclass that :meth:`complete` returns, where it returns one."""
-        return None
-
     @abstractmethod
     def natural_prior(self) -> dict[str, Factor]:
         """Factor name -> family and natural parameters of its prior."""
 
     @abstractmethod
-    def evidence(self, x: Tensor, s: Mapping[str, Natural], completion: Any = None) -> Float[Tensor, " N"]:
+    def evidence(
+        self, x: Tensor, s: Mapping[str, Natural], completion: Completion | None = None
+    ) -> Float[Tensor, " N"]:
         """Log evidence of each sequence, latents summed out, as a function of the natural statistics."""
 
     @abstractmethod
@@ -102,7 +101,7 @@ class Conjugate(Model):
         return ("kmeans", "random")
 
     @abstractmethod
-    def likelihood(self, s: Mapping[str, Natural], shape: tuple[int, int] = (1, 1)) -> Any:
+    def likelihood(self, s: Mapping[str, Natural], shape: Sequence[int] = (1, 1)) -> Collapsed:
         """The collapsed distribution over data, latents summed out, for natural statistics ``s``."""
 
     def refine(self, q: Mapping[str, Factor]) -> None:  # noqa: B027 (most models have no hyperparameters)
@@ -112,7 +111,9 @@ class Conjugate(Model):
         """Log prior of the point-estimated hyperparameters."""
         return torch.zeros((), dtype=torch.float64)
 
-    def complete(self, x: Tensor, s: Mapping[str, Natural], previous: Any = None, sweeps: int = 1) -> Any:
+    def complete(
+        self, x: Tensor, s: Mapping[str, Natural], previous: Completion | None = None, sweeps: int = 1
+    ) -> Completion | None:
         """Posterior of latents with no closed form given the rest, or None where all are summed out exactly."""
         return None
 

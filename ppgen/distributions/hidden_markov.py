@@ -1,13 +1,13 @@
 r"""A hidden Markov model as one distribution over whole sequences, its states summed out.
 
-``log_prob(x)`` is the evidence, exact by message passing (with an autoregressive emission and missing frames, the lower bound
-of :mod:`ppgen.families.autoregressive`). The first state emits the first observation. NaN in ``x`` is not observed; trailing NaN
-means a shorter sequence.
+``log_prob(x)`` is the evidence, exact by message passing (with an autoregressive emission and missing frames, the lower
+bound of :mod:`ppgen.families.autoregressive`). The first state emits the first observation. NaN in ``x`` is not
+observed; trailing NaN means a shorter sequence.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,12 +15,17 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
 from ppgen.messages import discrete_chain
+from ppgen.messages.discrete import DiscreteChain
 
 __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
+ONCE = torch.Size()
 SWEEPS = 10  # coordinate updates of the frames that have no closed form, and Gibbs sweeps of an imputation
 
 
@@ -29,8 +34,8 @@ SWEEPS = 10  # coordinate updates of the frames that have no closed form, and Gi
 class HiddenMarkovLatents:
     """Posterior of the states (and of latent frames) of a batch of sequences."""
 
-    chain: Any
-    completion: Any
+    chain: DiscreteChain
+    completion: Completion | None
     lengths: Int[Tensor, " N"]
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -89,7 +94,7 @@ class HiddenMarkov(TorchDistribution):
         N, T = shape
         super().__init__(torch.Size([N]), torch.Size([T, emission.features]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "HiddenMarkov":
+    def expand(self, batch_shape: Shape, _instance: TorchDistribution | None = None) -> "HiddenMarkov":
         if len(batch_shape) != 1:
             raise DataError(f"HiddenMarkov: one batch dimension (sequences), got batch shape {tuple(batch_shape)}")
         shape = (batch_shape[0], self.event_shape[0])
@@ -99,7 +104,7 @@ class HiddenMarkov(TorchDistribution):
         """Log evidence of each sequence."""
         return self.evidence(x, self.complete(x))
 
-    def evidence(self, x: Float[Tensor, "N T D"], completion: Any = None) -> Float[Tensor, " N"]:
+    def evidence(self, x: Float[Tensor, "N T D"], completion: Completion | None = None) -> Float[Tensor, " N"]:
         """Log evidence given the posterior of latent frames (None where the emission needs none)."""
         value = self._chain(x, completion).log_normalizer
         value = torch.where(sequence_lengths(x) > 0, value, 0.0)
@@ -116,7 +121,7 @@ class HiddenMarkov(TorchDistribution):
             return x.clone()
         return self.impute_from(x, self.complete(x))
 
-    def impute_from(self, x: Float[Tensor, "N T D"], completion: Any) -> Float[Tensor, "N T D"]:
+    def impute_from(self, x: Float[Tensor, "N T D"], completion: Completion | None) -> Float[Tensor, "N T D"]:
         """:meth:`impute` from a completion that is at hand."""
         path = self._chain(x, completion).sample(1)[0]
         for _ in range(0 if completion is None or completion.complete else SWEEPS):
@@ -135,15 +140,17 @@ class HiddenMarkov(TorchDistribution):
         path = self._run(last, horizon)
         return self.emission.extend(past, self.statistics, path, lengths)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*S N T D"]:
+    def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
         """Replicated data: a fresh path of states, and its observations."""
-        count = sample_shape.numel()
+        count = torch.Size(sample_shape).numel()
         (N,), (T, D) = self.batch_shape, self.event_shape
         potential = self.log_initial.new_zeros(count * N, T, len(self.log_initial))
         path = discrete_chain(*self._normalized(), potential).sample(1)[0]
         return self.emission.sample(self.statistics, path).reshape(*sample_shape, N, T, D)
 
-    def complete(self, x: Float[Tensor, "N T D"], previous: Any = None, sweeps: int = SWEEPS) -> Any:
+    def complete(
+        self, x: Float[Tensor, "N T D"], previous: Completion | None = None, sweeps: int = SWEEPS
+    ) -> Completion | None:
         """Coordinate updates of latent frames and states; None where all is summed out exactly. No gradient flows."""
         with torch.no_grad():
             completion = self.emission.complete(x, self.statistics) if previous is None else previous
@@ -152,7 +159,7 @@ class HiddenMarkov(TorchDistribution):
                 completion = self.emission.complete(x, self.statistics, weights, completion)
         return completion
 
-    def _chain(self, x: Tensor, completion: Any) -> Any:
+    def _chain(self, x: Tensor, completion: Completion | None) -> DiscreteChain:
         potential = self.emission.potential(x, self.statistics, completion)
         return discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
 

@@ -4,28 +4,28 @@ r"""Autoregressive Gaussian emissions: within a state, a vector autoregression.
     \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad A_k \mid \Lambda_k \sim \mathcal{MN}(M, \Lambda_k^{-1}, V), \quad
     h_t \mid z_t = k \sim \mathcal N(A_k [h_{t-1}; \dots; h_{t-L}; 1], \Lambda_k^{-1})
 
-with :math:`M = [I, 0, \dots, 0]` (a random walk) and :math:`h_t \sim \mathcal N(0, \sigma_0^2 I)` for the first L frames. The
-observation is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with coordinates ``h``.
+with :math:`M = [I, 0, \dots, 0]` (a random walk) and :math:`h_t \sim \mathcal N(0, \sigma_0^2 I)` for the first L
+frames. The observation is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with
+coordinates ``h``.
 
-**Missing frames.** An emission whose lag is missing has no closed form. Missing entries are therefore latent, with an exact
-Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``; the evidence becomes a lower bound, which
-equals it when nothing is missing or K = 1. Imputation does not use the bound: it alternates exact draws of z and h.
-A recording whose last frames are all missing counts as a shorter recording.
+**Missing frames.** An emission whose lag is missing has no closed form. Missing entries are therefore latent, with an
+exact Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``; the evidence becomes a
+lower bound, which equals it when nothing is missing or K = 1. Imputation does not use the bound: it alternates exact
+draws of z and h. A recording whose last frames are all missing counts as a shorter recording.
 
 References: Fox et al. (2011), "Bayesian nonparametric inference of switching dynamic linear models", §II and IV;
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
-import numba
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families._simulation import simulate
+from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
 from ppgen.families.gap import GapChain, GapPosterior
@@ -33,26 +33,9 @@ from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWish
 from ppgen.families.quadratic import LOG_2PI, coefficients, homogeneous, pack, pack_products
 from ppgen.families.subspace import RowEvidence, Subspace
 
-__all__ = ["Autoregressive", "Completion"]
+__all__ = ["Autoregressive"]
 
 ROWS_AT_ONCE = 1 << 15  # frames whose packed products are in memory together
-
-
-@final
-@dataclass(frozen=True)
-class Completion:
-    """Posterior of the latent frames of a batch of sequences.
-
-    ``moments`` (m, F) are the packed covariances of the windows of the frames at flat index ``rows`` (m,); ``bonus`` (N,) is
-    what the latent frames add to the bound whatever the states: entropy, evidence of partly observed frames, first frames.
-    """
-
-    mean: Float[Tensor, "N T D"]
-    rows: Int[Tensor, " m"]
-    moments: Float[Tensor, "m F"]
-    bonus: Float[Tensor, " N"]
-    lengths: Int[Tensor, " N"]
-    complete: bool
 
 
 @final
@@ -69,8 +52,6 @@ class Autoregressive(Emission):
     strength : prior precision of the coefficients around the random walk.
     initial_scale : standard deviation of the first ``lags`` frames.
     """
-
-    completion_type: ClassVar[type | None] = Completion
 
     def __init__(
         self,
@@ -110,15 +91,15 @@ class Autoregressive(Emission):
 
     def prior(self, states: int) -> Natural:
         D, R = self.width, self.lags * self.width + 1
-        options = {"dtype": torch.float64}
-        walk, size, batch = torch.eye(D, R, **options), D, (states,)
+        dtype = torch.float64
+        walk, size, batch = torch.eye(D, R, dtype=dtype), D, torch.Size([states])
         if self.covariance == "diagonal":
-            walk, size, batch = walk[:, None], 1, (states, D)
+            walk, size, batch = walk[:, None], 1, torch.Size([states, D])
         return self.family.natural(
             location=walk.expand(states, *walk.shape),
-            column_precision=(self.strength * torch.eye(R, **options)).expand(*batch, R, R),
-            scale=(self.noise * torch.eye(size, **options)).expand(*batch, size, size),
-            degrees=torch.full(batch, size + 2.0, **options),
+            column_precision=(self.strength * torch.eye(R, dtype=dtype)).expand(*batch, R, R),
+            scale=(self.noise * torch.eye(size, dtype=dtype)).expand(*batch, size, size),
+            degrees=torch.full(batch, size + 2.0, dtype=dtype),
         )
 
     def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
@@ -198,7 +179,7 @@ class Autoregressive(Emission):
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
         noise = (root[z] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
         arrays = (regression, z, noise, start)
-        return torch.from_numpy(_simulate(*(a.detach().contiguous().numpy() for a in arrays)))
+        return torch.from_numpy(simulate(*(a.detach().contiguous().numpy() for a in arrays)))
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
@@ -320,22 +301,3 @@ def _spread(posterior: GapPosterior, unary: Tensor) -> Float[Tensor, " N"]:
     free = ~posterior.gap.block_state()[0]
     covariance = posterior.chain.covariance * free[..., :, None] * free[..., None, :]
     return -0.5 * (unary * covariance).sum((-1, -2, -3))
-
-
-@numba.njit(cache=True, nogil=True)
-def _simulate(regression: np.ndarray, z: np.ndarray, noise: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Run the autoregression forward from the frames ``start`` (N, L, D); (N, H, D)."""
-    N, H, D = noise.shape
-    L = start.shape[1]
-    h = np.empty((N, L + H, D))
-    h[:, :L] = start
-    for n in range(N):
-        for t in range(L, L + H):
-            weights = regression[z[n, t - L]]
-            for i in range(D):
-                total = weights[i, L * D] + noise[n, t - L, i]
-                for lag in range(L):
-                    for j in range(D):
-                        total += weights[i, lag * D + j] * h[n, t - 1 - lag, j]
-                h[n, t, i] = total
-    return h[:, L:]

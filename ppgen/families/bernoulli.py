@@ -1,4 +1,6 @@
-r"""Independent Bernoulli emissions: :math:`p_{kd} \sim \mathrm{Beta}(a, b)`, :math:`x_{td} \sim \mathrm{Bern}(p_{z_t d})`.
+r"""Independent Bernoulli emissions.
+
+.. math:: p_{kd} \sim \mathrm{Beta}(a, b), \qquad x_{td} \sim \mathrm{Bern}(p_{z_t d})
 
 Entries are 0, 1 or NaN; a missing entry's factor is one.
 """
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ppgen.errors import DataError
 from ppgen.families.beta import Beta
+from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
 
@@ -42,7 +45,7 @@ class Bernoulli(Emission):
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(one=self.one * ones, zero=self.zero * ones)
 
-    def potential(self, x: Tensor, s: Natural, completion: Any = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         one, zero = torch.nan_to_num(x), torch.nan_to_num(1 - x)
         return torch.cat([one, zero], -1) @ torch.cat([s["log_one"], s["log_zero"]], -1).mT
 

@@ -1,4 +1,6 @@
-r"""Independent categorical emissions: :math:`p_{kd} \sim \mathrm{Dir}(a)`, :math:`x_{td} \sim \mathrm{Cat}(p_{z_t d})`.
+r"""Independent categorical emissions.
+
+.. math:: p_{kd} \sim \mathrm{Dir}(a), \qquad x_{td} \sim \mathrm{Cat}(p_{z_t d})
 
 Entries are whole numbers 0, ..., V-1, or NaN; a missing entry's factor is one.
 """
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families.completion import Completion
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
@@ -46,7 +49,7 @@ class Categorical(Emission):
         shape = (states, self.features, self.vocabulary)
         return self.family.natural(concentration=torch.full(shape, self.concentration, dtype=torch.float64))
 
-    def potential(self, x: Tensor, s: Natural, completion: Any = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         table = s["log_probability"].movedim(-3, -1)  # (D, V, K)
         scores = table[torch.arange(self.features, device=x.device), torch.nan_to_num(x).long()]  # (N, T, D, K)
         return torch.where(torch.isnan(x)[..., None], 0.0, scores).sum(-2)

@@ -1,8 +1,8 @@
 r"""Cluster short windows of sequences by what an emission's parameters could explain: starting points for longer runs.
 
-Two windows are as similar as :math:`\log p(a, b) - \log p(a) - \log p(b)`, marginal likelihoods under one and two sets of
-parameters, which a conjugate family has in closed form from its log-normaliser. The best pair is merged until K remain
-(Heller & Ghahramani 2005, with a fixed number of clusters).
+Two windows are as similar as :math:`\log p(a, b) - \log p(a) - \log p(b)`, marginal likelihoods under one and two sets
+of parameters, which a conjugate family has in closed form from its log-normaliser. The best pair is merged until K
+remain (Heller & Ghahramani 2005, with a fixed number of clusters).
 """
 
 import torch

@@ -2,28 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families.completion import Completion
 from ppgen.families.family import Family, Natural
 
-__all__ = ["Emission", "rows_by_pattern"]
+__all__ = ["Emission", "distinct_patterns", "rows_by_pattern"]
 
 
 class Emission(ABC):
     """Distribution of an observation given its state, linear in the natural statistics ``s`` of its parameters.
 
-    ``s`` has batch shape (K,): ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes. NaN in ``x`` is
-    integrated out.
+    ``s`` has batch shape (K,): ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes. NaN in ``x``
+    is integrated out.
     """
 
     features: int
     family: Family
-    completion_type: ClassVar[type | None] = None
 
     @property
     @abstractmethod
@@ -40,7 +40,9 @@ class Emission(ABC):
         """Natural parameters of the prior, batch shape (K,)."""
 
     @abstractmethod
-    def potential(self, x: Float[Tensor, "N T D"], s: Natural, completion: Any = None) -> Float[Tensor, "N T K"]:
+    def potential(
+        self, x: Float[Tensor, "N T D"], s: Natural, completion: Completion | None = None
+    ) -> Float[Tensor, "N T K"]:
         """Log-density of each observation under each state, NaN integrated out."""
 
     @abstractmethod
@@ -51,11 +53,13 @@ class Emission(ABC):
     def fill(self, x: Float[Tensor, "N T D"], s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
 
-    def complete(self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Any = None) -> Any:
+    def complete(
+        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
+    ) -> Completion | None:
         """Posterior of latent frames that have no closed form given the states; None where there are none."""
         return None
 
-    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Any:
+    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Completion | None:
         """One draw of the latent frames of :meth:`complete` given the states."""
         return None
 
@@ -93,9 +97,18 @@ class Emission(ABC):
             )
 
 
-def rows_by_pattern(missing: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Group rows of a boolean (n, D) array by equal pattern: [(pattern (D,), row indices)]."""
-    patterns, inverse = torch.unique(missing, dim=0, return_inverse=True)
+def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"], Int[Tensor, " n"]]:
+    """The distinct rows of a boolean array, and which of them each row is."""
+    if missing.shape[1] > 62:
+        return torch.unique(missing, dim=0, return_inverse=True)
+    bits = 2 ** torch.arange(missing.shape[1], device=missing.device)
+    codes, inverse = torch.unique((missing * bits).sum(-1), return_inverse=True)
+    return (codes[:, None] & bits) > 0, inverse
+
+
+def rows_by_pattern(missing: Bool[Tensor, "n D"]) -> list[tuple[Tensor, Tensor]]:
+    """Group rows of a boolean array by equal pattern: [(pattern (D,), row indices)]."""
+    patterns, inverse = distinct_patterns(missing)
     order = torch.argsort(inverse, stable=True)
     counts = torch.bincount(inverse, minlength=len(patterns)).tolist()
     return list(zip(patterns, torch.split(order, counts), strict=True))

@@ -112,9 +112,7 @@ class GapChain:
 class GapPosterior:
     """Posterior of the unknown frames: a Gaussian chain over the kept blocks."""
 
-    def __init__(
-        self, gap: GapChain, J: Tensor, J_cross: Tensor, h: Tensor, first: Tensor, second: Tensor
-    ) -> None:
+    def __init__(self, gap: GapChain, J: Tensor, J_cross: Tensor, h: Tensor, first: Tensor, second: Tensor) -> None:
         self.gap, self.first, self.second, self.h = gap, first, second, h
         self.chain = gaussian_chain(J, J_cross, h)
 

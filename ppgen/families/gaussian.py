@@ -4,8 +4,8 @@ r"""Gaussian emissions, full or diagonal covariance.
     \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad \mu_k \sim \mathcal N(0, (\kappa \Lambda_k)^{-1}), \quad
     x_t \mid z_t = k \sim \mathcal N(\mu_k, \Lambda_k^{-1})
 
-and the same per feature with a gamma prior for ``covariance="diagonal"``. Missing dimensions are integrated out exactly.
-Scale your features to about unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
+and the same per feature with a gamma prior for ``covariance="diagonal"``. Missing dimensions are integrated out
+exactly. Scale your features to about unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
 """
 
 from typing import Any, final
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission, rows_by_pattern
 from ppgen.families.family import Natural
 from ppgen.families.normal_gamma import NormalGamma
@@ -35,9 +36,7 @@ class Gaussian(Emission):
     strength : how many observations the prior mean (zero) is worth.
     """
 
-    def __init__(
-        self, features: int, *, covariance: str = "full", scale: float = 1.0, strength: float = 0.1
-    ) -> None:
+    def __init__(self, features: int, *, covariance: str = "full", scale: float = 1.0, strength: float = 0.1) -> None:
         if features < 1:
             raise DataError(f"Gaussian: features must be at least 1, got {features}")
         if covariance not in ("full", "diagonal"):
@@ -58,21 +57,21 @@ class Gaussian(Emission):
         return {"location": ("feature",), "precision": ("feature",)}
 
     def prior(self, states: int) -> Natural:
-        D, options = self.features, {"dtype": torch.float64}
-        location = torch.zeros(states, D, **options)
+        D, dtype = self.features, torch.float64
+        location = torch.zeros(states, D, dtype=dtype)
         if self.covariance == "diagonal":
-            ones = torch.ones(states, D, **options)
+            ones = torch.ones(states, D, dtype=dtype)
             return self.family.natural(
                 location=location, strength=self.strength * ones, shape=1.5 * ones, rate=0.5 * self.scale * ones
             )
         return self.family.natural(
             location=location,
-            strength=torch.full((states,), self.strength, **options),
-            scale=self.scale * torch.eye(D, **options).expand(states, D, D),
-            degrees=torch.full((states,), D + 2.0, **options),
+            strength=torch.full((states,), self.strength, dtype=dtype),
+            scale=self.scale * torch.eye(D, dtype=dtype).expand(states, D, D),
+            degrees=torch.full((states,), D + 2.0, dtype=dtype),
         )
 
-    def potential(self, x: Tensor, s: Natural, completion: Any = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         rows = x.reshape(-1, self.features)
         scores = self._diagonal(rows, s) if self.covariance == "diagonal" else self._full(rows, s)
         return scores.reshape(*x.shape[:-1], -1)

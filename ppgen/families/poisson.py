@@ -1,4 +1,6 @@
-r"""Independent Poisson emissions: :math:`\lambda_{kd} \sim \mathrm{Gamma}(a, b)`, :math:`x_{td} \sim \mathrm{Pois}(\lambda_{z_t d})`.
+r"""Independent Poisson emissions.
+
+.. math:: \lambda_{kd} \sim \mathrm{Gamma}(a, b), \qquad x_{td} \sim \mathrm{Pois}(\lambda_{z_t d})
 
 Entries are counts per time step, or NaN; a missing entry's factor is one.
 """
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import DataError
+from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
 from ppgen.families.gamma import Gamma
@@ -42,7 +45,7 @@ class Poisson(Emission):
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(shape=self.shape * ones, rate=self.rate * ones)
 
-    def potential(self, x: Tensor, s: Natural, completion: Any = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         seen, counts = (~torch.isnan(x)).to(x), torch.nan_to_num(x)
         scores = torch.cat([counts, -seen], -1) @ torch.cat([s["log"], s["value"]], -1).mT
         return scores - torch.lgamma(counts + 1).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-r"""Quadratic log-potentials :math:`w^\top N_k w + c_k`, as linear functions of the packed products :math:`w_i w_j, i \le j`.
+r"""Quadratic log-potentials :math:`w^\top N_k w + c_k`, linear in the packed products :math:`w_i w_j, i \le j`.
 
 Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoregression with
 ``w = (h_t, h_{t-1}, ..., h_{t-L}, 1)``. Packing turns K quadratic forms into one matrix product.

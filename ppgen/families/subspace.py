@@ -2,11 +2,13 @@ r"""A fixed linear subspace in which a Gaussian emission lives, with exact evide
 
 .. math:: x = m + B\,(s \odot h) + r, \qquad r \sim \mathcal N(0, \sigma^2 (I - B B^\top))
 
-with ``B`` (F, D) orthonormal. The latent ``h`` of a complete row *is* its projection. For a row with missing features, with
-:math:`G = B_m^\top B_m` over the missing ones, the observed ones give ``h / s`` a Gaussian likelihood of precision
-:math:`(G^{-1} - I) / \sigma^2`: infinite where nothing is lost (:math:`G \to 0`), zero where everything is (:math:`G = I`).
+with ``B`` (F, D) orthonormal. The latent ``h`` of a complete row *is* its projection. For a row with missing features,
+with :math:`G = B_m^\top B_m` over the missing ones, the observed ones give :math:`s \odot h` a Gaussian likelihood of
+precision :math:`(G^{-1} - I) / \sigma^2`: infinite where nothing is lost (:math:`G \to 0`), zero where everything is
+(:math:`G = I`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -15,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppgen.errors import DataError
-from ppgen.families.emission import rows_by_pattern
+from ppgen.families.emission import distinct_patterns
 from ppgen.families.quadratic import LOG_2PI
 
 __all__ = ["RowEvidence", "Subspace"]
@@ -65,60 +67,53 @@ class Subspace:
 
     def evidence(self, rows: Float[Tensor, "n F"]) -> RowEvidence:
         """What each row says about its latent."""
-        n, D = len(rows), self.basis.shape[1]
-        centred = rows - self.mean
-        value, known, constant = rows.new_zeros(n, D), torch.zeros(n, D, dtype=torch.bool), rows.new_zeros(n)
-        partial, precision, information = [], [], []
-        for missing, index in rows_by_pattern(torch.isnan(rows)):
-            if missing.all():
-                continue
-            if not missing.any():
-                value[index], constant[index] = self._complete_rows(centred[index])
-                known[index] = True
-                continue
-            matrix, vector, constant[index] = self._partial_rows(centred[index][:, ~missing], missing)
-            partial.append(index)
-            precision.append(matrix.expand(len(index), D, D))
-            information.append(vector)
-        if not partial:
-            empty = torch.zeros(0, dtype=torch.long)
-            return RowEvidence(value, known, empty, rows.new_zeros(0, D, D), rows.new_zeros(0, D), constant)
-        return RowEvidence(value, known, torch.cat(partial), torch.cat(precision), torch.cat(information), constant)
+        missing = torch.isnan(rows)
+        centred = torch.where(missing, 0.0, rows - self.mean)
+        whole = ~missing.any(-1)
+        h, constant = self._complete_rows(centred)
+        partial = (~whole & ~missing.all(-1)).nonzero()[:, 0]
+        precision, information, partial_constant = self._partial_rows(centred[partial], missing[partial])
+        constant = torch.where(whole, constant, 0.0)
+        constant[partial] = partial_constant
+        value = torch.where(whole[:, None], h, 0.0)
+        return RowEvidence(value, whole[:, None].expand_as(h), partial, precision, information, constant)
 
     def fill(self, rows: Float[Tensor, "n F"], h: Float[Tensor, "n D"]) -> Float[Tensor, "n F"]:
         """Draw the missing features of each row given its latent and the observed features."""
-        filled = rows.clone()
+        missing = torch.isnan(rows)
         fitted = self.mean + (h * self.scale) @ self.basis.mT
-        for missing, index in rows_by_pattern(torch.isnan(rows)):
-            if missing.any():
-                lost, seen = self.basis[missing], self.basis[~missing]
-                g, U = torch.linalg.eigh(lost.mT @ lost)
-                inverse = U @ torch.diag(torch.where(g > SMALLEST_LOSS, 1 / g.clamp_min(SMALLEST_LOSS), 0.0)) @ U.mT
-                residual = (rows[index] - fitted[index])[:, ~missing] @ seen
-                noise = torch.randn(len(index), len(lost), dtype=rows.dtype) * self.noise**0.5
-                free = noise - noise @ lost @ inverse @ lost.mT
-                filled[index[:, None], missing] = fitted[index][:, missing] - residual @ inverse @ lost.mT + free
-        return filled
+        g, U, inverse = self._losses(missing)
+        kept = torch.where(g > SMALLEST_LOSS, 1 / g.clamp_min(SMALLEST_LOSS), 0.0)
+        pseudo = ((U * kept[:, None]) @ U.mT)[inverse]
+        noise = torch.randn(rows.shape, dtype=rows.dtype) * self.noise**0.5 * missing
+        residual = torch.where(missing, 0.0, rows - fitted) @ self.basis
+        bound = torch.einsum("nij,nj->ni", pseudo, residual + noise @ self.basis)
+        return torch.where(missing, fitted + noise - bound @ self.basis.mT, rows)
+
+    def _losses(self, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues and vectors of G for each pattern of missing features, and the pattern of each row."""
+        patterns, inverse = distinct_patterns(missing)
+        lost = patterns.to(self.basis)[..., None] * self.basis
+        g, U = torch.linalg.eigh(lost.mT @ lost)
+        return g.clamp(0.0, 1.0), U, inverse
 
     def _complete_rows(self, centred: Tensor) -> tuple[Tensor, Tensor]:
         """Projection, and the log-density of the residual with the Jacobian of the scaling."""
         h = centred @ self.basis
         F, D = self.basis.shape
         residual = (centred**2).sum(-1) - (h**2).sum(-1)
-        log_noise = torch.tensor(self.noise, dtype=centred.dtype).log()
-        constant = -residual / (2 * self.noise) - (F - D) / 2 * (LOG_2PI + log_noise) - self.scale.log().sum()
+        constant = -residual / (2 * self.noise) - (F - D) / 2 * (LOG_2PI + math.log(self.noise)) - self.scale.log().sum()
         return h / self.scale, constant
 
-    def _partial_rows(self, seen: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Precision (D, D), information (n, D) and constant (n,) of the potential on h of rows with one pattern."""
-        lost, kept = self.basis[missing], self.basis[~missing]
-        g, U = torch.linalg.eigh(lost.mT @ lost)
-        g = g.clamp(0.0, 1.0)
+    def _partial_rows(self, centred: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Precision (n, D, D), information (n, D) and constant (n,) of each row's potential on h."""
+        g, U, inverse = self._losses(missing)
         loss = g.clamp_min(SMALLEST_LOSS)
-        projected = seen @ kept @ U
-        precision = self.scale[:, None] * (U @ torch.diag((1 - g) / (self.noise * loss)) @ U.mT) * self.scale
-        information = (projected / (self.noise * loss)) @ U.mT * self.scale
-        quadratic = ((seen**2).sum(-1) + (projected**2 / loss).sum(-1)) / self.noise
-        log_noise = torch.tensor(self.noise, dtype=seen.dtype).log()
-        log_det = seen.shape[1] * log_noise + (loss / (loss + 1 - g)).log().sum()
-        return precision, information, -0.5 * (quadratic + seen.shape[1] * LOG_2PI + log_det)
+        weight = (U * ((1 - g) / (self.noise * loss))[:, None]) @ U.mT
+        precision = (self.scale[:, None] * weight * self.scale)[inverse]
+        projected = torch.einsum("ni,nij->nj", centred @ self.basis, U[inverse])
+        information = torch.einsum("nij,nj->ni", U[inverse], projected / (self.noise * loss[inverse])) * self.scale
+        quadratic = ((centred**2).sum(-1) + (projected**2 / loss[inverse]).sum(-1)) / self.noise
+        seen = (~missing).sum(-1)
+        log_det = seen * math.log(self.noise) + (loss / (loss + 1 - g)).log().sum(-1)[inverse]
+        return precision, information, -0.5 * (quadratic + seen * LOG_2PI + log_det)

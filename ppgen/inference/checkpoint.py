@@ -1,4 +1,4 @@
-"""Checkpoints of a run: safetensors and JSON in one folder, written whole or not at all, refused if they hold another fit."""
+"""Checkpoints of a run: safetensors and JSON in one folder, written whole or not at all, refused for another fit."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -15,25 +16,47 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
+from ppgen.families.completion import Completion
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "State"]
 
 FORMAT = 1
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything a variational run goes on from: factors, hyperparameters, latent frames per batch, and its record."""
+
+    q: dict[str, Factor]
+    hyper: dict[str, Tensor]
+    completions: tuple[Completion | None, ...]
+    rows: tuple[dict[str, float], ...] = ()
+    converged: bool = False
+
+    @property
+    def bound(self) -> float:
+        """The last bound, in nats."""
+        return self.rows[-1]["elbo"] if self.rows else -float("inf")
+
+
+@final
 class Checkpoint:
-    """Where a variational run is saved: finished starts, and the one under way."""
+    """Where a variational run is saved: finished starts, and the one under way.
 
-    def __init__(self, folder: Path, model: Conjugate, data: Tensor, options: Any, key: Any) -> None:
+    ``settings`` are the options that another run must share to go on from here.
+    """
+
+    def __init__(self, folder: Path, model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> None:
         self.folder, self.model = folder, model
-        self.identity = _identity(model, data, options, key)
+        self.identity = _identity(model, data, settings)
 
-    def save(self, states: Sequence[Any], finished: bool) -> None:
+    def save(self, states: Sequence[State], *, finished: bool) -> None:
         """Replace the checkpoint; the previous one survives a failure."""
-        tensors, heads = {}, []
+        tensors: dict[str, Tensor] = {}
+        heads = []
         for number, state in enumerate(states):
             last = number == len(states) - 1 and not finished
             tensors |= _flatten(state, f"{number}/", with_completions=last)
@@ -50,7 +73,7 @@ class Checkpoint:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
-    def load(self, kind: type, model: Conjugate) -> tuple[list[Any], Any]:
+    def load(self) -> tuple[list[State], State | None]:
         """Finished states, and the one under way (None where there is none)."""
         previous = self.folder.with_name(f".{self.folder.name}.old")
         if not self.folder.exists() and previous.exists():
@@ -64,7 +87,7 @@ class Checkpoint:
                 f"checkpoint: {self.folder} must hold this fit, but its {', '.join(changed)} differ; "
                 "use another folder, or the same model, data and options"
             )
-        states = [_unflatten(kind, model, head, tensors, f"{i}/") for i, head in enumerate(manifest["states"])]
+        states = [_unflatten(self.model, head, tensors, f"{i}/") for i, head in enumerate(manifest["states"])]
         if manifest["finished"]:
             return states, None
         return states[:-1], states[-1]
@@ -87,22 +110,20 @@ class Checkpoint:
                 raise ValueError("format or checksum")
             return manifest, safetensors.torch.load(blob)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise FileError(
-                f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew"
-            ) from error
+            raise FileError(f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew") from error
 
 
-def _identity(model: Conjugate, data: Tensor, options: Any, key: Any) -> dict[str, str]:
+def _identity(model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> dict[str, str]:
     parts = {
         "model": repr(_plain(model.config)) + type(model).__name__,
         "data": hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest() + str(tuple(data.shape)),
-        "options": repr(dataclasses.asdict(options) | {"max_steps": None}) + repr(key),
+        "options": repr(dict(settings)),
         "torch": torch.__version__,
     }
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # noqa: ANN401 (a model's config)
     """A configuration as nested plain values, for comparison."""
     if hasattr(value, "config"):
         return type(value).__name__, _plain(value.config)
@@ -111,7 +132,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _flatten(state: Any, prefix: str, *, with_completions: bool) -> dict[str, Tensor]:
+def _flatten(state: State, prefix: str, *, with_completions: bool) -> dict[str, Tensor]:
     flat = {f"{prefix}q/{name}/{k}": v for name, factor in state.q.items() for k, v in factor.eta.items()}
     flat |= {f"{prefix}hyper/{name}": value for name, value in state.hyper.items()}
     for i, completion in enumerate(state.completions if with_completions else ()):
@@ -121,21 +142,21 @@ def _flatten(state: Any, prefix: str, *, with_completions: bool) -> dict[str, Te
     return flat
 
 
-def _unflatten(kind: type, model: Conjugate, head: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Any:
+def _unflatten(model: Conjugate, head: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> State:
     own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     q = {}
     for name, factor in model.natural_prior().items():
         q[name] = Factor(factor.family, {k: own[f"q/{name}/{k}"] for k in factor.eta})
     hyper = {name.removeprefix("hyper/"): value for name, value in own.items() if name.startswith("hyper/")}
-    completions = tuple(_completion(model, own, f"completion/{i}/") for i in range(head["batches"]))
-    return kind(q, hyper, completions, tuple(head["rows"]), head["converged"])
+    completions = tuple(_completion(own, f"completion/{i}/") for i in range(head["batches"]))
+    return State(q, hyper, completions, tuple(head["rows"]), head["converged"])
 
 
-def _completion(model: Conjugate, own: dict[str, Tensor], prefix: str) -> Any:
+def _completion(own: dict[str, Tensor], prefix: str) -> Completion | None:
     fields = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
-    if not fields or model.completion_type is None:
+    if not fields:
         return None
-    return model.completion_type(**{k: bool(v) if v.dtype == torch.bool else v for k, v in fields.items()})
+    return Completion(**{k: bool(v) if k == "complete" else v for k, v in fields.items()})  # type: ignore[arg-type]
 
 
 def _write(path: Path, content: bytes) -> None:

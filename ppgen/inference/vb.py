@@ -6,17 +6,18 @@ With ``s_i = E_q[t(theta_i)]`` and the latents summed out exactly, the bound is
 .. math:: \eta_i \leftarrow (1 - \rho)\, \eta_i
           + \rho \left( \eta_{0i} + \tfrac{N}{B} \, \partial_{s_i} \textstyle\sum_n \log Z(x_n; s) \right)
 
-is coordinate ascent for :math:`\rho = 1, B = N`: the bound never goes down. Point-estimated hyperparameters are raised in turn.
+is coordinate ascent for :math:`\rho = 1, B = N`: the bound never goes down. Point-estimated hyperparameters are raised
+in turn.
 
-References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (2016), §4 (the surrogate objective); Beal (2003), ch. 3.
+References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (2016), §4 (the surrogate objective);
+Beal (2003), ch. 3.
 """
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -25,8 +26,9 @@ from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
-from ppgen.inference.checkpoint import Checkpoint
-from ppgen.model import Conjugate, Factor, tracked, updated
+from ppgen.families.completion import Completion
+from ppgen.inference.checkpoint import Checkpoint, State
+from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
@@ -35,22 +37,6 @@ __all__ = ["fit"]
 
 STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
 SLACK = 1e-9  # relative rounding error of a sum over the data
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """Everything a run goes on from."""
-
-    q: dict[str, Factor]
-    hyper: dict[str, Tensor]
-    completions: tuple[Any, ...]
-    rows: tuple[dict[str, float], ...] = ()
-    converged: bool = False
-
-    @property
-    def bound(self) -> float:
-        """The last bound, in nats."""
-        return self.rows[-1]["elbo"] if self.rows else -float("inf")
 
 
 @dataclass(frozen=True)
@@ -62,12 +48,12 @@ class Options:
     batch_size: int | None
     delay: float
     forgetting: float
-    entries: int = field(default=1)
+    entries: int = 1
 
 
 def fit(
     model: Conjugate,
-    x: Any,
+    x: object,
     *,
     max_steps: int = 500,
     tol: float = 1e-5,
@@ -88,11 +74,12 @@ def fit(
     model : it is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
     max_steps : at most this many steps a start.
-    tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step over a
-        pass through the data).
+    tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
+        over a pass through the data).
     batch_size : sequences a step; None uses all of them, and the bound then never goes down.
     n_init : starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
-    start : the way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to go on from.
+    start : the way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to go on
+        from.
     delay, forgetting : stochastic step sizes ``(step + delay) ** -forgetting``.
     checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
     checkpoint_every : steps between saves.
@@ -115,11 +102,9 @@ def fit(
     options = Options(max_steps, tol, batch_size, delay, forgetting, entries)
     began = time.perf_counter()
     with private_stream(random_seed) as seed:
-        key = (random_seed, n_init)
-        saved = None if checkpoint is None else Checkpoint(Path(checkpoint), model, data, options, key)
-        states, interrupted = _restarts(
-            model, data, options, n_init, start, saved, checkpoint_every, progressbar, seed
-        )
+        settings = {**asdict(options), "max_steps": None, "random_seed": random_seed, "n_init": n_init}
+        saved = None if checkpoint is None else Checkpoint(Path(checkpoint), model, data, settings)
+        states, interrupted = _restarts(model, data, options, n_init, start, saved, checkpoint_every, progressbar, seed)
     best = max(states, key=lambda state: state.bound)
     _restore(model, best.hyper)
     attrs = {
@@ -147,9 +132,9 @@ def _restarts(
     model: Conjugate, data: Tensor, options: Options, n_init: int, start: Fit | str | None, saved: Checkpoint | None,
     every: int, progressbar: bool, seed: int,
 ) -> tuple[list[State], bool]:  # fmt: skip
-    """Run every start, the interrupted one included; each start has its own stream, so that a resumed run meets the same."""
+    """Run every start, the interrupted one included; each has its own stream, so that a resumed run meets the same."""
     batches = Batches(data, options.batch_size)
-    done, current = ([], None) if saved is None else saved.load(State, model)
+    done, current = ([], None) if saved is None else saved.load()
     hyper = _hyper(model)
     for number in range(len(done), n_init):
         _restore(model, hyper)
@@ -173,6 +158,8 @@ def _restarts(
 
 def _start(model: Conjugate, batches: "Batches", start: Fit | str) -> State:
     if isinstance(start, Fit):
+        if not isinstance(start.posterior, Factors):
+            raise DataError("vb: start must be a fit by vb.fit, got one by another engine")
         q = dict(start.posterior.factors)
         _restore(model, _hyper(start.model))
     else:
@@ -249,7 +236,7 @@ def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options)
 
 def _gather(
     model: Conjugate, batches: "Batches", chosen: Sequence[int] | range, state: State
-) -> tuple[dict[str, dict[str, Tensor]], float, tuple[Any, ...]]:
+) -> tuple[dict[str, dict[str, Tensor]], float, tuple[Completion | None, ...]]:
     """Evidence and its gradient with respect to the expected statistics, summed over batches."""
     s = {name: tracked(factor.expected()) for name, factor in state.q.items()}
     completions, total = list(state.completions), 0.0
@@ -275,7 +262,8 @@ def _divergence(model: Conjugate, q: Mapping[str, Factor], prior: Mapping[str, F
 def _refuse_bad_bound(bound: float, state: State, options: Options, number: int) -> None:
     if not torch.isfinite(torch.tensor(bound)):
         raise FitError(
-            f"vb: the bound is {bound} at step {number}; scale the features to about unit variance, or use a stronger prior"
+            f"vb: the bound is {bound} at step {number}; scale the features to about unit variance, or use a stronger "
+            "prior"
         )
     if bound < state.bound - SLACK * max(abs(bound), options.entries):
         raise FitError(
@@ -288,7 +276,7 @@ def _mix(old: Factor, new: Factor, rate: float) -> Factor:
     return Factor(old.family, {k: torch.lerp(v, new.eta[k], rate) for k, v in old.eta.items()})
 
 
-def _hyper(model: Conjugate) -> dict[str, Tensor]:
+def _hyper(model: Model) -> dict[str, Tensor]:
     """Point-estimated hyperparameters of the model itself (those of a guide live in ``q``)."""
     return {k: v.detach().clone() for k, v in model.named_parameters() if not k.startswith("q.")}
 
@@ -300,7 +288,7 @@ def _restore(model: Conjugate, hyper: Mapping[str, Tensor]) -> None:
 
 
 class Batches(Sequence[Tensor]):
-    """Sequences in groups small enough for memory (full batch) or of ``batch_size``, longest first, each cut to its longest."""
+    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest."""
 
     def __init__(self, data: Tensor, batch_size: int | None) -> None:
         self.data = data

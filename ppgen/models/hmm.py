@@ -1,22 +1,23 @@
-r"""Hidden Markov model with conjugate emissions; sticky, and with a weak-limit hierarchical Dirichlet process on request.
+r"""Hidden Markov model with conjugate emissions; sticky, and with a hierarchical Dirichlet process prior on request.
 
 .. math::
     \pi &\sim \mathrm{Dir}(\alpha / K), \quad A_k \sim \mathrm{Dir}(\alpha \beta + \kappa e_k), \quad
     \theta_k \sim \text{the emission's prior} \\
     z_1 &\sim \mathrm{Cat}(\pi), \quad z_t \sim \mathrm{Cat}(A_{z_{t-1}}), \quad x_t \sim p(\cdot \mid \theta_{z_t})
 
-with :math:`\beta = (1/K, \dots, 1/K)`, or :math:`\beta \sim \mathrm{Dir}(\gamma / K)` for ``hierarchical=True``: the weak limit of
-the sticky HDP-HMM, in which unused states empty themselves. :math:`\beta` is then a point estimate in variational Bayes
-and SVI, and a parameter in MCMC.
+with :math:`\beta = (1/K, \dots, 1/K)`, or :math:`\beta \sim \mathrm{Dir}(\gamma / K)` for ``hierarchical=True``: the
+weak limit of the sticky HDP-HMM, in which unused states empty themselves. :math:`\beta` is then a point estimate in
+variational Bayes and SVI, and a parameter in MCMC.
 
-The first state emits the first observation. States are summed out exactly, so the guide covers the parameters only. NaN in
-``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it.
+The first state emits the first observation. States are summed out exactly, so the guide covers the parameters only.
+NaN in ``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it.
 
-References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak limit; Johnson & Willsky (2014) for the point estimate.
+References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak limit; Johnson & Willsky (2014) for the
+point estimate.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import pyro
@@ -30,6 +31,7 @@ from ppgen.distributions.hidden_markov import HiddenMarkov, sequence_lengths
 from ppgen.errors import DataError
 from ppgen.families.autoregressive import Autoregressive
 from ppgen.families.clustering import agglomerate, window_counts
+from ppgen.families.completion import Completion
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
@@ -45,17 +47,17 @@ SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to
 
 @final
 class HMM(Conjugate):
-    """``HMM(states=3, features=2)``: data ``x`` of shape (N, T, D).
+    r"""``HMM(states=3, features=2)``: data ``x`` of shape (N, T, D).
 
     Parameters
     ----------
     states : number of states K, or their names.
     features : number of features D of a full-covariance Gaussian emission; or give ``emission``.
     emission : any :class:`~ppgen.families.emission.Emission`.
-    stickiness : extra prior count of staying in a state, :math:`\\kappa`.
-    concentration : total prior count of leaving to the other states, :math:`\\alpha`.
+    stickiness : extra prior count of staying in a state, :math:`\kappa`.
+    concentration : total prior count of leaving to the other states, :math:`\alpha`.
     hierarchical : learn how much each state is used (weak-limit HDP).
-    usage_concentration : :math:`\\gamma`; small values empty more states.
+    usage_concentration : :math:`\gamma`; small values empty more states.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class HMM(Conjugate):
             raise DataError(f"HMM: states must be at least 1, got {states!r}")
         if (features is None) == (emission is None):
             raise DataError("HMM: give either features (for a Gaussian emission) or emission, one of the two")
-        self.emission = Gaussian(features) if emission is None else emission
+        self.emission: Emission = emission or Gaussian(features or 0)
         self.stickiness, self.hierarchical = float(stickiness), hierarchical
         self.concentration = float(self.states if concentration is None else concentration)
         self.usage_concentration = float(usage_concentration)
@@ -108,12 +110,8 @@ class HMM(Conjugate):
 
     @property
     def coords(self) -> dict[str, Sequence[Any]]:
-        names = self.state_names or list(range(self.states))
+        names: Sequence[Any] = self.state_names or range(self.states)
         return {"state": names, "next_state": names}
-
-    @property
-    def completion_type(self) -> type | None:
-        return self.emission.completion_type
 
     @property
     def usage(self) -> Float[Tensor, " K"]:
@@ -126,9 +124,9 @@ class HMM(Conjugate):
         return self._prior(self.usage)
 
     def _prior(self, usage: Tensor) -> dict[str, Factor]:
-        K, options = self.states, {"dtype": usage.dtype, "device": usage.device}
-        rows = self.concentration * usage + self.stickiness * torch.eye(K, **options)
-        start = torch.full((K,), self.concentration / K, **options)
+        K = self.states
+        rows = self.concentration * usage + self.stickiness * torch.eye(K).to(usage)
+        start = torch.full_like(usage, self.concentration / K)
         emission = {name: value.to(usage.device) for name, value in self.emission.prior(K).items()}
         return {
             "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
@@ -136,10 +134,10 @@ class HMM(Conjugate):
             "emission": Factor(self.emission.family, emission),
         }
 
-    def likelihood(self, s: Mapping[str, Natural], shape: tuple[int, int] = (1, 1)) -> HiddenMarkov:
+    def likelihood(self, s: Mapping[str, Natural], shape: Sequence[int] = (1, 1)) -> HiddenMarkov:
         """The distribution over whole sequences for natural statistics ``s``."""
         initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
-        return HiddenMarkov(initial, transition, self.emission, s["emission"], shape)
+        return HiddenMarkov(initial, transition, self.emission, s["emission"], (shape[0], shape[1]))
 
     def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
@@ -160,18 +158,23 @@ class HMM(Conjugate):
         if self.hierarchical:
             log_density = -self.usage.log().sum()  # a point estimate on the unconstrained scale
             pyro.sample("usage", dist.Delta(self.usage, log_density, event_dim=1))
-        for factor in self.q.values():
-            factor.factor().family.draw(factor.factor().eta, pyro.sample)
+        for module in self.q.values():
+            family, eta = cast(VariationalFactor, module).factor()
+            family.draw(eta, pyro.sample)
 
     def start_guide(self, x: Tensor) -> None:
         """Start the guide from a segmentation of ``x``."""
         self.q.update({name: VariationalFactor(factor) for name, factor in self.started([x], self.starts[0]).items()})
 
-    def evidence(self, x: Tensor, s: Mapping[str, Natural], completion: Any = None) -> Float[Tensor, " N"]:
+    def evidence(
+        self, x: Tensor, s: Mapping[str, Natural], completion: Completion | None = None
+    ) -> Float[Tensor, " N"]:
         likelihood = self.likelihood(s)
         return likelihood.log_prob(x) if completion is None else likelihood.evidence(x, completion)
 
-    def complete(self, x: Tensor, s: Mapping[str, Natural], previous: Any = None, sweeps: int = 1) -> Any:
+    def complete(
+        self, x: Tensor, s: Mapping[str, Natural], previous: Completion | None = None, sweeps: int = 1
+    ) -> Completion | None:
         return self.likelihood(s).complete(x, previous, sweeps)
 
     def assigned(self, x: Tensor, s: Mapping[str, Natural], z: Int[Tensor, "N T"]) -> Float[Tensor, " N"]:
@@ -242,9 +245,9 @@ class HMM(Conjugate):
 def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
     """Cluster the steps that exist; the rest gets label 0."""
     rows = torch.cat([f[e] for f, e in zip(features, exists, strict=True)]).numpy()
-    chosen = rows if len(rows) <= 20_000 else rows[np.random.permutation(len(rows))[:20_000]]
+    chosen = rows if len(rows) <= 20_000 else rows[torch.randperm(len(rows))[:20_000].numpy()]
     distinct = len(np.unique(chosen, axis=0))
-    fitted = KMeans(min(states, distinct), n_init=1, random_state=np.random.randint(2**31 - 1)).fit(chosen)
+    fitted = KMeans(min(states, distinct), n_init=1, random_state=int(torch.randint(2**31 - 1, ()))).fit(chosen)
     labels = [torch.zeros(e.shape, dtype=torch.long) for e in exists]
     found = torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in exists])
     for z, e, part in zip(labels, exists, found, strict=True):

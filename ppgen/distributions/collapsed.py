@@ -1,0 +1,43 @@
+"""What a distribution whose latents are summed out offers beside its density."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Collapsed", "Latents"]
+
+
+class Latents(Protocol):
+    """Posterior of what was summed out: name -> tensor, with the axes of each name in ``dims``."""
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Name -> its axes."""
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        """Probabilities or means."""
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        """Most probable values."""
+
+    def sample(self) -> dict[str, Tensor]:
+        """One joint draw."""
+
+
+class Collapsed(Protocol):
+    """A distribution over batches of observations, its latents summed out."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log evidence of each row of ``x``, NaN integrated out."""
+
+    def latents(self, x: Tensor) -> Latents:
+        """Posterior of what was summed out."""
+
+    def impute(self, x: Tensor) -> Tensor:
+        """``x`` with NaN replaced by one exact draw."""
+
+    def sample(self) -> Tensor:
+        """Replicated data."""
