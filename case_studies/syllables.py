@@ -69,7 +69,8 @@ def fit(
 
     settings = Settings(
         target_duration=target_duration, states=states, lags=lags, variance=variance, components=components,
-        n_init=n_init, max_steps=max_steps, random_seed=seed, anterior=anterior, posterior=posterior, leave_out=tuple(leave_out or ()),
+        n_init=n_init, max_steps=max_steps, random_seed=seed, anterior=anterior, posterior=posterior,
+        leave_out=tuple(leave_out or ()),
     )  # fmt: skip
     reading = jobs.Reading(fps, min_confidence, format)
     if demo:

@@ -149,7 +149,7 @@ def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows
 
 
 def _usable(recordings: Sequence[Recording], leave_out: Sequence[str]) -> list[Recording]:
-    """The recordings with the keypoints to fit, after refusing other sets of keypoints and those that nobody ever saw."""
+    """The recordings with the keypoints to fit, after refusing sets that differ and keypoints never seen."""
     names = recordings[0].keypoints
     for recording in recordings[1:]:
         if set(recording.keypoints) != set(names):

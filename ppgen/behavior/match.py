@@ -78,7 +78,7 @@ def _matched(counts: np.ndarray, names: list[str]) -> Match:
     rows, columns = linear_sum_assignment(kept, maximize=True)
     order = [*columns, *np.setdiff1d(np.arange(len(used_b)), columns)]
     overlap = pd.DataFrame(kept, index=pd.Index(used_a, name="a"), columns=pd.Index(used_b, name="b")).iloc[:, order]
-    partner = dict(zip(rows, columns, strict=True))
+    partner = dict(zip(rows.tolist(), columns.tolist(), strict=True))
     table = pd.DataFrame([_row(kept, i, partner.get(i), used_b) for i in range(len(used_a))], index=overlap.index)
     return Match(table, overlap, float(kept[rows, columns].sum() / kept.sum()), _nmi(kept), names)
 

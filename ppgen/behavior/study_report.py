@@ -24,8 +24,8 @@ SHOWN = 12
 """Syllables whose motion is drawn."""
 COMMON = 0.005
 """Share of the time below which a syllable is too rare for the transition graph."""
-CHECKED = 1_000
-"""Frames of each recording, of the first three, that are compared with simulated data."""
+CHECKED, SIMULATIONS = 1_000, 20
+"""Frames of each recording, of the first three, that are compared with simulated data, and how many simulations."""
 
 
 def study_sections(
@@ -159,7 +159,8 @@ def _check_section(study: Study, aligned: Aligned) -> Section:
         "Thick: your recordings. Thin: data that the fitted model simulated. Where the lines part, the model misses "
         "something about how these animals move; syllables can still be useful labels."
     )
-    figure = plots.predictive_check(replicates(study.pipeline.fit, checked, axes, fps))
+    simulated = study.pipeline.fit.posterior_predictive(checked, draws=SIMULATIONS, random_seed=0)
+    figure = plots.predictive_check(replicates(simulated, checked, axes, fps))
     return Section("Does the model make data like yours?", [words], [figure])
 
 

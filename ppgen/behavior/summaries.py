@@ -10,7 +10,6 @@ from ppgen.behavior.files import Labelled
 from ppgen.behavior.segments import instances
 from ppgen.data.recording import Recording
 from ppgen.errors import DataError
-from ppgen.results.fit import Fit
 
 __all__ = ["as_dataset", "mean_bodies", "replicates"]
 
@@ -72,32 +71,27 @@ def mean_bodies(
     return xr.DataArray(np.array(means), coords, ("syllable", "time", "keypoint", "space"), name="body")
 
 
-def replicates(
-    fit: Fit, x: Mapping[str, np.ndarray], axes: int, fps: float, *, draws: int = 20, seed: int = 0
-) -> pd.DataFrame:
-    """Data that the fitted model simulates beside recorded data, as :func:`ppgen.plots.predictive_check` takes them.
+def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, fps: float) -> pd.DataFrame:
+    """Simulated beside recorded data, as :func:`ppgen.plots.predictive_check` takes them.
 
-    What was not seen in the data is hidden in the replicates too, so that like is compared with like.
+    What was not seen in the data is hidden in the simulations too, so that like is compared with like.
 
     Parameters
     ----------
-    fit
-        The fitted model.
+    simulated
+        Dims (draw, sequence, time, feature), as ``Fit.posterior_predictive`` gives them for ``x``.
     x
         Recording -> aligned bodies (T, keypoints × axes), in body lengths.
     axes
         Axes of space, 2 or 3.
     fps
         Frames per second.
-    draws, seed
-        Replicated data sets and the seed of their draws.
     """
-    simulations = fit.posterior_predictive(dict(x), draws=draws, random_seed=seed)
-    drawn = simulations.transpose("draw", "sequence", "time", "feature").to_numpy()
+    drawn = simulated.transpose("draw", "sequence", "time", "feature").to_numpy()
     parts = []
     for i, recorded in enumerate(x.values()):
-        simulated = np.where(np.isfinite(recorded), drawn[:, i, : len(recorded)], np.nan)
-        for draw, values in enumerate([recorded, *simulated], start=-1):
+        hidden = np.where(np.isfinite(recorded), drawn[:, i, : len(recorded)], np.nan)
+        for draw, values in enumerate([recorded, *hidden], start=-1):
             parts += [pd.DataFrame({"statistic": name, "draw": draw, "value": found})
                       for name, found in _statistics(values, axes, fps).items()]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
