@@ -28,7 +28,7 @@ __all__ = ["Fit", "fit_result", "load"]
 AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """A model, what is believed of its parameters, and the record of the run.
 
@@ -49,6 +49,12 @@ class Fit:
     history: pd.DataFrame
     attrs: Mapping[str, Any]
     labels: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        notes = [
+            f"{name}={self.attrs[name]!r}" for name in ("engine", "converged", "interrupted") if name in self.attrs
+        ]
+        return f"Fit({', '.join([type(self.model).__name__, *notes])}, {len(self.history)} steps)"
 
     def latents(self, x: object, draws: int = 0, *, u: object = None, random_seed: int | None = None) -> xr.Dataset:
         """Posterior of what was summed out: probabilities (or means), modes and ``draws`` draws.
@@ -174,6 +180,7 @@ class Fit:
     def _read(self, x: object, u: object) -> tuple[xr.DataArray, Tensor, Tensor | None]:
         observations = self._aligned(as_observations(x, dims=self.model.data_dims))
         data = to_tensor(observations)
+        self.model.check(data)
         return observations, data, as_inputs("Fit", u, data)
 
     def _aligned(self, observations: xr.DataArray) -> xr.DataArray:
@@ -181,7 +188,7 @@ class Fit:
         axis = self.model.data_dims[-1]
         if axis not in self.labels or axis not in observations.coords:
             return observations
-        wanted, given = list(self.labels[axis]), list(observations[axis].values)
+        wanted, given = np.asarray(self.labels[axis]).tolist(), observations[axis].values.tolist()
         if wanted == given:
             return observations
         if sorted(map(str, wanted)) != sorted(map(str, given)):

@@ -153,7 +153,7 @@ def _seal(manifest: Mapping[str, Any]) -> bytes:
         plain = json.loads(json.dumps(manifest))
     except (TypeError, ValueError) as error:
         raise FileError(f"save: attributes of a fit must be JSON values, got one that is not ({error})") from error
-    return json.dumps({"sha256": _digest(_canonical(plain)), "manifest": plain}, sort_keys=True, indent=1).encode()
+    return json.dumps({"sha256": _digest(_canonical(plain)), "manifest": plain}, indent=1).encode()
 
 
 def _canonical(plain: Any) -> bytes:  # noqa: ANN401 (any JSON value)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -114,5 +113,5 @@ def _restore_labels(dim: str, stored: Mapping[str, Any], tensors: Mapping[str, T
     if stored["kind"] == "number":
         return tensors[f"labels/{dim}"].numpy()
     if stored["kind"] == "text":
-        return np.asarray(stored["values"], dtype=object)
-    return pd.Index(np.asarray(stored["values"], dtype=np.int64)).to_numpy().astype(stored["kind"])
+        return np.asarray(stored["values"], dtype=str)
+    return np.asarray(stored["values"], dtype=np.int64).astype(stored["kind"])
