@@ -3,8 +3,9 @@ r"""The stickiness that makes the median syllable last as long as wished, found 
 The median duration grows with the stickiness :math:`\kappa`, but how fast depends on how far the emissions are
 from the truth: a too confident autoregression may ask for :math:`\kappa` beyond :math:`10^{30}`. A switch costs about
 :math:`\log\kappa` nats, so the search runs over :math:`\log\kappa`: steps that double until the target is enclosed,
-then false position on the log of the median, which copes with the noise that local optima bring. Every trial starts
-from the one before it.
+then false position on the log of the median, which copes with the noise that local optima bring. A trial starts from
+the fit at the next smaller stickiness tried: states merge as stickiness grows, and would not come apart again on the
+way back.
 """
 
 import math
@@ -53,7 +54,7 @@ def choose_stickiness(
     fit_once: Callable[[float, State | None], tuple[State, float]],
     target_frames: float,
     *,
-    first: float = 1e4,
+    first: float = 100.0,
     step: float | None = None,
     tolerance: float = 0.1,
     max_evaluations: int = 10,
@@ -63,8 +64,8 @@ def choose_stickiness(
     Parameters
     ----------
     fit_once
-        ``fit_once(stickiness, previous)`` fits briefly, from ``previous`` when it is not None, and gives the fit and
-        the median duration of its syllables in frames.
+        ``fit_once(stickiness, previous)`` fits briefly and gives the fit and the median duration of its syllables in
+        frames; ``previous`` is the fit to start from, or None where none had a smaller stickiness.
     target_frames
         The wished median, at least one frame.
     first
@@ -84,9 +85,10 @@ def choose_stickiness(
         )
     allowed = max(tolerance * target_frames, 0.5)
     tried: list[tuple[float, float, State]] = []
-    cost, state = math.log(first), None
+    cost = math.log(first)
     while len(tried) < max_evaluations:
-        state, median = fit_once(math.exp(cost), state)
+        below = [(c, i) for i, (c, _, _) in enumerate(tried) if c < cost]
+        state, median = fit_once(math.exp(cost), tried[max(below)[1]][2] if below else None)
         tried.append((cost, median, state))
         if abs(median - target_frames) <= allowed:
             break

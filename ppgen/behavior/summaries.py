@@ -13,6 +13,8 @@ from ppgen.errors import DataError
 
 __all__ = ["as_dataset", "mean_bodies", "replicates"]
 
+FAR = 1e6
+"""Body lengths at which simulated bodies that run away are stopped, so that distances stay finite and count as far."""
 INSTANCES = 300
 """Instances averaged per syllable: the mean is steady long before."""
 
@@ -98,15 +100,15 @@ def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, 
 
 
 def _statistics(x: np.ndarray, axes: int, fps: float) -> dict[str, np.ndarray]:
-    bodies = x.reshape(len(x), -1, axes)
+    bodies = np.clip(x, -FAR, FAR).reshape(len(x), -1, axes)
     lag = min(max(round(0.2 * fps), 1), len(x) - 1)
     speed = np.linalg.norm(bodies[1:] - bodies[:-1], axis=-1) * fps
     change = np.linalg.norm(bodies[lag:] - bodies[:-lag], axis=-1)
     apart = np.linalg.norm(bodies - _median(bodies)[None], axis=-1)
     found = {
-        "speed of keypoints (body lengths/s)": speed,
-        f"change within {lag / fps:.2g} s (body lengths)": change,
-        "distance from the median pose (body lengths)": apart,
+        "speed (body lengths/s)": speed,
+        f"change in {lag / fps:.2g} s (body lengths)": change,
+        "off the median pose (body lengths)": apart,
     }
     return {name: values[np.isfinite(values)] for name, values in found.items()}
 

@@ -77,7 +77,8 @@ def predictive_check(replicates: pd.DataFrame) -> "Figure":
         rows = replicates[replicates["statistic"] == name]
         _panel(ax, rows)
         tidy(ax, "", str(name), "share of values below")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

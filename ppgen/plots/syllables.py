@@ -119,7 +119,7 @@ def usage(shares: pd.DataFrame, *, most: int = 50, ax: "Axes | None" = None) -> 
     ax.bar(place, 100 * shown.mean(axis=0), color=INK, alpha=0.35, width=0.8)
     if len(shown) > 1:
         ax.plot(place, 100 * shown.to_numpy().T, ".", color=INK, ms=4, alpha=max(0.15, 1 / len(shown) ** 0.5))
-    every = max(1, len(place) // 25)
+    every = -(-len(place) // 25)
     ax.set_xticks(place[::every], [str(name) for name in shown.columns[::every]])
     return tidy(ax, "Usage", "syllable, most used first", "% of time")
 

@@ -34,10 +34,19 @@ def test_noise_of_a_tenth_does_not_derail_the_search():
     assert sum(abs(end - 12) <= 2.4 for end in ends) >= 19
 
 
-def test_every_trial_starts_from_the_one_before():
-    found = choose_stickiness(growing(0.05), 12.0)
-    assert len(found.trail) > 1
-    assert found.state <= len(found.trail)
+def test_a_trial_starts_from_the_fit_at_the_next_smaller_stickiness():
+    """Starting from the latest one instead would go down from a merged fit after every overshoot."""
+    starts = []
+
+    def fit_once(stickiness, previous):
+        starts.append((stickiness, previous))
+        return stickiness, 2.0 * stickiness**0.08
+
+    choose_stickiness(fit_once, 12.0)
+    tried = [stickiness for stickiness, _ in starts]
+    assert any(np.diff(tried) < 0)
+    for i, (stickiness, previous) in enumerate(starts):
+        assert previous == max((other for other in tried[:i] if other < stickiness), default=None)
 
 
 def test_a_target_out_of_reach_ends_at_the_edge_and_says_so():

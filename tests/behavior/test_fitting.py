@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from ppgen.behavior.fitting import Settings, _check, _part, _usable, windows
+from ppgen.data.recording import Recording
+from ppgen.data.simulate import simulate_mice
+from ppgen.errors import DataError
+
+
+@pytest.fixture
+def mice():
+    return simulate_mice(2, (90, 60), keypoints=4, syllables=2, missing=0.0)[0]
+
+
+def test_windows_hold_every_frame_once_and_are_about_equal():
+    x = {"a": np.arange(50.0).reshape(25, 2), "b": np.arange(8.0).reshape(4, 2)}
+    cut = windows(x, 10, 1)
+    np.testing.assert_array_equal(np.concatenate([part for name, part in cut.items() if name[0] == "a"]), x["a"])
+    assert {len(part) for name, part in cut.items() if name[0] == "a"} <= {8, 9}
+    assert "b" in cut
+
+
+def test_windows_without_enough_to_see_are_left_out():
+    x = np.ones((30, 2))
+    x[10:20] = np.nan
+    x[21:30] = np.nan
+    assert list(windows({"a": x}, 10, 2)) == ["a [0:10]"]
+    with pytest.raises(DataError, match=r"keypoints seen in more than 40 frames \(the lags\)"):
+        windows({"a": x}, 10, 40)
+
+
+def test_a_part_of_the_windows_is_drawn_in_order_and_repeatably():
+    x = {str(i): np.zeros((10, 1)) for i in range(30)}
+    part = _part(x, 100, 0)
+    assert len(part) == 10
+    assert list(part) == sorted(part, key=int)
+    assert list(_part(x, 100, 0)) == list(part)
+    assert list(_part(x, 100, 1)) != list(part)
+    assert _part(x, 300, 0) is x
+
+
+def test_keypoints_in_another_order_are_brought_into_one(mice):
+    turned = mice[1].select(mice[1].keypoints[::-1])
+    kept = _usable([mice[0], turned], ())
+    assert kept[0].keypoints == kept[1].keypoints
+    np.testing.assert_array_equal(kept[1].positions, mice[1].positions)
+
+
+def test_a_keypoint_seen_in_one_recording_only_is_kept(mice):
+    mice[0].positions[:, 2] = np.nan
+    assert _usable(mice, ())[0].keypoints == mice[0].keypoints
+
+
+def test_recordings_that_do_not_belong_together_are_refused_in_words(mice):
+    with pytest.raises(DataError, match="must have the same keypoints, 'mouse_1' and 'mouse_2' differ in"):
+        _usable([mice[0], mice[1].select(mice[1].keypoints[:3])], ())
+    fast = Recording("fast", mice[1].positions, None, mice[1].keypoints, 60.0)
+    with pytest.raises(DataError, match="must have one frame rate, got 30 to 60"):
+        _check([mice[0], fast], Settings(states=2))
+
+
+def test_frame_rates_that_differ_by_rounding_are_one(mice):
+    close = Recording("close", mice[1].positions, None, mice[1].keypoints, 29.97)
+    assert _check([mice[0], close], Settings(states=2)) == 30.0

@@ -1,0 +1,105 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ppgen.behavior import pipeline as module
+from ppgen.behavior.fitting import Settings, fit_pipeline
+from ppgen.behavior.pipeline import Pipeline, renumbered
+from ppgen.data.simulate import simulate_mice
+from ppgen.errors import DataError, FileError
+
+STATES = 4
+
+
+@pytest.fixture(scope="module")
+def mice():
+    return simulate_mice(2, (240, 180), keypoints=4, syllables=2, missing=0.0)[0]
+
+
+@pytest.fixture(scope="module")
+def study(mice):
+    settings = Settings(states=STATES, lags=1, components=2, max_steps=5)
+    return fit_pipeline(mice, settings, say=lambda _: None, progressbar=False)
+
+
+@pytest.fixture
+def saved(study, tmp_path):
+    study.pipeline.save(tmp_path / "model")
+    return tmp_path
+
+
+def test_a_pipeline_read_back_gives_the_same_labels_bit_for_bit(study, saved, mice):
+    one, two = study.pipeline.label(mice[0]), Pipeline.load(saved / "model").label(mice[0])
+    for name in ("probabilities", "syllable", "latent", "centroid", "heading"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_the_output_folder_is_as_good_as_the_model_folder(saved):
+    assert Pipeline.load(saved).settings == Pipeline.load(saved / "model").settings
+
+
+def test_labels_do_not_depend_on_where_the_animal_is_or_how_large_it_looks(study, mice):
+    one = study.pipeline.label(mice[0])
+    moved = dataclasses.replace(mice[0], positions=3.0 * mice[0].positions + 1000.0)
+    two = study.pipeline.label(moved)
+    np.testing.assert_array_equal(one.syllable, two.syllable)
+    np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
+    np.testing.assert_allclose(two.centroid, 3.0 * one.centroid + 1000.0, rtol=1e-9)
+
+
+def test_renumbering_changes_names_and_nothing_else(study, mice):
+    raw = study.pipeline.label(mice[0])
+    order = np.array([2, 0, 3, 1])
+    new = renumbered(raw, order)
+    np.testing.assert_array_equal(new.syllable, order[raw.syllable])
+    np.testing.assert_array_equal(new.probabilities[:, order], raw.probabilities)
+    np.testing.assert_array_equal(new.probability, raw.probability)
+    np.testing.assert_array_equal(study.pipeline.numbered(order).label(mice[0]).syllable, new.syllable)
+
+
+def test_a_long_recording_is_labelled_in_chunks_that_agree_with_the_whole(study, mice, monkeypatch):
+    """With 60 frames of margin the past of a chunk no longer matters."""
+    whole = study.pipeline.label(mice[0])
+    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(module, "OVERLAP", 60)
+    pieces = study.pipeline.label(mice[0])
+    assert len(pieces.syllable) == len(whole.syllable)
+    assert (pieces.syllable == whole.syllable).mean() > 0.99
+    np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=0.02)
+
+
+def test_frames_after_the_last_seen_one_have_no_syllable_and_frames_in_between_have(study, mice):
+    gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
+    gone.positions[:10], gone.positions[100:110], gone.positions[220:] = np.nan, np.nan, np.nan
+    labelled = study.pipeline.label(gone)
+    assert (labelled.syllable[220:] == -1).all()
+    assert (labelled.syllable[:220] >= 0).all()
+    assert np.isnan(labelled.probability[220:]).all()
+    np.testing.assert_allclose(labelled.probabilities[:220].sum(1), 1, atol=1e-5)
+
+
+def test_a_recording_shorter_than_the_number_of_states_is_labelled(study, mice):
+    short = dataclasses.replace(mice[0], positions=mice[0].positions[:3], confidence=None)
+    assert len(study.pipeline.label(short).syllable) == 3
+
+
+def test_another_frame_rate_is_refused_in_words(study, mice):
+    with pytest.raises(DataError, match="must have 30 frames per second like the recordings of the fit, got 25"):
+        study.pipeline.label(dataclasses.replace(mice[0], fps=25.0))
+    with pytest.raises(DataError, match="got unknown"):
+        study.pipeline.label(dataclasses.replace(mice[0], fps=None))
+
+
+def test_a_folder_that_holds_no_pipeline_is_refused_in_words(saved, tmp_path):
+    with pytest.raises(FileError, match="must be a folder that fit wrote, it has no pipeline.safetensors"):
+        Pipeline.load(tmp_path / "nothing")
+    (saved / "model" / "fit" / "manifest.json").unlink()
+    with pytest.raises(FileError, match="manifest"):
+        Pipeline.load(saved)
+
+
+def test_the_search_is_told_and_recorded_in_seconds(study):
+    assert (study.search.trail["median"] < 10).all()
+    assert study.pipeline.settings["stickiness"] == study.search.stickiness
+    assert study.search.reached == (abs(study.search.median - 0.4) <= 0.04 + 1e-9)
