@@ -26,6 +26,7 @@ __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
+FIRST_SWEEPS, WARM_SWEEPS = 2, 3  # before, and for one more draw in, an imputation
 SWEEPS = 10  # coordinate updates of the frames that have no closed form, and Gibbs sweeps of an imputation
 
 
@@ -115,30 +116,29 @@ class HiddenMarkov(TorchDistribution):
         completion = self.complete(x)
         return HiddenMarkovLatents(self._chain(x, completion), completion, sequence_lengths(x))
 
-    def impute(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays."""
+    def impute(self, x: Float[Tensor, "N T D"], start: Float[Tensor, "N T D"] | None = None) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays.
+
+        Exact where the emission integrates missing entries out; otherwise Gibbs sweeps, fewer when they ``start`` from an
+        earlier draw for nearby parameters.
+        """
         if not torch.isnan(x).any():
             return x.clone()
-        return self.impute_from(x, self.complete(x))
-
-    def impute_from(self, x: Float[Tensor, "N T D"], completion: Completion | None) -> Float[Tensor, "N T D"]:
-        """:meth:`impute` from a completion that is at hand."""
+        completion = self.complete(x, sweeps=FIRST_SWEEPS) if start is None else self.complete(start)
         path = self._chain(x, completion).sample(1)[0]
-        for _ in range(0 if completion is None or completion.complete else SWEEPS):
-            path = self._chain(x, self.emission.redraw(x, self.statistics, path)).sample(1)[0]
+        if completion is not None:
+            path = self._gibbs(x, path, SWEEPS if start is None else WARM_SWEEPS)
         filled = self.emission.fill(x, self.statistics, path)
         exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
         return torch.where(exists[..., None], filled, x)
 
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence."""
-        N, T, D = x.shape
         lengths = sequence_lengths(x)
         past = self.impute(x)
-        latents = self.latents(x)
-        last = latents.sample()["z_draw"][torch.arange(N), (lengths - 1).clamp_min(0)]
-        path = self._run(last, horizon)
-        return self.emission.extend(past, self.statistics, path, lengths)
+        path = self._chain(past, self.complete(past)).sample(1)[0]
+        last = path[torch.arange(len(x)), (lengths - 1).clamp_min(0)]
+        return self.emission.extend(past, self.statistics, self._run(last, horizon), lengths)
 
     def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
         """Replicated data: a fresh path of states, and its observations."""
@@ -158,6 +158,12 @@ class HiddenMarkov(TorchDistribution):
                 weights = self._chain(x, completion).marginals
                 completion = self.emission.complete(x, self.statistics, weights, completion)
         return completion
+
+    def _gibbs(self, x: Tensor, path: Int[Tensor, "N T"], sweeps: int) -> Int[Tensor, "N T"]:
+        """Alternate exact draws of the latent frames and of the states."""
+        for _ in range(sweeps):
+            path = self._chain(x, self.emission.redraw(x, self.statistics, path)).sample(1)[0]
+        return path
 
     def _chain(self, x: Tensor, completion: Completion | None) -> DiscreteChain:
         potential = self.emission.potential(x, self.statistics, completion)

@@ -61,7 +61,7 @@ class Autoregressive(Emission):
         covariance: str = "full",
         subspace: Subspace | None = None,
         noise: float = 0.01,
-        strength: float = 0.1,
+        strength: float = 1.0,
         initial_scale: float = 3.0,
     ) -> None:
         if features < 1 or lags < 1:

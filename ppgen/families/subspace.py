@@ -102,7 +102,9 @@ class Subspace:
         h = centred @ self.basis
         F, D = self.basis.shape
         residual = (centred**2).sum(-1) - (h**2).sum(-1)
-        constant = -residual / (2 * self.noise) - (F - D) / 2 * (LOG_2PI + math.log(self.noise)) - self.scale.log().sum()
+        constant = (
+            -residual / (2 * self.noise) - (F - D) / 2 * (LOG_2PI + math.log(self.noise)) - self.scale.log().sum()
+        )
         return h / self.scale, constant
 
     def _partial_rows(self, centred: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -110,12 +110,15 @@ def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
     return float(torch.isnan(x[exists(model, x)]).double().mean())
 
 
-def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
-    """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too."""
+def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, start: Tensor | None = None) -> Tensor:
+    """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too.
+
+    ``start`` is such an ``x`` from another draw of the parameters, for distributions that sample step by step.
+    """
     fn = data_distribution(model, theta, x, u=u)
     if hasattr(fn, "impute"):
         with torch.no_grad():
-            drawn = fn.impute(x)
+            drawn = fn.impute(x) if start is None else fn.impute(x, start)
     elif _factorises(fn):
         drawn = fn.sample()
     else:

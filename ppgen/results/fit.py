@@ -89,8 +89,11 @@ class Fit:
         size = int(hidden.sum()) if sparse else data.numel()
         require_memory("impute", draws, size, "pass sparse=True or fewer draws")
 
+        full: Tensor | None = None
+
         def fill(theta: predictive.Theta) -> Tensor:
-            full = predictive.impute(self.model, theta, data, u=inputs)
+            nonlocal full
+            full = predictive.impute(self.model, theta, data, u=inputs, start=full)
             return full[hidden] if sparse else full
 
         values = self._predict(fill, draws, random_seed)
