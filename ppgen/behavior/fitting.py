@@ -86,8 +86,6 @@ class Study:
         The search for a stickiness: ``trail`` has the durations in seconds.
     x
         The windows of data that the model was fitted to.
-    components
-        The subspace of poses.
     notes
         What a person should know, in words.
     """
@@ -95,7 +93,6 @@ class Study:
     pipeline: Pipeline
     search: Search[Fit]
     x: Windows
-    components: PrincipalComponents
     notes: list[str]
 
 
@@ -129,9 +126,9 @@ def fit_pipeline(
     say(f"{width} components keep {pca.explained[:width].sum():.0%} of the variance of {len(pca.mean)} coordinates")
     x = windows(bodies, WINDOW, settings.lags)
     search = _search(x, pca, settings, fps, say, progressbar)
-    chosen = {**asdict(settings), "fps": fps, "keypoints": list(kept[0].keypoints), "stickiness": search.stickiness}
-    pipeline = Pipeline(search.state, aligned.template, np.arange(settings.states), chosen)
-    return Study(pipeline, search, x, pca, [_sentence(note) for note in aligned.notes])
+    found = {"fps": fps, "keypoints": list(kept[0].keypoints), "width": width, "stickiness": search.stickiness}
+    pipeline = Pipeline(search.state, aligned.template, np.arange(settings.states), asdict(settings) | found)
+    return Study(pipeline, search, x, [_sentence(note) for note in aligned.notes])
 
 
 def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows:

@@ -41,7 +41,7 @@ class Pipeline:
     order
         (K,) state of the model -> number of the syllable.
     settings
-        What the pipeline was fitted with: ``fps``, ``keypoints``, ``min_confidence`` and the other options.
+        What the pipeline was fitted with: ``fps``, ``keypoints``, ``width`` of the subspace, and the other options.
     """
 
     fit: Fit
@@ -116,24 +116,32 @@ class Pipeline:
         return recording.select(self.settings["keypoints"])
 
     def _infer(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities (T, K), states (T,), latents (T, L); frames after the last seen one have none: NaN and -1."""
+        """Probabilities (T, K), states (T,), latents (T, L); NaN and -1 after the last frame that shows anything."""
         T = len(x)
         pieces = max(math.ceil(T / CHUNK), 1)
         edges = np.linspace(0, T, pieces + 1).astype(int)
         parts = [self._infer_piece(x, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         probabilities, state, latent = (np.concatenate(part) for part in zip(*parts, strict=True))
-        seen = np.flatnonzero(np.isfinite(x).any(axis=1))
-        unseen = np.arange(T) > (seen[-1] if len(seen) else -1)
-        probabilities[unseen], latent[unseen], state[unseen] = np.nan, np.nan, -1
+        probabilities[state < 0], latent[state < 0] = np.nan, np.nan
         return probabilities, state, latent
 
     def _infer_piece(self, x: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = max(start - OVERLAP, 0), min(stop + OVERLAP, len(x))
-        found: xr.Dataset = self.fit.latents({"recording": x[low:high]}).isel(sequence=0)
+        seen = int(np.isfinite(x[low:high]).any(axis=1).sum())
+        if not seen:
+            return self._nothing(stop - start)
+        # The model wants as many frames as states in all; recordings are independent, so copies change nothing.
+        copies = {str(i): x[low:high] for i in range(-(-self.states // seen))}
+        found: xr.Dataset = self.fit.latents(copies).isel(sequence=0)
         kept = slice(start - low, stop - low)
         z = found["z"].transpose("time", "state").to_numpy()[kept].astype(np.float32)
-        h = found["h"].transpose("time", "component").to_numpy()[kept]
+        h = found["h"].transpose("time", "component").to_numpy()[kept].astype(float)
         return z, found["z_mode"].to_numpy()[kept].astype(int), h
+
+    def _nothing(self, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The answer for frames in which nothing was seen."""
+        width = int(self.settings["width"])
+        return np.zeros((frames, self.states), np.float32), np.full(frames, -1), np.zeros((frames, width))
 
 
 def renumbered(labelled: Labelled, order: np.ndarray) -> Labelled:

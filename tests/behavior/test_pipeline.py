@@ -79,6 +79,17 @@ def test_frames_after_the_last_seen_one_have_no_syllable_and_frames_in_between_h
     np.testing.assert_allclose(labelled.probabilities[:220].sum(1), 1, atol=1e-5)
 
 
+def test_an_hour_in_which_nothing_is_seen_does_not_end_the_recording(study, mice, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 40)
+    monkeypatch.setattr(module, "OVERLAP", 5)
+    gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
+    gone.positions[50:190] = np.nan
+    labelled = study.pipeline.label(gone)
+    assert (labelled.syllable[:50] >= 0).all()
+    assert (labelled.syllable[190:] >= 0).all()
+    assert (labelled.syllable[90:150] == -1).all()
+
+
 def test_a_recording_shorter_than_the_number_of_states_is_labelled(study, mice):
     short = dataclasses.replace(mice[0], positions=mice[0].positions[:3], confidence=None)
     assert len(study.pipeline.label(short).syllable) == 3
