@@ -49,15 +49,16 @@ class Subspace:
     def __post_init__(self) -> None:
         for name in ("mean", "basis", "scale"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
-        F, D = self.basis.shape
-        if self.mean.shape != (F,) or self.scale.shape != (D,) or D > F:
+            if not getattr(self, name).isfinite().all():
+                raise DataError(f"Subspace: {name} must be finite, got {getattr(self, name).tolist()}")
+        if self.mean.ndim != 1 or self.scale.ndim != 1 or self.basis.shape != self.mean.shape + self.scale.shape:
             raise DataError(
                 "Subspace: mean (F,), basis (F, D) and scale (D,) must agree, got "
                 f"{tuple(self.mean.shape)}, {tuple(self.basis.shape)} and {tuple(self.scale.shape)}"
             )
-        if not torch.allclose(self.basis.mT @ self.basis, torch.eye(D, dtype=torch.float64), atol=1e-8):
+        if not torch.allclose(self.basis.mT @ self.basis, torch.eye(len(self.scale), dtype=torch.float64), atol=1e-8):
             raise DataError("Subspace: the columns of basis must be orthonormal; use numpy.linalg.qr or an SVD")
-        if not (self.noise > 0 and (self.scale > 0).all()):
+        if not (0 < self.noise < math.inf and (self.scale > 0).all()):
             raise DataError(f"Subspace: noise and scale must be positive, got noise {self.noise}")
 
     @property
@@ -115,7 +116,9 @@ class Subspace:
         precision = (self.scale[:, None] * weight * self.scale)[inverse]
         projected = torch.einsum("ni,nij->nj", centred @ self.basis, U[inverse])
         information = torch.einsum("nij,nj->ni", U[inverse], projected / (self.noise * loss[inverse])) * self.scale
-        quadratic = ((centred**2).sum(-1) + (projected**2 / loss[inverse]).sum(-1)) / self.noise
-        seen = (~missing).sum(-1)
-        log_det = seen * math.log(self.noise) + (loss / (loss + 1 - g)).log().sum(-1)[inverse]
+        # (1 / loss - 1) / (1 - g), which is 1 / g except where g was lifted to a larger loss
+        surplus = torch.where(g > SMALLEST_LOSS, 1 / loss, (1 / loss - 1) / (1 - g))
+        quadratic = ((centred**2).sum(-1) + (projected**2 * surplus[inverse]).sum(-1)) / self.noise
+        seen = (~missing).sum(-1).to(centred)  # a whole number times a float would be single precision
+        log_det = seen * math.log(self.noise) + loss.log().sum(-1)[inverse]
         return precision, information, -0.5 * (quadratic + seen * LOG_2PI + log_det)
