@@ -1,10 +1,13 @@
 import math
+import os
+import warnings
 
 import pytest
 import torch
 from enumeration import evidence, paths, random_chain, scores
+from hmmlearn import _hmmc
 
-from ppgen.messages import discrete_chain
+from ppgen.messages import DiscreteChain, _compiled, discrete_chain
 
 SHAPES = [(1, 1), (1, 3), (2, 2), (2, 1), (3, 4), (7, 3), (4, 9)]
 
@@ -226,3 +229,81 @@ def _filtered(first, transition, potential):
     for t in range(1, potential.shape[-2]):
         message = (message[..., :, None] + transition).logsumexp(-2) + potential[..., t, :]
     return message
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_the_exact_kernel_equals_the_scaled_one_where_both_hold(varying):
+    chain = random_chain(30, 4, 2, varying=varying)
+    scaled = value_and_gradient(chain)
+    # A transition too rare to matter sends the whole chain to the exact kernel.
+    chain[1][..., 0, 1] = -1000.0
+    rare = value_and_gradient(chain)
+    chain[1][..., 0, 1] = -200.0
+    less_rare = value_and_gradient(chain)
+    assert not torch.equal(scaled[0], rare[0])
+    assert_close(rare[0], less_rare[0])
+    for a, b in zip(rare[1], less_rare[1], strict=True):
+        assert_close(a, b)
+
+
+def test_threads_change_nothing(threads):
+    chain = random_chain(3000, 7, 3)
+    torch.set_num_threads(1)
+    alone = value_and_gradient(chain)
+    torch.set_num_threads(threads)
+    together = value_and_gradient(chain)
+    assert torch.equal(alone[0], together[0])
+    assert all(torch.equal(a, b) for a, b in zip(alone[1], together[1], strict=True))
+
+
+def test_a_forked_process_starts_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(_compiled, "_pool", None)
+    before = _compiled._threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if _compiled._pool is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert _compiled._pool is before
+
+
+def test_agrees_with_hmmlearn():
+    initial, transition, potential = random_chain(500, 4, seed=2)
+    initial, transition = initial.log_softmax(-1), transition.log_softmax(-1)
+    arrays = initial.exp().numpy(), transition.exp().numpy(), potential.numpy()
+    value, forward = _hmmc.forward_log(*arrays)
+    backward = _hmmc.backward_log(*arrays)
+    marginals = torch.from_numpy(forward + backward).softmax(-1)
+    posterior = discrete_chain(initial, transition, potential)
+    assert_close(posterior.log_normalizer.item(), value)
+    assert_close(posterior.marginals, marginals)
+
+
+@pytest.mark.parametrize(
+    ("initial", "transition", "potential", "message"),
+    [
+        ((3,), (3, 3), (3,), r"log_potential must have shape \(\.\.\., T, K\)"),
+        ((3,), (3, 3), (0, 3), r"log_potential must have shape \(\.\.\., T, K\) with T, K >= 1, got \(0, 3\)"),
+        ((2,), (3, 3), (5, 3), r"log_initial must have shape \(\.\.\., K=3\) .* got \(2,\)"),
+        ((3,), (3, 2), (5, 3), r"log_transition must have shape \(\.\.\., K=3, K=3\).* got \(3, 2\)"),
+        ((3,), (5, 3, 3), (5, 3), r"T-1=4, K=3, K=3\), got \(5, 3, 3\)"),
+        ((3,), (2, 2, 4, 3, 3), (5, 3), r"log_transition must have shape"),
+    ],
+)
+def test_a_wrong_shape_is_refused_in_words(initial, transition, potential, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteChain(torch.zeros(initial), torch.zeros(transition), torch.zeros(potential))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([3, 7]), r"lengths must lie in \[0, T=5\], got 3 to 7"),
+        (torch.tensor([-1, 2]), r"lengths must lie in \[0, T=5\], got -1 to 2"),
+        (torch.tensor([1.0, 2.0]), "lengths must be whole numbers, got torch.float32"),
+    ],
+)
+def test_wrong_lengths_are_refused_in_words(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteChain(*random_chain(5, 3, 2), lengths)
