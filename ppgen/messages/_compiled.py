@@ -14,7 +14,8 @@ __all__ = ["KERNEL", "Array", "exp", "run_tasks"]
 Array = np.ndarray
 
 # How every kernel is compiled: once per machine, free of the interpreter lock. Sums may be reordered (that is what
-# lets them use vector registers); infinities and NaN keep their meaning.
+# lets them use vector registers); infinities and NaN keep their meaning. A loop that sums stores nothing: with stores,
+# the compiler would choose the order of the sum by whether arrays seem to overlap, and bits would depend on addresses.
 KERNEL: dict[str, Any] = {
     "cache": True,
     "nogil": True,

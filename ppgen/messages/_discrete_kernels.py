@@ -100,9 +100,10 @@ def _multiply(A: Array, v: Array, out: Array) -> None:
 def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
     """V = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
     K = row.shape[0]
-    total = 0.0
     for k in range(K):
         v[k] = p[k] * e[k]
+    total = 0.0
+    for k in range(K):
         total += v[k]
     if guarded:
         for k in range(K):
@@ -126,12 +127,13 @@ def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bo
             top = first[k] + row[k]
     if not abs(top) < math.inf:
         return 0.0, False
-    total = 0.0
     for k in range(K):
         v[k] = exp(first[k] + row[k] - top)
-        total += v[k]
         if guarded and first[k] + row[k] > -math.inf and v[k] < _LOST:
             return 0.0, False
+    total = 0.0
+    for k in range(K):
+        total += v[k]
     for k in range(K):
         v[k] /= total
     return top + math.log(total), True

@@ -185,10 +185,11 @@ def _eliminate_one(
             last_P[:] = P
         square = 0.0
         for i in range(L):
-            y[i] = 0.0
+            whitened = 0.0
             for k in range(i + 1):
-                y[i] += inverse[i, k] * r[k]
-            square += y[i] * y[i]
+                whitened += inverse[i, k] * r[k]
+            y[i] = whitened
+            square += whitened * whitened
         total += 0.5 * (square + L * _LOG_2PI) - log_det
         incoming_h[:] = 0.0
         if coupled:
@@ -259,6 +260,7 @@ def join(
     inverse = np.zeros((L, L))
     P = np.empty((L, L))
     r = np.empty(L)
+    y = np.empty(L)
     for b in range(h.shape[0]):
         if bad[2 * b] >= 0 or bad[2 * b + 1] >= 0:
             continue
@@ -275,17 +277,21 @@ def join(
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
-        y = np.zeros(L)
+        square = 0.0
         for i in range(L):
+            whitened = 0.0
             for k in range(i + 1):
-                y[i] += inverse[i, k] * r[k]
-        value[2 * b] += value[2 * b + 1] + 0.5 * (np.sum(y * y) + L * _LOG_2PI) - log_det
+                whitened += inverse[i, k] * r[k]
+            y[i] = whitened
+            square += whitened * whitened
+        value[2 * b] += value[2 * b + 1] + 0.5 * (square + L * _LOG_2PI) - log_det
         if store:
             _transposed_product(inverse, inverse, 1.0, spread[b, middle])
             for i in range(L):
-                offset[b, middle, i] = 0.0
+                total = 0.0
                 for k in range(i, L):
-                    offset[b, middle, i] += inverse[k, i] * y[k]
+                    total += inverse[k, i] * y[k]
+                offset[b, middle, i] = total
 
 
 @njit(**KERNEL)
