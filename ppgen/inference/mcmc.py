@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
+from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import at, isolated, missing_share
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs, require_at_least
@@ -52,7 +53,7 @@ def fit(
 
     Parameters
     ----------
-    model : it is not changed.
+    model : it is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
     u : inputs of the model.
     draws, tune : kept draws, and adaptation steps before them, of each chain.
@@ -77,6 +78,7 @@ def fit(
     observations = as_observations(x, dims=model.data_dims)
     data = to_tensor(observations)
     inputs = as_inputs("mcmc", u, data)
+    model = copy_model(model)
     model.check(data)
     began = time.perf_counter()
     with private_stream(random_seed) as seed, isolated():

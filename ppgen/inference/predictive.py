@@ -125,7 +125,7 @@ def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, st
         raise FitError(
             f"{_name(model)}: the distribution of the data must say how missing entries follow from observed ones, "
             f"got {type(fn).__name__}; use one whose entries are independent given the parameters, or give it "
-            "`impute(x)`"
+            "`impute(x, start=None)`"
         )
     return torch.where(torch.isnan(x) & exists(model, x), _reshape(model, drawn, x), x)
 

@@ -14,7 +14,7 @@ from ppgen.model import Factor
 __all__ = ["Draws", "Factors"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Factors:
     """Independent exponential-family factors q(theta), from variational Bayes.
 
@@ -26,6 +26,9 @@ class Factors:
 
     factors: Mapping[str, Factor]
     points: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Factors({', '.join([*self.factors, *self.points])})"
 
     def draws(self, n: int) -> dict[str, Tensor]:
         """``n`` independent draws of every site, {site: (n, *event)}, from torch's global generator."""
@@ -63,7 +66,7 @@ class Factors:
         return Factors(moved, {site: value.to(device) for site, value in self.points.items()})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Draws:
     """Draws of every site from C chains of S draws, from MCMC or from a trained guide (one chain).
 
@@ -84,6 +87,10 @@ class Draws:
                 "Draws: every site must have shape (chains, draws, ...), the same for all and none of them 0, "
                 f"got {shapes or 'no site'}; check what the sampler returned"
             )
+
+    def __repr__(self) -> str:
+        chains, length = self.shape
+        return f"Draws({chains} chains of {length}: {', '.join(self.sites)})"
 
     @property
     def shape(self) -> tuple[int, int]:

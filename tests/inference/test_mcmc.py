@@ -36,7 +36,8 @@ MEAN, VARIANCE = 4.0 / (3 + 0.25), 1 / (3 + 0.25)
 
 
 def sample(model, x=X, **options):
-    return mcmc.fit(model, x, **({"draws": 40, "tune": 40, "chains": 2, "random_seed": 1, "progressbar": False} | options))
+    quick = {"draws": 40, "tune": 40, "chains": 2, "random_seed": 1, "progressbar": False}
+    return mcmc.fit(model, x, **(quick | options))
 
 
 def test_draws_have_the_moments_of_the_exact_posterior():
@@ -46,6 +47,26 @@ def test_draws_have_the_moments_of_the_exact_posterior():
     for values, truth in ((centre, MEAN), ((centre - MEAN) ** 2, VARIANCE)):
         ess = array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
         assert abs(values.mean() - truth) / (values.std() / ess**0.5) < 4.4
+
+
+class Spread(Model):
+    """x ~ N(0, spread²): a site that is positive."""
+
+    data_dims = ("row", "feature")
+    dims = {"spread": ()}
+
+    def model(self, x, *, u=None, total=None):
+        spread = pyro.sample("spread", dist.LogNormal(x.new_zeros(()), 1.0))
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(0.0, spread).expand(x.shape).to_event(1), obs=x)
+
+
+def test_draws_are_in_the_units_of_their_site():
+    """The data's spread is 3 within a fifth or so; on the unconstrained scale draws would be near log 3."""
+    x = 3 * torch.linspace(-2, 2, 80, dtype=torch.float64)[:, None] / 1.18
+    spread = sample(Spread(), x).posterior.sites["spread"]
+    assert (spread > 0).all()
+    assert float(spread.mean()) == pytest.approx(3, rel=0.25)
 
 
 def test_what_the_sampler_did_is_recorded():
@@ -66,12 +87,12 @@ def test_what_the_sampler_did_is_recorded():
 
 
 def test_the_same_seed_gives_the_same_draws_and_leaves_globals_alone():
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second, other = sample(Centre()), sample(Centre()), sample(Centre(), random_seed=2)
     assert first.posterior.sites["centre"].equal(second.posterior.sites["centre"])
     assert not first.posterior.sites["centre"].equal(other.posterior.sites["centre"])
     assert torch.get_rng_state().equal(before)
-    assert (np.random.get_state()[1] == numpy_before).all()
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
     assert not dict(pyro.get_param_store())
 
 

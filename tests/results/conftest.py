@@ -15,7 +15,7 @@ from ppgen.results import Draws, fit_result
 
 
 class Line(Model):
-    """x = u'weight + noise, a model as a user writes it: no conjugacy, rows instead of time, inputs, missing targets."""
+    """x = u'weight + noise, as a user writes it: no conjugacy, rows instead of time, inputs, missing targets."""
 
     data_dims = ("row", "target")
     dims = {"weight": ("input",), "noise": ()}

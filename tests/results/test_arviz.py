@@ -37,6 +37,7 @@ def test_chains_keep_their_records_and_inputs(line):
     assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 10, "input": 2}
     assert tree["sample_stats"]["diverging"].dtype == bool
     assert tree["constant_data"]["u"].dims == ("row", "input")
+    np.testing.assert_array_equal(tree["sample_stats"]["energy"].values, fit.posterior.stats["energy"][:, ::3].numpy())
     assert list(tree["posterior"]["input"].values) == ["slope", "other"]
     np.testing.assert_array_equal(tree["posterior"]["noise"].values, fit.posterior.sites["noise"][:, ::3].numpy())
 

@@ -104,6 +104,11 @@ def leave_out_a_part(folder):
     reseal(folder, lambda manifest: manifest.pop("tensors"))
 
 
+def edit_by_hand(folder):
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"x"', '"y"'))
+
+
 def write_text(folder):
     (folder / "manifest.json").write_text("hello")
 
@@ -131,6 +136,7 @@ def write_a_huge_header(folder):
         (declare_a_huge_tensor, "tensor 'double' .* was changed after it was saved"),
         (name_another_tensor, r"must hold the tensors its manifest names, got a difference in \['ghost'\]"),
         (leave_out_a_part, "must hold files, tensors, history, content"),
+        (edit_by_hand, r"manifest.json was changed after it was saved \(its checksum differs\)"),
         (write_text, "must be written by ppgen, got something else"),
         (write_deep_json, "must be written by ppgen, got something else"),
         (write_a_huge_header, "must be a safetensors file, got something else"),
