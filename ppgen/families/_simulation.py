@@ -5,19 +5,19 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def simulate(regression: np.ndarray, z: np.ndarray, noise: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Run the autoregression forward from the frames ``start`` (N, L, D); (N, H, D)."""
-    N, H, D = noise.shape
-    L = start.shape[1]
-    h = np.empty((N, L + H, D))
-    h[:, :L] = start
+def simulate(h: np.ndarray, z: np.ndarray, noise: np.ndarray, regression: np.ndarray, begins: np.ndarray) -> None:
+    """Fill the frames ``h`` (N, T, D) of each sequence from step ``begins`` (N,) on, through the states ``z`` (N, T).
+
+    ``regression`` (K, D, L D + 1) acts on the last L frames, latest first, and 1; ``noise`` (N, T, D) is added.
+    """
+    N, T, D = h.shape
+    lags = (regression.shape[2] - 1) // D
     for n in range(N):
-        for t in range(L, L + H):
-            weights = regression[z[n, t - L]]
+        for t in range(begins[n], T):
+            weights = regression[z[n, t]]
             for i in range(D):
-                total = weights[i, L * D] + noise[n, t - L, i]
-                for lag in range(L):
+                total = weights[i, lags * D] + noise[n, t, i]
+                for lag in range(lags):
                     for j in range(D):
                         total += weights[i, lag * D + j] * h[n, t - 1 - lag, j]
                 h[n, t, i] = total
-    return h[:, L:]

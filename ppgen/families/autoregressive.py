@@ -17,6 +17,7 @@ References: Fox et al. (2011), "Bayesian nonparametric inference of switching dy
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
 """
 
+import math
 from typing import Any, final
 
 import torch
@@ -71,7 +72,10 @@ class Autoregressive(Emission):
         if subspace is not None and len(subspace.mean) != features:
             raise DataError(f"Autoregressive: subspace has {len(subspace.mean)} features, the emission {features}")
         if not (noise > 0 and strength > 0 and initial_scale > 0):
-            raise DataError("Autoregressive: noise, strength and initial_scale must be positive")
+            raise DataError(
+                "Autoregressive: noise, strength and initial_scale must be positive, "
+                f"got {noise}, {strength} and {initial_scale}"
+            )
         self.features, self.lags, self.covariance, self.subspace = features, lags, covariance, subspace
         self.noise, self.strength, self.initial_scale = noise, strength, initial_scale
         self.width = features if subspace is None else subspace.basis.shape[1]
@@ -158,28 +162,37 @@ class Autoregressive(Emission):
         return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames.mean), x)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
-        start = torch.randn(len(z), self.lags, self.width, dtype=torch.float64) * self.initial_scale
-        h = torch.cat([start, self._run(s, z[:, self.lags :], start)], 1)[:, : z.shape[1]]
+        h = self._run(s, z, self._fresh(z), torch.full((len(z),), self.lags))
         return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
 
     def extend(self, past: Tensor, s: Natural, z: Tensor, lengths: Tensor) -> Tensor:
         evidence, known, _ = self._evidence(past)
         value = evidence.value.reshape(known.shape)
         index = lengths[:, None] - self.lags + torch.arange(self.lags)
-        start = value[torch.arange(len(past))[:, None], index.clamp_min(0)] * (index >= 0)[..., None]
-        h = self._run(s, z, start)
+        start = value[torch.arange(len(past))[:, None], index.clamp_min(0)]
+        frames = torch.cat([start, self._fresh(z)], 1)
+        missing = (self.lags - lengths).clamp_min(
+            0
+        )  # frames of a past shorter than the lags: drawn like any first ones
+        states = torch.nn.functional.pad(z, (self.lags, 0))
+        h = self._run(s, states, frames, self.lags + missing)[:, self.lags :]
         return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
 
-    def _run(self, s: Natural, z: Tensor, start: Tensor) -> Tensor:
-        """Run the autoregression forward from ``start`` (N, L, D) through the states ``z`` (N, H)."""
+    def _fresh(self, z: Tensor) -> Float[Tensor, "N T D"]:
+        """First frames, one for each state."""
+        return torch.randn(*z.shape, self.width, dtype=torch.float64) * self.initial_scale
+
+    def _run(self, s: Natural, z: Tensor, frames: Tensor, begins: Tensor) -> Float[Tensor, "N T D"]:
+        """Replace ``frames`` from step ``begins`` (N,) on by a run of the autoregression through the states ``z``."""
         D = self.width
         form = self._form(s)
         precision = -2 * form[:, :D, :D]
         regression = torch.linalg.solve(precision, 2 * form[:, :D, D:])
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
         noise = (root[z] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
-        arrays = (regression, z, noise, start)
-        return torch.from_numpy(simulate(*(a.detach().contiguous().numpy() for a in arrays)))
+        frames = frames.clone()
+        simulate(*(a.detach().contiguous().numpy() for a in (frames, z, noise, regression, begins)))
+        return frames
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
@@ -237,7 +250,7 @@ class Autoregressive(Emission):
         """Log-density of the first frames at ``h``."""
         first = torch.arange(min(self.lags, h.shape[1])) < lengths[:, None]
         z = h[:, : self.lags] / self.initial_scale
-        each = -0.5 * (z**2 + LOG_2PI) - torch.tensor(self.initial_scale, dtype=h.dtype).log()
+        each = -0.5 * (z**2 + LOG_2PI) - math.log(self.initial_scale)
         return (each.sum(-1) * first).sum(-1)
 
     def _partial_evidence(self, evidence: RowEvidence, mean: Tensor) -> Float[Tensor, " N"]:

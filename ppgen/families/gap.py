@@ -138,7 +138,7 @@ class GapPosterior:
         """One draw of every frame; known entries as given."""
         return self.frames_of(self.chain.sample(1)[0])
 
-    def pair_covariance(self) -> Float[Tensor, "P 2LD 2LD"]:
+    def pair_covariance(self) -> Float[Tensor, "P W W"]:
         """Covariance of the frames of each pair of neighbouring blocks; zero for known entries."""
         gap, n = self.gap, self.gap.pairs[:, 0]
         free = ~gap.block_state()[0]
