@@ -11,6 +11,7 @@ from ppgen.messages import _discrete_draws as draws
 from ppgen.messages import _discrete_kernels as kernels
 from ppgen.messages import _op, _scan
 from ppgen.messages._compiled import run_tasks
+from ppgen.messages._discrete_cross import cross, finish
 from ppgen.messages._discrete_exact import exact
 
 __all__ = ["NAME", "compute", "mode", "sample"]
@@ -50,8 +51,8 @@ def compute(
     kernels.join(A, n, edges, scales, ok, values)
     if keep:
         shares = log_potential.new_empty(2 * rows, states, states).numpy()
-        run_tasks(kernels.cross, 2 * rows, work, A, x, n, w, edges, ok, out, shares, pairs)
-        run_tasks(kernels.finish, rows, work, A, n, shares, out, first, pairs)
+        run_tasks(cross, 2 * rows, work, A, x, n, w, edges, ok, out, shares, pairs)
+        run_tasks(finish, rows, work, A, n, shares, out, first, pairs)
     if not trusted.all():
         run_tasks(exact, rows, work, a, A, x, n, keep, w, ok, values, out, first, pairs)
     if not keep:

@@ -16,21 +16,21 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 
-__all__ = ["cross", "finish", "join", "sweep"]
+__all__ = ["CHUNK", "IMPOSSIBLE", "absorb", "join", "load_emissions", "load_transition", "multiply", "padded", "sweep"]
 
-_CHUNK = 64  # steps whose exponentials are taken at once
+CHUNK = 64  # steps whose exponentials are taken at once
 _LOST = 1e-200  # a message entry below this has lost, or will lose, its digits
 _TINY = -230.0  # log of the least transition (relative to the greatest) that the scaled kernels take
-_IMPOSSIBLE = 1e-250
+IMPOSSIBLE = 1e-250
 
 
 @njit(**KERNEL)
-def _padded(K: int) -> int:
+def padded(K: int) -> int:
     return (K + 7) // 8 * 8
 
 
 @njit(**KERNEL)
-def _load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
+def load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
     """Write exp(log_A - max), turned over or not; return the max, and 0 if dense, 1 if sparse, 2 if out of range."""
     K = log_A.shape[0]
     top = -math.inf
@@ -56,7 +56,7 @@ def _load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
 
 
 @njit(**KERNEL)
-def _load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
+def load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
     """Write exp(x - max of the row) for ``count`` steps from ``t`` on; return the sum of the maxima."""
     K = x.shape[1]
     total = 0.0
@@ -77,7 +77,7 @@ def _load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
 
 
 @njit(**KERNEL)
-def _multiply(A: Array, v: Array, out: Array) -> None:
+def multiply(A: Array, v: Array, out: Array) -> None:
     """Out = A v, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
     n = v.shape[0]
     for i in range(0, n, 4):
@@ -97,7 +97,7 @@ def _multiply(A: Array, v: Array, out: Array) -> None:
 
 
 @njit(**KERNEL)
-def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
+def absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
     """V = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
     K = row.shape[0]
     for k in range(K):
@@ -109,7 +109,7 @@ def _absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
         for k in range(K):
             if p[k] > 0.0 and row[k] > -math.inf and not v[k] >= _LOST * total:
                 return 0.0
-    if not total >= _IMPOSSIBLE:
+    if not total >= IMPOSSIBLE:
         return 0.0
     scale = 1.0 / total
     for k in range(K):
@@ -145,13 +145,13 @@ def _sweep_one(
 ) -> tuple[float, bool]:
     """Carry a message from ``start`` up to, not including, ``stop``; return its log scale and whether to trust it."""
     K = x.shape[1]
-    P = _padded(K)
+    P = padded(K)
     A = np.zeros((P, P))
-    e = np.zeros((_CHUNK, P))
+    e = np.zeros((CHUNK, P))
     v = np.zeros(P)
     p = np.zeros(P)
     varying = log_A.shape[0] > 1
-    top, kind = _load_transition(log_A[0], step > 0, A)
+    top, kind = load_transition(log_A[0], step > 0, A)
     guarded = varying or kind > 0
     if kind == 2:
         return 0.0, False
@@ -163,16 +163,16 @@ def _sweep_one(
     product = 1.0
     t = start + step
     while t != stop:
-        count = min(_CHUNK, abs(stop - t))
-        log_scale += _load_emissions(x, t, step, count, e)
+        count = min(CHUNK, abs(stop - t))
+        log_scale += load_emissions(x, t, step, count, e)
         for s in range(count):
             if varying:
-                top, kind = _load_transition(log_A[t - 1 if step > 0 else t], step > 0, A)
+                top, kind = load_transition(log_A[t - 1 if step > 0 else t], step > 0, A)
                 if kind == 2:
                     return 0.0, False
                 log_scale += top
-            _multiply(A, v, p)
-            total = _absorb(p, e[s], x[t], guarded, v)
+            multiply(A, v, p)
+            total = absorb(p, e[s], x[t], guarded, v)
             if total == 0.0:
                 return 0.0, False
             product *= total
@@ -238,164 +238,7 @@ def join(log_A: Array, lengths: Array, edge: Array, log_scale: Array, trusted: A
         for i in range(edge.shape[1]):
             for j in range(edge.shape[1]):
                 total += edge[2 * b, i] * exp(step[i, j] - top) * edge[2 * b + 1, j]
-        if total >= _IMPOSSIBLE:
+        if total >= IMPOSSIBLE:
             value[b] += math.log(total) + top
         else:
             trusted[2 * b] = False
-
-
-@njit(**KERNEL)
-def _cross_one(
-    edge: Array,
-    log_A: Array,
-    x: Array,
-    start: int,
-    stop: int,
-    step: int,
-    skip: bool,
-    weight: float,
-    messages: Array,
-    pairs: Array,
-    log_counts: Array,
-) -> bool:
-    """Carry ``edge`` on over the other task's messages and make them marginals; False if not to be trusted.
-
-    ``pairs`` (K, K) sums the products (carried message) x (stored message) for a constant transition; a varying one
-    gets its finished counts in ``log_counts`` (T - 1, K, K).
-    """
-    K = x.shape[1]
-    P = _padded(K)
-    A = np.zeros((P, P))
-    e = np.zeros((_CHUNK, P))
-    carried = np.zeros((P, _CHUNK))  # time runs along the rows, so that their products are dot products
-    stored = np.zeros((P, _CHUNK))
-    v = np.zeros(P)
-    p = np.zeros(P)
-    v[:K] = edge
-    varying = log_A.shape[0] > 1
-    top, kind = _load_transition(log_A[0], step > 0, A)
-    guarded = varying or kind > 0
-    t = start
-    while t != stop:
-        count = min(_CHUNK, abs(stop - t))
-        _load_emissions(x, t, step, count, e)
-        for s in range(count):
-            if varying:
-                _load_transition(log_A[t - 1 if step > 0 else t], step > 0, A)
-            _multiply(A, v, p)
-            total = 0.0
-            for k in range(K):
-                total += p[k] * messages[t, k]
-            if not total >= _IMPOSSIBLE:
-                return False
-            scale = weight / total
-            if skip and t == start:
-                scale = 0.0  # the other task counts the pair in the middle
-            for k in range(K):
-                carried[k, s] = v[k]
-                stored[k, s] = messages[t, k] * scale
-            if varying and scale != 0.0:
-                _count(A, v, messages[t], scale, step, log_counts[t - 1 if step > 0 else t])
-            scale = weight / total
-            for k in range(K):
-                messages[t, k] *= p[k] * scale
-            if t + step != stop and _absorb(p, e[s], x[t], guarded, v) == 0.0:
-                return False
-            t += step
-        if not varying:
-            carried[:, count:] = 0.0
-            _add_products(carried, stored, pairs)
-    return True
-
-
-@njit(**KERNEL)
-def _add_products(carried: Array, stored: Array, pairs: Array) -> None:
-    """Pairs += carried stored'."""
-    K = pairs.shape[0]
-    n = carried.shape[1]
-    for i in range(K):
-        for j in range(0, K, 4):
-            a = 0.0
-            b = 0.0
-            c = 0.0
-            d = 0.0
-            for s in range(n):
-                a += carried[i, s] * stored[j, s]
-                b += carried[i, s] * stored[j + 1, s]
-                c += carried[i, s] * stored[j + 2, s]
-                d += carried[i, s] * stored[j + 3, s]
-            pairs[i, j] += a
-            if j + 1 < K:
-                pairs[i, j + 1] += b
-            if j + 2 < K:
-                pairs[i, j + 2] += c
-            if j + 3 < K:
-                pairs[i, j + 3] += d
-
-
-@njit(**KERNEL)
-def _count(A: Array, v: Array, w: Array, scale: float, step: int, counts: Array) -> None:
-    """Expected transitions at one step: A (which is turned over when going forward) times both messages."""
-    K = w.shape[0]
-    for i in range(K):
-        for j in range(K):
-            if step > 0:
-                counts[i, j] = v[i] * A[j, i] * w[j] * scale
-            else:
-                counts[i, j] = w[i] * A[i, j] * v[j] * scale
-
-
-@njit(**KERNEL)
-def cross(
-    start: int,
-    stop: int,
-    log_A: Array,
-    x: Array,
-    lengths: Array,
-    weights: Array,
-    edge: Array,
-    trusted: Array,
-    messages: Array,
-    pairs: Array,
-    counts: Array,
-) -> None:
-    """Phase two: ``messages`` become marginals; ``pairs`` (2B, K, K) are each task's share of the counts."""
-    for task in range(start, stop):
-        b = task // 2
-        n = lengths[b]
-        if not (trusted[2 * b] and trusted[2 * b + 1]):
-            continue
-        A = log_A[b if log_A.shape[0] > 1 else 0]
-        middle = (n + 1) // 2
-        pairs[task] = 0.0
-        if n == 1 and task % 2 == 0:
-            messages[b, 0] *= weights[b]
-        elif n > 1 and task % 2 == 0:
-            trusted[task] = _cross_one(
-                edge[task], A, x[b], middle, n, 1, False, weights[b], messages[b], pairs[task], counts[b]
-            )
-        elif n > 1:
-            trusted[task] = _cross_one(
-                edge[task], A, x[b], middle - 1, -1, -1, True, weights[b], messages[b], pairs[task], counts[b]
-            )
-
-
-@njit(**KERNEL)
-def finish(
-    start: int, stop: int, log_A: Array, lengths: Array, pairs: Array, marginals: Array, initial: Array, counts: Array
-) -> None:
-    """Counts from the two tasks' shares; zeros where the sequence has ended."""
-    K = log_A.shape[2]
-    for b in range(start, stop):
-        n = lengths[b]
-        marginals[b, n:] = 0.0
-        initial[b] = marginals[b, 0]
-        A = log_A[b if log_A.shape[0] > 1 else 0]
-        if A.shape[0] == 1:
-            top = A[0].max()
-            for i in range(K):
-                for j in range(K):
-                    both = pairs[2 * b, i, j] + pairs[2 * b + 1, j, i]
-                    counts[b, 0, i, j] = both * exp(A[0, i, j] - top)
-        else:
-            counts[b, max(n - 1, 0) :] = 0.0
