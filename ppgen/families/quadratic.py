@@ -7,7 +7,7 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
@@ -51,7 +51,7 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
 
 
 def marginalize(
-    form: Float[Tensor, "*n W W"], missing: Float[Tensor, " M"], observed: Float[Tensor, " O"]
+    form: Float[Tensor, "*n W W"], missing: Int[Tensor, " M"], observed: Int[Tensor, " O"]
 ) -> tuple[Tensor, Tensor]:
     """Integrate the variables at index ``missing`` out of ``exp(w' form w)``.
 
