@@ -119,13 +119,13 @@ class HiddenMarkov(TorchDistribution):
     def impute(self, x: Float[Tensor, "N T D"], start: Float[Tensor, "N T D"] | None = None) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays.
 
-        Exact where the emission integrates missing entries out; otherwise Gibbs sweeps, fewer when they ``start`` from an
-        earlier draw for nearby parameters.
+        Exact where the emission integrates missing entries out; otherwise Gibbs sweeps, fewer when they ``start``
+        from an earlier draw for nearby parameters.
         """
         if not torch.isnan(x).any():
             return x.clone()
         completion = self.complete(x, sweeps=FIRST_SWEEPS) if start is None else self.complete(start)
-        path = self._chain(x, completion).sample(1)[0]
+        path = self._path(x, completion)
         if completion is not None:
             path = self._gibbs(x, path, SWEEPS if start is None else WARM_SWEEPS)
         filled = self.emission.fill(x, self.statistics, path)
@@ -133,12 +133,16 @@ class HiddenMarkov(TorchDistribution):
         return torch.where(exists[..., None], filled, x)
 
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
-        """Draw the ``horizon`` steps behind the end of each sequence."""
+        """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
         lengths = sequence_lengths(x)
         past = self.impute(x)
-        path = self._chain(past, self.complete(past)).sample(1)[0]
+        path = self._path(past, self.complete(past))
         last = path[torch.arange(len(x)), (lengths - 1).clamp_min(0)]
-        return self.emission.extend(past, self.statistics, self._run(last, horizon), lengths)
+        log_initial, log_transition = self._normalized()
+        next_state = torch.where((lengths > 0)[:, None], log_transition[last], log_initial)
+        potential = next_state.new_zeros(len(x), horizon, len(log_transition))
+        ahead = discrete_chain(next_state, log_transition, potential).sample(1)[0]
+        return self.emission.extend(past, self.statistics, ahead, lengths)
 
     def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
         """Replicated data: a fresh path of states, and its observations."""
@@ -162,8 +166,12 @@ class HiddenMarkov(TorchDistribution):
     def _gibbs(self, x: Tensor, path: Int[Tensor, "N T"], sweeps: int) -> Int[Tensor, "N T"]:
         """Alternate exact draws of the latent frames and of the states."""
         for _ in range(sweeps):
-            path = self._chain(x, self.emission.redraw(x, self.statistics, path)).sample(1)[0]
+            path = self._path(x, self.emission.redraw(x, self.statistics, path))
         return path
+
+    def _path(self, x: Tensor, completion: Completion | None) -> Int[Tensor, "N T"]:
+        """One draw of the states; some state where nothing was observed at all."""
+        return self._chain(x, completion).sample(1)[0].clamp_min(0)
 
     def _chain(self, x: Tensor, completion: Completion | None) -> DiscreteChain:
         potential = self.emission.potential(x, self.statistics, completion)
@@ -171,12 +179,6 @@ class HiddenMarkov(TorchDistribution):
 
     def _normalized(self) -> tuple[Tensor, Tensor]:
         return self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
-
-    def _run(self, state: Int[Tensor, " N"], steps: int) -> Int[Tensor, "N H"]:
-        """States of the steps that follow ``state``."""
-        _, log_transition = self._normalized()
-        potential = log_transition.new_zeros(len(state), steps, len(log_transition))
-        return discrete_chain(log_transition[state], log_transition, potential).sample(1)[0]
 
 
 def sequence_lengths(x: Float[Tensor, "N T D"]) -> Int[Tensor, " N"]:
