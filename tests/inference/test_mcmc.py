@@ -42,7 +42,7 @@ def sample(model, x=X, **options):
 
 def test_draws_have_the_moments_of_the_exact_posterior():
     """Each |z| < 4.4 is a false-alarm rate of 1e-5."""
-    fit = sample(Centre(), draws=600, tune=200)
+    fit = sample(Centre(), draws=250, tune=100)
     centre = fit.posterior.sites["centre"].numpy()
     for values, truth in ((centre, MEAN), ((centre - MEAN) ** 2, VARIANCE)):
         ess = array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")

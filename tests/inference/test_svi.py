@@ -61,20 +61,21 @@ def run(model, x=X, **options):
 
 
 @pytest.mark.parametrize("model", [Centre(), Own()], ids=["default", "own"])
-def test_the_guide_becomes_the_exact_posterior_and_the_bound_the_evidence(model):
+def test_the_guide_becomes_the_exact_posterior_and_the_bound_the_evidence(model, monkeypatch):
     """The bound's noise vanishes when the guide is exact; |z| < 4.4 of the mean is a false-alarm rate of 1e-5."""
-    fit = run(model, max_steps=2400, lr=0.05, draws=2000)
+    monkeypatch.setattr(svi, "WINDOW", 100)
+    fit = run(model, max_steps=1500, lr=0.05, draws=1000)
     assert fit.attrs["converged"]
-    assert fit.history["elbo"].iloc[-200:].mean() == pytest.approx(float(EVIDENCE), abs=0.01)
+    assert fit.history["elbo"].iloc[-100:].mean() == pytest.approx(float(EVIDENCE), abs=0.01)
     centre = fit.posterior.sites["centre"]
-    assert abs(float(centre.mean()) - MEAN) < 4.4 * (VARIANCE / 2000) ** 0.5 + 0.01
-    assert float(centre.var()) == pytest.approx(VARIANCE, rel=0.15)
+    assert abs(float(centre.mean()) - MEAN) < 4.4 * (VARIANCE / 1000) ** 0.5 + 0.01
+    assert float(centre.var()) == pytest.approx(VARIANCE, rel=0.25)
     assert fit.diagnose(X).ok
 
 
 def test_minibatches_estimate_the_same_posterior():
     x = torch.linspace(-1, 3, 40).double()[:, None]
-    fit = run(Centre(), x, batch_size=10, max_steps=1500, lr=0.05, draws=1000)
+    fit = run(Centre(), x, batch_size=10, max_steps=600, lr=0.05, draws=500)
     assert float(fit.posterior.sites["centre"].mean()) == pytest.approx(40 / 40.25, abs=0.05)
     assert float(fit.posterior.sites["centre"].std()) == pytest.approx(40.25**-0.5, rel=0.3)
 
