@@ -121,7 +121,7 @@ def gaussian_rows():
 
 def table():
     yield f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, float64."
-    yield f"Least of several runs; {os.getloadavg()[0]:.1f} processes were competing for the cores when it began (1 minute's average).\n"
+    yield f"Least of several runs; the machine's load was {os.getloadavg()[0]:.1f} when they began.\n"
     yield "## Discrete chain: value, and gradient in all three inputs\n"
     yield "| size | peer | peer, ms | threads | ppgen, ms | ratio |"
     yield "|---|---|--:|--:|--:|--:|"

