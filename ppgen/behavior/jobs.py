@@ -40,8 +40,8 @@ __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
 CONFIDENCE = 0.3
 """Threshold where the files have confidences and none is given."""
-DRAWS, REPLICATED = 100, 300
-"""Posterior draws in ``posterior.nc``, and frames of each of three windows with replicated data."""
+DRAWS, REPLICATED = 100, 200
+"""Posterior draws in ``posterior.nc``, and frames of each of two windows with replicated data."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,9 @@ def _fit_into(
     pipeline = pipeline.numbered(order)
     pipeline.save(work / "model", overwrite=True)
     _write_labels(work, labelled, known)
-    say("writing the report")
+    say("sampling the posterior")
     _write_posterior(work / "posterior.nc", study)
+    say("writing the report")
     chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]
     matched = None if truth is None else match_labels(truth, labels_of(labelled))
     sections = study_report.study_sections(study, chosen, labelled, pipeline.align(chosen), matched)
@@ -205,7 +206,7 @@ def _write_labels(work: Path, labelled: Sequence[Labelled], known: Mapping[str, 
 
 def _write_posterior(path: Path, study: Study) -> None:
     """The posterior as ArviZ takes it, with replicated data for a few short windows."""
-    few = {name: x[:REPLICATED] for name, x in list(study.x.items())[:3]}
+    few = {name: x[:REPLICATED] for name, x in list(study.x.items())[:2]}
     tree = study.pipeline.fit.to_arviz(few, draws=DRAWS, random_seed=0)
     tree.to_netcdf(path, engine="h5netcdf")
 

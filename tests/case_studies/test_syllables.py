@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from ppgen.behavior import fitting, jobs, study_report
 from ppgen.behavior.files import read_labels
 from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
 
 SCRIPT = Path(__file__).parents[2] / "case_studies" / "syllables.py"
-QUICK = ["--states", "6", "--lags", "1", "--max-steps", "8", "--components", "3"]
+QUICK = ["--states", "4", "--lags", "1", "--max-steps", "4", "--components", "2"]
 
 
 def load_script():
@@ -31,10 +32,21 @@ def run(*words):
     return main([str(word) for word in words])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    """Few steps and few draws: these tests ask what a run writes, not how well it fits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "FIRST_STEPS", 4)
+        patch.setattr(fitting, "SEARCH_STEPS", 2)
+        patch.setattr(jobs, "DRAWS", 5)
+        patch.setattr(study_report, "SIMULATIONS", 3)
+        yield
+
+
 @pytest.fixture(scope="module")
 def mice(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mice")
-    recordings, _ = simulate_mice(4, (260, 220, 200, 180), keypoints=5, syllables=3, missing=0.02)
+    recordings, _ = simulate_mice(4, (150, 130, 120, 110), keypoints=4, syllables=3, missing=0.02)
     return [write_deeplabcut_csv(one, folder / f"{one.name}.csv") for one in recordings]
 
 
@@ -63,7 +75,7 @@ def test_a_table_has_a_row_per_frame_with_seconds_and_probabilities(fitted, mice
 
 def test_syllables_are_numbered_by_use(fitted):
     z = np.concatenate(list(read_labels(fitted).values()))
-    counts = np.bincount(z[z >= 0], minlength=6)
+    counts = np.bincount(z[z >= 0], minlength=4)
     assert (np.diff(counts) <= 0).all()
     summary = pd.read_csv(fitted / "syllables.csv", index_col="syllable")
     assert summary["frames"].tolist() == counts[counts > 0].tolist()
@@ -87,7 +99,7 @@ def test_the_posterior_opens_as_a_data_tree(fitted):
 
 def test_the_report_says_in_words_what_was_found(fitted):
     text = (fitted / "report.html").read_text(encoding="utf-8")
-    for words in ("Can the fit be trusted?", "4 recordings, 860 frames", "were not seen", "The median instance lasts"):
+    for words in ("Can the fit be trusted?", "4 recordings, 510 frames", "were not seen", "The median instance lasts"):
         assert words in text
     assert text.count("data:image/png;base64,") >= 9
     assert "<script" not in text
@@ -99,7 +111,7 @@ def test_the_run_is_recorded(fitted):
     assert run_record["settings"]["target_duration"] == 0.4
     assert run_record["settings"]["random_seed"] == 0
     assert len(run_record["search"]) >= 1
-    assert run_record["recordings"]["mouse_1"]["frames"] == 260
+    assert run_record["recordings"]["mouse_1"]["frames"] == 150
 
 
 def test_applied_to_the_training_files_the_labels_are_those_of_the_fit_bit_for_bit(fitted, mice, tmp_path):
@@ -188,9 +200,9 @@ def test_truncated_hdf5_and_hdf5_without_poses_are_refused(tmp_path, capsys):
     ("options", "words"),
     [
         (["--fps", 30, "--states", 0], "states must be between 1 and the number of frames"),
-        (["--fps", 30, "--states", 10_000], r"states must be between 1 and the number of frames \(180\), got 10000"),
+        (["--fps", 30, "--states", 10_000], r"states must be between 1 and the number of frames \(110\), got 10000"),
         (["--fps", 30, "--lags", 0], "lags must be at least 1"),
-        (["--fps", 30, "--lags", 200], r"more frames than lags \(200\), got 180"),
+        (["--fps", 30, "--lags", 200], r"more frames than lags \(200\), got 110"),
         (["--fps", 0], "fps must be a positive number"),
         (["--fps", "fast"], "fps"),
         ([], "the frame rate must be known"),
@@ -250,27 +262,25 @@ def refused(capsys, folder, words, *command):
 
 
 def test_a_keypoint_never_seen_is_refused_and_can_be_left_out(tmp_path, capsys):
-    recordings, _ = simulate_mice(1, 200, keypoints=5, syllables=2, missing=0.0)
-    recordings[0].positions[:, 4] = np.nan
+    recordings, _ = simulate_mice(1, 120, keypoints=4, syllables=2, missing=0.0)
+    recordings[0].positions[:, 3] = np.nan
     path = write_deeplabcut_csv(recordings[0], tmp_path / "mouse.csv")
-    lost = recordings[0].keypoints[4]
+    lost = recordings[0].keypoints[3]
     refused(capsys, tmp_path, f"{lost} never is; add --leave-out {lost}", "fit", path, "--fps", 30)
     assert run("fit", path, "--fps", 30, "--leave-out", lost, "--out", tmp_path / "out", *QUICK) == 0
     assert run("apply", tmp_path / "out", path, "--fps", 30, "--out", tmp_path / "again") == 0
 
 
 def test_a_recording_with_two_fifths_missing_works(tmp_path):
-    recordings, _ = simulate_mice(1, 200, keypoints=5, syllables=2, missing=0.4)
+    recordings, _ = simulate_mice(1, 120, keypoints=4, syllables=2, missing=0.4)
     path = write_deeplabcut_csv(recordings[0], tmp_path / "mouse.csv")
     assert run("fit", path, "--fps", 30, "--out", tmp_path / "out", *QUICK) == 0
     z = read_labels(tmp_path / "out")["mouse"]
-    assert len(z) == 200
-    assert (z[:190] >= 0).all()
+    assert len(z) == 120
+    assert (z[:110] >= 0).all()
 
 
 def test_an_interrupt_leaves_nothing_behind(mice, tmp_path, capsys, monkeypatch):
-    from ppgen.behavior import jobs
-
     def stop(*_, **__):
         raise KeyboardInterrupt
 
