@@ -4,6 +4,7 @@ r"""Dirichlet over probabilities.
     A(\alpha) = \textstyle\sum_k \log\Gamma(\alpha_k) - \log\Gamma(\sum_k \alpha_k)
 
 The natural parameter is the concentration itself (base measure :math:`\prod_k p_k^{-1}`), so counts are added to it.
+Every quantity keeps its digits when one concentration is huge, as that of a state that is almost never left.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from ppgen.families.family import Family, Natural, Sampler, require_positive
+from ppgen.families.gamma_functions import digamma_increment, log_gamma_divergence, log_gamma_increment
 
 __all__ = ["Dirichlet"]
 
@@ -44,14 +46,22 @@ class Dirichlet(Family):
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:
         """Log of the multivariate beta function."""
-        concentration = eta["log_probability"]
-        return torch.lgamma(concentration).sum(-1) - torch.lgamma(concentration.sum(-1))
+        largest, where, rest = _largest(eta["log_probability"])
+        others = torch.lgamma(eta["log_probability"]).scatter(-1, where, 0.0).sum(-1)
+        return others - log_gamma_increment(largest, rest)[..., 0]
 
     def expected(self, eta: Natural) -> Natural:
         """E[log p]."""
         concentration = eta["log_probability"]
-        total = concentration.sum(-1, keepdim=True)
-        return {"log_probability": torch.digamma(concentration) - torch.digamma(total)}
+        largest, where, rest = _largest(concentration)
+        value = torch.digamma(concentration) - torch.digamma(largest + rest)
+        return {"log_probability": value.scatter(-1, where, -digamma_increment(largest, rest))}
+
+    def kl(self, eta_q: Natural, eta_p: Natural) -> Float[Tensor, "*batch"]:
+        """Kullback-Leibler divergence KL(q || p) in nats: a sum of divergences of log gamma, without large terms."""
+        q, p = torch.broadcast_tensors(eta_q["log_probability"], eta_p["log_probability"])
+        each = log_gamma_divergence(p, q, p - q).sum(-1)
+        return each - log_gamma_divergence(p.sum(-1), q.sum(-1), (p - q).sum(-1))
 
     def statistic(self, theta: Mapping[str, Tensor]) -> Natural:
         """Log p."""
@@ -64,3 +74,10 @@ class Dirichlet(Family):
 
     def _check_proper(self, eta: Natural) -> None:
         require_positive(self._name, "concentration", eta["log_probability"])
+
+
+def _largest(concentration: Float[Tensor, "*batch K"]) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest concentration, its index, and the sum of the others, each (*batch, 1)."""
+    where = concentration.argmax(-1, keepdim=True)
+    rest = concentration.scatter(-1, where, 0.0).sum(-1, keepdim=True)
+    return concentration.gather(-1, where), where, rest

@@ -59,7 +59,7 @@ def test_evidence_is_the_sum_over_every_path(hmm, theta, x):
 
 
 def test_marginals_mode_and_draws_are_those_of_the_listed_paths(hmm, theta, x):
-    """Frequencies of 2,000 draws, where the normal limit holds: z below 5 for 45 of them, false-alarm rate below 3e-5."""
+    """Frequencies of 2,000 draws, where the normal limit holds: z below 5 for 45, false-alarm rate below 3e-5."""
     latents = hmm.latents(x)
     drawn = torch.stack([latents.sample()["z_draw"] for _ in range(2000)])
     for n, one in sequences(x):
