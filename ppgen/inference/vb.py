@@ -242,7 +242,7 @@ def _gather(
     completions, total = list(state.completions), 0.0
     for index in chosen:
         x = batches[index]
-        sweeps = 1 if completions[index] is not None else 3
+        sweeps = 1 if completions[index] is not None else 2
         fixed = {name: {k: v.detach() for k, v in natural.items()} for name, natural in s.items()}
         completions[index] = model.complete(x, fixed, completions[index], sweeps)
         evidence = model.evidence(x, s, completions[index]).sum()
