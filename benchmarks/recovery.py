@@ -28,9 +28,17 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     table = {"mice": mice, "mocap": mocap, "gaps": gaps}[options.what](options.seed)
-    text = table.to_markdown(index=False, floatfmt=".3f") if hasattr(table, "to_markdown") else table.to_string()
+    text = markdown(table)
     print(text)
     (RESULTS / f"{options.what}.md").write_text(text + "\n")
+
+
+def markdown(table):
+    def cell(value):
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    rows = [list(table.columns), ["---"] * table.shape[1], *([cell(v) for v in row] for row in table.to_numpy(object))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def load_mocap():

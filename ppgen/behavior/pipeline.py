@@ -127,12 +127,9 @@ class Pipeline:
 
     def _infer_piece(self, x: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low, high = max(start - OVERLAP, 0), min(stop + OVERLAP, len(x))
-        seen = int(np.isfinite(x[low:high]).any(axis=1).sum())
-        if not seen:
+        if not np.isfinite(x[low:high]).any():
             return self._nothing(stop - start)
-        # The model wants as many frames as states in all; recordings are independent, so copies change nothing.
-        copies = {str(i): x[low:high] for i in range(-(-self.states // seen))}
-        found: xr.Dataset = self.fit.latents(copies).isel(sequence=0)
+        found: xr.Dataset = self.fit.latents({"recording": x[low:high]}).isel(sequence=0)
         kept = slice(start - low, stop - low)
         z = found["z"].transpose("time", "state").to_numpy()[kept].astype(np.float32)
         h = found["h"].transpose("time", "component").to_numpy()[kept].astype(float)

@@ -1,13 +1,14 @@
 """What a distribution whose latents are summed out offers beside its density."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 __all__ = ["Collapsed", "Latents"]
 
 
+@runtime_checkable
 class Latents(Protocol):
     """Posterior of what was summed out: name -> tensor, with the axes of each name in ``dims``."""
 
@@ -27,6 +28,7 @@ class Latents(Protocol):
         """One joint draw."""
 
 
+@runtime_checkable
 class Collapsed(Protocol):
     """A distribution over batches of observations, its latents summed out."""
 

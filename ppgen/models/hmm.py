@@ -193,6 +193,9 @@ class HMM(Conjugate):
 
     def guess(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
         """``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of 16 steps."""
+        frames = sum(int(sequence_lengths(x).sum()) for x in batches)
+        if frames < self.states:
+            raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
         if method == "random":
             return [_random_segments(x.shape[:2], self.states) for x in batches]
         if method == "kmeans":
@@ -237,9 +240,6 @@ class HMM(Conjugate):
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x)
-        frames = int(sequence_lengths(x).sum()) if x.numel() else 0
-        if frames < self.states:
-            raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
 
 
 def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
