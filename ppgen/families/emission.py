@@ -14,6 +14,8 @@ from ppgen.families.family import Family, Natural
 
 __all__ = ["Emission", "distinct_patterns", "rows_by_pattern"]
 
+LARGEST = 1e100  # squares and their sums stay finite
+
 
 class Emission(ABC):
     """Distribution of an observation given its state, linear in the natural statistics ``s`` of its parameters.
@@ -85,6 +87,13 @@ class Emission(ABC):
             raise DataError(
                 f"{type(self).__name__}: x must be finite or NaN, got {x[where].item()} at {where}; "
                 "use NaN for what was not observed"
+            )
+
+        if (x.abs() > LARGEST).any():
+            where = tuple((x.abs() > LARGEST).nonzero()[0].tolist())
+            raise DataError(
+                f"{type(self).__name__}: x must lie within {LARGEST:.0e} of zero, got {x[where].item()} at {where}; "
+                "scale the features to about unit variance"
             )
 
     def _refuse_values(self, x: Tensor, bad: Tensor, wanted: str) -> None:

@@ -44,7 +44,7 @@ class State:
 
 @final
 class Checkpoint:
-    """Where a variational run is saved: finished starts, and the one under way.
+    """Where a variational run is saved: the states of its starts, those under way included, and its seed.
 
     ``settings`` are the options that another run must share to go on from here.
     """
@@ -53,15 +53,14 @@ class Checkpoint:
         self.folder, self.model = folder, model
         self.identity = _identity(model, data, settings)
 
-    def save(self, states: Sequence[State], *, finished: bool) -> None:
+    def save(self, states: Sequence[State], seed: int) -> None:
         """Replace the checkpoint; the previous one survives a failure."""
         tensors: dict[str, Tensor] = {}
         heads = []
         for number, state in enumerate(states):
-            last = number == len(states) - 1 and not finished
-            tensors |= _flatten(state, f"{number}/", with_completions=last)
+            tensors |= _flatten(state, f"{number}/")
             heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.completions)})
-        manifest = {"format": FORMAT, "identity": self.identity, "finished": finished, "states": heads}
+        manifest = {"format": FORMAT, "identity": self.identity, "seed": seed, "states": heads}
         blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
         manifest["sha256"] = hashlib.sha256(blob).hexdigest()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +72,8 @@ class Checkpoint:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
-    def load(self) -> tuple[list[State], State | None]:
-        """Finished states, and the one under way (None where there is none)."""
+    def load(self) -> tuple[list[State], int | None]:
+        """States to go on from and the seed of their run; none where nothing was saved."""
         previous = self.folder.with_name(f".{self.folder.name}.old")
         if not self.folder.exists() and previous.exists():
             previous.rename(self.folder)  # a run was killed between the two renames of a save
@@ -88,9 +87,7 @@ class Checkpoint:
                 "use another folder, or the same model, data and options"
             )
         states = [_unflatten(self.model, head, tensors, f"{i}/") for i, head in enumerate(manifest["states"])]
-        if manifest["finished"]:
-            return states, None
-        return states[:-1], states[-1]
+        return states, int(manifest["seed"])
 
     def _swap(self, fresh: Path) -> None:
         old = self.folder.with_name(f".{self.folder.name}.old")
@@ -132,10 +129,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (a model's config)
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _flatten(state: State, prefix: str, *, with_completions: bool) -> dict[str, Tensor]:
+def _flatten(state: State, prefix: str) -> dict[str, Tensor]:
     flat = {f"{prefix}q/{name}/{k}": v for name, factor in state.q.items() for k, v in factor.eta.items()}
     flat |= {f"{prefix}hyper/{name}": value for name, value in state.hyper.items()}
-    for i, completion in enumerate(state.completions if with_completions else ()):
+    for i, completion in enumerate(() if state.converged else state.completions):
         if completion is not None:
             for name in (f.name for f in dataclasses.fields(completion)):
                 flat[f"{prefix}completion/{i}/{name}"] = torch.as_tensor(getattr(completion, name))

@@ -27,7 +27,9 @@ from tqdm import tqdm
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
+from ppgen.inference.batches import Batches
 from ppgen.inference.checkpoint import Checkpoint, State
+from ppgen.inference.predictive import missing_share
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
@@ -35,7 +37,6 @@ from ppgen.rng import private_stream
 
 __all__ = ["fit"]
 
-STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
 SLACK = 1e-9  # relative rounding error of a sum over the data
 
 
@@ -48,6 +49,7 @@ class Options:
     batch_size: int | None
     delay: float
     forgetting: float
+    checkpoint_every: int
     entries: int = 1
 
 
@@ -91,20 +93,29 @@ def fit(
     """
     if not isinstance(model, Conjugate):
         raise DataError(f"vb: model must be conjugate, got {type(model).__name__}; use svi.fit or mcmc.fit")
-    _check_options(max_steps=max_steps, n_init=n_init, checkpoint_every=checkpoint_every)
+    options = Options(max_steps, tol, batch_size, delay, forgetting, checkpoint_every)
+    _check(options, n_init)
     observations = as_observations(x, dims=model.data_dims)
     data = to_tensor(observations)
     model = copy.deepcopy(model)
     model.check(data)
     if batch_size is not None and not 1 <= batch_size <= len(data):
         raise DataError(f"vb: batch_size must be between 1 and the {len(data)} sequences of x, got {batch_size}")
-    entries = max(1, int((~torch.isnan(data)).sum()))
-    options = Options(max_steps, tol, batch_size, delay, forgetting, entries)
+    options = replace(options, entries=max(1, int((~torch.isnan(data)).sum())))
     began = time.perf_counter()
-    with private_stream(random_seed) as seed:
-        settings = {**asdict(options), "max_steps": None, "random_seed": random_seed, "n_init": n_init}
-        saved = None if checkpoint is None else Checkpoint(Path(checkpoint), model, data, settings)
-        states, interrupted = _restarts(model, data, options, n_init, start, saved, checkpoint_every, progressbar, seed)
+    saved: Checkpoint | None = None
+    known: list[State] = []
+    known_seed = None
+    if checkpoint is not None:
+        settings = _settings(options, n_init=n_init, random_seed=random_seed, start=start)
+        saved = Checkpoint(Path(checkpoint), model, data, settings)
+        known, known_seed = saved.load()
+    with private_stream(random_seed if known_seed is None else known_seed) as seed:
+        starts = [model.starts[i % len(model.starts)] for i in range(n_init)]
+        methods = starts if start is None else [start, *starts[1:]]
+        states, interrupted = _restarts(
+            model, Batches(data, batch_size), options, methods, known, seed, saved, progressbar
+        )
     best = max(states, key=lambda state: state.bound)
     _restore(model, best.hyper)
     attrs = {
@@ -115,63 +126,94 @@ def fit(
         "restart_elbos": [state.bound for state in states],
         "seconds": time.perf_counter() - began,
         "batch_size": batch_size or len(data),
-        "missing_share": float(torch.isnan(data).double().mean()),
+        "missing_share": missing_share(model, data),
     }
     history = pd.concat([pd.DataFrame(state.rows).assign(init=i) for i, state in enumerate(states)], ignore_index=True)
     history["kept"] = history["init"] == states.index(best)
     return fit_result(model, Factors(best.q), history, attrs, observations)
 
 
-def _check_options(**counts: int) -> None:
+def _check(options: Options, n_init: int) -> None:
+    counts = {"max_steps": options.max_steps, "n_init": n_init, "checkpoint_every": options.checkpoint_every}
     for name, value in counts.items():
         if value < 1:
             raise DataError(f"vb: {name} must be at least 1, got {value}")
+    for name in ("tol", "delay"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise DataError(f"vb: {name} must be zero or more, got {getattr(options, name)}")
+    if not 0 < options.forgetting <= 1:
+        raise DataError(f"vb: forgetting must be above 0 and at most 1, got {options.forgetting}")
+
+
+def _settings(options: Options, start: Fit | str | None, **others: int | None) -> dict[str, object]:
+    """What a run shares with one that may go on from its checkpoint: everything but how long it lasts."""
+    shared = {k: v for k, v in asdict(options).items() if k not in ("max_steps", "checkpoint_every")}
+    return {**shared, **others, "start": type(start).__name__ if isinstance(start, Fit) else start}
 
 
 def _restarts(
-    model: Conjugate, data: Tensor, options: Options, n_init: int, start: Fit | str | None, saved: Checkpoint | None,
-    every: int, progressbar: bool, seed: int,
+    model: Conjugate, batches: Batches, options: Options, methods: Sequence[Fit | str], known: Sequence[State],
+    seed: int, saved: Checkpoint | None, progressbar: bool,
 ) -> tuple[list[State], bool]:  # fmt: skip
-    """Run every start, the interrupted one included; each has its own stream, so that a resumed run meets the same."""
-    batches = Batches(data, options.batch_size)
-    done, current = ([], None) if saved is None else saved.load()
+    """Run every start from where it is ``known`` to be; also whether they were interrupted.
+
+    Each start has its own random stream, so that a resumed run meets the same.
+    """
+    done: list[State] = []
     hyper = _hyper(model)
-    for number in range(len(done), n_init):
+    for number, method in enumerate(methods):
         _restore(model, hyper)
-        with private_stream(seed + number):
-            method = start if number == 0 and start is not None else model.starts[number % len(model.starts)]
-            state = _start(model, batches, method) if current is None else current
-        current = None
-        _restore(model, state.hyper)
-        run = _run(model, batches, state, options, f"vb {number + 1}/{n_init}" if n_init > 1 else "vb", progressbar)
+        title = f"vb {number + 1}/{len(methods)}" if len(methods) > 1 else "vb"
+        state: State | None = None
+        later = known[number + 1 :]
         try:
-            for state in run:
-                if saved is not None and len(state.rows) % every == 0:
-                    saved.save([*done, state], finished=False)
+            with private_stream(seed + number):
+                begun = known[number] if number < len(known) else _start(model, batches, method)
+            _restore(model, begun.hyper)
+            for state in _run(model, batches, begun, options, title, progressbar):
+                if saved is not None and len(state.rows) % options.checkpoint_every == 0:
+                    saved.save([*done, state, *later], seed)
         except KeyboardInterrupt:
-            return [*done, state], True
-        done.append(state)
+            reached = done if state is None else [*done, state]
+            if not reached:
+                raise  # nothing to give back yet
+            if saved is not None:
+                saved.save([*reached, *later], seed)
+            return reached, True
+        done.append(state or begun)  # a start that had ended before takes no step
         if saved is not None:
-            saved.save(done, finished=True)
+            saved.save([*done, *later], seed)
     return done, False
 
 
-def _start(model: Conjugate, batches: "Batches", start: Fit | str) -> State:
+def _start(model: Conjugate, batches: Batches, start: Fit | str) -> State:
     if isinstance(start, Fit):
         if not isinstance(start.posterior, Factors):
             raise DataError("vb: start must be a fit by vb.fit, got one by another engine")
         q = dict(start.posterior.factors)
+        _check_same(q, model.natural_prior())
         _restore(model, _hyper(start.model))
     else:
         q = model.started(list(batches), start)
     return State(q, _hyper(model), (None,) * len(batches))
 
 
+def _check_same(given: Mapping[str, Factor], own: Mapping[str, Factor]) -> None:
+    """Refuse to start from the factors of another model."""
+
+    def shapes(factors: Mapping[str, Factor]) -> dict[str, object]:
+        return {name: {k: tuple(v.shape) for k, v in factor.eta.items()} for name, factor in factors.items()}
+
+    if shapes(given) != shapes(own):
+        raise DataError(f"vb: start must be a fit of this model, with factors {shapes(own)}, got {shapes(given)}")
+
+
 def _run(
-    model: Conjugate, batches: "Batches", state: State, options: Options, title: str, progressbar: bool
+    model: Conjugate, batches: Batches, state: State, options: Options, title: str, progressbar: bool
 ) -> Iterator[State]:
-    """Step until converged or out of steps, yielding every state."""
+    """Step until converged or out of steps, yielding every state; none where it has ended before."""
     step = _full_step if options.batch_size is None else _stochastic_step
+    state = replace(state, rows=tuple(row for row in state.rows if row["step_size"] > 0))  # less an earlier end
     with tqdm(total=options.max_steps, initial=len(state.rows), desc=title, disable=not progressbar, delay=1) as bar:
         while len(state.rows) < options.max_steps and not state.converged:
             state = step(model, batches, state, options)
@@ -182,7 +224,7 @@ def _run(
         yield _final_bound(model, batches, state)
 
 
-def _full_step(model: Conjugate, batches: "Batches", state: State, options: Options) -> State:
+def _full_step(model: Conjugate, batches: Batches, state: State, options: Options) -> State:
     """Latents, then factors, then hyperparameters: each raises the bound."""
     prior = model.natural_prior()
     s, total, completions = _gather(model, batches, range(len(batches)), state)
@@ -197,7 +239,7 @@ def _full_step(model: Conjugate, batches: "Batches", state: State, options: Opti
     return State(q, _hyper(model), completions, (*state.rows, row), converged)
 
 
-def _stochastic_step(model: Conjugate, batches: "Batches", state: State, options: Options) -> State:
+def _stochastic_step(model: Conjugate, batches: Batches, state: State, options: Options) -> State:
     """A noisy natural gradient from one batch of sequences."""
     number = len(state.rows) + 1
     rate = (number + options.delay) ** -options.forgetting
@@ -216,7 +258,7 @@ def _stochastic_step(model: Conjugate, batches: "Batches", state: State, options
     return State(q, _hyper(model), state.completions, rows, _settled(rows, len(batches), options))
 
 
-def _final_bound(model: Conjugate, batches: "Batches", state: State) -> State:
+def _final_bound(model: Conjugate, batches: Batches, state: State) -> State:
     """The bound of the whole data behind a stochastic run."""
     with torch.no_grad():
         _, total, _ = _gather(model, batches, range(len(batches)), replace(state, completions=(None,) * len(batches)))
@@ -235,7 +277,7 @@ def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options)
 
 
 def _gather(
-    model: Conjugate, batches: "Batches", chosen: Sequence[int] | range, state: State
+    model: Conjugate, batches: Batches, chosen: Sequence[int] | range, state: State
 ) -> tuple[dict[str, dict[str, Tensor]], float, tuple[Completion | None, ...]]:
     """Evidence and its gradient with respect to the expected statistics, summed over batches."""
     s = {name: tracked(factor.expected()) for name, factor in state.q.items()}
@@ -285,44 +327,3 @@ def _restore(model: Conjugate, hyper: Mapping[str, Tensor]) -> None:
     own = dict(model.named_parameters())
     for name, value in hyper.items():
         own[name].data.copy_(value)
-
-
-class Batches(Sequence[Tensor]):
-    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest."""
-
-    def __init__(self, data: Tensor, batch_size: int | None) -> None:
-        self.data = data
-        seen = ~torch.isnan(data.flatten(2)).all(-1)
-        self.lengths = (seen * torch.arange(1, data.shape[1] + 1)).amax(-1)
-        order = torch.arange(len(data)) if batch_size is not None else torch.argsort(-self.lengths, stable=True)
-        if batch_size is not None:
-            order = torch.randperm(len(data))
-        self.groups = list(order.split(batch_size)) if batch_size else _by_memory(order, self.lengths)
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        if index >= len(self.groups):
-            raise IndexError(index)
-        group = self.groups[index]
-        return self.data[group, : max(1, int(self.lengths[group].max()))]
-
-    def turn(self, step: int) -> int:
-        """Which batch comes at a step: every pass goes through all of them in a new order."""
-        stream = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step // len(self))
-        return int(torch.randperm(len(self), generator=stream)[step % len(self)])
-
-    def weight(self, index: int) -> float:
-        """How many such batches the data holds, by sequences."""
-        return len(self.data) / len(self.groups[index])
-
-
-def _by_memory(order: Tensor, lengths: Tensor) -> list[Tensor]:
-    groups: list[list[int]] = []
-    for n in order.tolist():
-        if groups and (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) <= STEPS_AT_ONCE:
-            groups[-1].append(n)
-        else:
-            groups.append([n])
-    return [torch.tensor(group) for group in groups]

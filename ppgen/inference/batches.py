@@ -1,0 +1,54 @@
+"""Sequences in batches: small enough for memory, or of the size that a stochastic run asks for."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batches"]
+
+STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
+
+
+@final
+class Batches(Sequence[Tensor]):
+    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest."""
+
+    def __init__(self, data: Tensor, batch_size: int | None) -> None:
+        self.data = data
+        seen = ~torch.isnan(data.flatten(2)).all(-1)
+        self.lengths = (seen * torch.arange(1, data.shape[1] + 1)).amax(-1)
+        if batch_size is None:
+            self.groups = _by_memory(torch.argsort(-self.lengths, stable=True), self.lengths)
+        else:
+            self.groups = list(torch.randperm(len(data)).split(batch_size))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if index >= len(self.groups):
+            raise IndexError(index)
+        group = self.groups[index]
+        return self.data[group, : max(1, int(self.lengths[group].max()))]
+
+    def turn(self, step: int) -> int:
+        """Which batch comes at a step: every pass goes through all of them in a new order."""
+        stream = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step // len(self))
+        return int(torch.randperm(len(self), generator=stream)[step % len(self)])
+
+    def weight(self, index: int) -> float:
+        """How many such batches the data holds, by sequences."""
+        return len(self.data) / len(self.groups[index])
+
+
+def _by_memory(order: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Fill each batch as far as memory goes; the first of a batch is its longest."""
+    groups: list[list[int]] = []
+    for n in order.tolist():
+        if groups and (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) <= STEPS_AT_ONCE:
+            groups[-1].append(n)
+        else:
+            groups.append([n])
+    return [torch.tensor(group) for group in groups]
