@@ -28,6 +28,10 @@ Out = Annotated[Path, Parameter(help="Folder for the results; it must be new or 
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the results of an earlier run in that folder.")]
 Fps = Annotated[float | None, Parameter(help="Frames per second, where the files do not say.")]
 Format = Annotated[str | None, Parameter(help="Format of the files, where their content does not tell.")]
+Individuals = Annotated[
+    list[str] | None,
+    Parameter(negative=(), help="Beginning of the keypoints of one animal, where names tell animals apart; repeat."),
+]
 Confidence = Annotated[
     float | None,
     Parameter(help="Keypoints seen with less confidence count as not seen (0.3 where the files have confidences)."),
@@ -54,6 +58,7 @@ def fit(
     max_steps: Annotated[int, Parameter(help="Most steps of the last fit.")] = 300,
     seed: Annotated[int, Parameter(help="Seed of all randomness: the same seed gives the same syllables.")] = 0,
     format: Format = None,  # noqa: A002 (the word that readers of files use)
+    individuals: Individuals = None,
     demo: Annotated[bool, Parameter(negative=(), help="Run on simulated mice, whose syllables are known.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -72,7 +77,7 @@ def fit(
         n_init=n_init, max_steps=max_steps, random_seed=seed, anterior=anterior, posterior=posterior,
         leave_out=tuple(leave_out or ()),
     )  # fmt: skip
-    reading = jobs.Reading(fps, min_confidence, format)
+    reading = jobs.Reading(fps, min_confidence, format, tuple(individuals) if individuals else None)
     if demo:
         jobs.demo(out, settings, overwrite=overwrite)
     else:
@@ -89,6 +94,7 @@ def apply(
     fps: Fps = None,
     min_confidence: Confidence = None,
     format: Format = None,  # noqa: A002 (as above)
+    individuals: Individuals = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Label recordings with a fitted model.
@@ -97,7 +103,8 @@ def apply(
     """
     from ppgen.behavior import jobs
 
-    jobs.apply(model, files, out, jobs.Reading(fps, min_confidence, format), overwrite=overwrite)
+    reading = jobs.Reading(fps, min_confidence, format, tuple(individuals) if individuals else None)
+    jobs.apply(model, files, out, reading, overwrite=overwrite)
 
 
 @app.command

@@ -46,33 +46,43 @@ DRAWS, REPLICATED = 100, 200
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: frame rate, smallest confidence and format, each None to find out."""
+    """How files are read: see :func:`ppgen.data.pose.read_poses`; None is to find out."""
 
     fps: float | None = None
     min_confidence: float | None = None
     format: str | None = None
+    individuals: tuple[str, ...] | None = None
 
     def read(self, files: Sequence[Path], shortest: int) -> list[Recording]:
-        """Read all recordings; tracks of several animals with fewer than ``shortest`` frames are left out, and said."""
+        """Read all recordings; of files with several tracks, those that cannot be used are left out, and said.
+
+        A track is of use when it has ``shortest`` frames and shows half of its keypoints at once somewhere.
+        """
         if not files:
             raise DataError("files: at least one pose file must be given, got none; or try --demo")
         found: list[Recording] = []
-        bar = tqdm(list(files), desc="reading", delay=1)
-        for path in bar:
-            several = self._read_file(path)
-            long = [one for one in several if len(one) >= shortest] or several
-            if len(long) < len(several):
-                say(f"{path.name}: left out {len(several) - len(long)} tracks of fewer than {shortest} frames")
-            found += long
-        return _named(found, files)
+        for path in tqdm(list(files), desc="reading", delay=1):
+            tracks = [replace(one, name=_told_apart(one.name, path, files)) for one in self._read_file(path)]
+            useful = [one for one in tracks if len(one) >= shortest and _shows(one) >= 0.5] or tracks
+            if len(useful) < len(tracks):
+                reason = f"fewer than {shortest} frames, or never half of the keypoints at once"
+                say(f"{path.name}: left out {len(tracks) - len(useful)} of {len(tracks)} tracks ({reason})")
+            found += useful
+        names = safe_names([recording.name for recording in found])
+        return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
 
     def _read_file(self, path: Path) -> list[Recording]:
         if self.min_confidence is not None:
-            return read_poses(path, format=self.format, fps=self.fps, min_confidence=self.min_confidence)
-        plain = read_poses(path, format=self.format, fps=self.fps)
+            return self._poses(path, self.min_confidence)
+        plain = self._poses(path, 0.0)
         if any(one.confidence is None for one in plain):
             return plain
-        return read_poses(path, format=self.format, fps=self.fps, min_confidence=CONFIDENCE)
+        return self._poses(path, CONFIDENCE)
+
+    def _poses(self, path: Path, min_confidence: float) -> list[Recording]:
+        return read_poses(
+            path, format=self.format, fps=self.fps, min_confidence=min_confidence, individuals=self.individuals
+        )
 
 
 def say(message: str) -> None:
@@ -251,10 +261,15 @@ def _farewell(out: Path, labelled: Sequence[Labelled]) -> None:
     say(f"report: {out / 'report.html'}")
 
 
-def _named(recordings: Sequence[Recording], files: Sequence[Path]) -> list[Recording]:
-    """Recordings under names that a file system takes; where files share a name, their folders tell them apart."""
-    names = [recording.name for recording in recordings]
-    return [replace(one, name=name) for one, name in zip(recordings, safe_names(names), strict=True)]
+def _told_apart(name: str, path: Path, files: Sequence[Path]) -> str:
+    """The name of a recording, with that of its folder in front where another file is called the same."""
+    same = [other for other in files if other.stem == path.stem]
+    return name if len(same) == 1 else f"{path.resolve().parent.name}_{name}"
+
+
+def _shows(recording: Recording) -> float:
+    """The largest share of the keypoints that is seen at once."""
+    return float(np.isfinite(recording.positions).all(axis=-1).mean(axis=1).max())
 
 
 def _known_groups(out: Path) -> dict[str, str]:

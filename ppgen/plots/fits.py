@@ -33,7 +33,7 @@ def elbo(history: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     low, high = kept["elbo"].quantile(0.1), kept["elbo"].max()
     if high > low:
         ax.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.yaxis.set_major_formatter("{x:,.8g}")
     return tidy(ax, "Evidence lower bound", "step", "nats")
 
 
@@ -48,7 +48,7 @@ def missing(shares: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
         Where to draw; a new figure when not given.
     """
     rows, columns = shares.shape
-    ax = sole_axes(ax, 2.5 + 0.5 * columns, 1.5 + 0.28 * rows)
+    ax = sole_axes(ax, min(2.5 + 0.5 * columns, 12.0), 1.5 + 0.28 * rows)
     image = ax.imshow(100 * shares.to_numpy(), aspect="auto", cmap=SHADES, vmin=0, vmax=100)
     ax.figure.colorbar(image, ax=ax, label="% of frames")
     ax.set_xticks(range(columns), list(shares.columns), rotation=40, ha="right", fontsize=8)

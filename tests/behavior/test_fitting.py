@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ppgen.behavior.fitting import Settings, _check, _part, _usable, windows
+from ppgen.behavior import fitting
+from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, windows
 from ppgen.data.recording import Recording
 from ppgen.data.simulate import simulate_mice
 from ppgen.errors import DataError
@@ -62,3 +63,20 @@ def test_recordings_that_do_not_belong_together_are_refused_in_words(mice):
 def test_frame_rates_that_differ_by_rounding_are_one(mice):
     close = Recording("close", mice[1].positions, None, mice[1].keypoints, 29.97)
     assert _check([mice[0], close], Settings(states=2)) == 30.0
+
+
+def test_data_too_large_for_whole_steps_is_fitted_in_batches_and_searched_in_part(monkeypatch):
+    """A part with a third of the frames asks for a third of the stickiness: prior counts weigh against data counts."""
+    recordings, _ = simulate_mice(2, (300, 300), keypoints=4, syllables=2, missing=0.0)
+    said: list[str] = []
+    for name, value in {"WINDOW": 50, "WHOLE": 400, "BATCH": 150, "SEARCH": 200, "FIRST_STEPS": 4}.items():
+        monkeypatch.setattr(fitting, name, value)
+    settings = Settings(states=3, lags=1, components=2, max_steps=6)
+    study = fit_pipeline(recordings, settings, say=said.append, progressbar=False)
+    assert len(study.x) == 12
+    assert study.pipeline.fit.attrs["batch_size"] == 3
+    first = study.search.trail["stickiness"].iloc[0]
+    assert first == pytest.approx(100.0 * 600 / 200)
+    labels = study.pipeline.label(recordings[0])
+    assert (labels.syllable >= 0).all()
+    assert any("looking for the stickiness" in line for line in said)
