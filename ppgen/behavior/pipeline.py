@@ -119,7 +119,7 @@ class Pipeline:
         """Probabilities (T, K), states (T,), latents (T, L); NaN and -1 after the last frame that shows anything."""
         T = len(x)
         pieces = max(math.ceil(T / CHUNK), 1)
-        edges = np.linspace(0, T, pieces + 1).astype(int)
+        edges = np.linspace(0, T, pieces + 1).astype(int).tolist()
         parts = [self._infer_piece(x, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         probabilities, state, latent = (np.concatenate(part) for part in zip(*parts, strict=True))
         probabilities[state < 0], latent[state < 0] = np.nan, np.nan
