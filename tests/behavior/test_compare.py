@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppgen.behavior.compare import compare, dunn
+from ppgen.behavior.compare import _permute, compare, dunn
 from ppgen.errors import DataError
 
 FPS = 30
@@ -78,6 +78,23 @@ def test_groups_that_do_not_differ_are_rarely_told_apart():
         found = compare(labels, groups, FPS, permutations=200)
         alarms += bool((found.transitions["p_adjusted"] < 0.05).any())
     assert alarms <= 7
+
+
+def test_a_permutation_p_value_is_the_share_of_splits_as_far_apart():
+    """Two of the six splits of 1, 1, 0, 0 are as far apart as the given one; four standard errors around 1/3."""
+    shares, one = np.array([[1.0], [1.0], [0.0], [0.0]]), np.array([True, True, False, False])
+    difference, p = _permute(shares, one, 2000, 0)
+    assert difference[0] == 1
+    assert abs(p[0] - 1 / 3) < 4 * (2 / 9 / 2000) ** 0.5
+
+
+def test_a_permutation_p_value_is_never_zero_and_absent_where_a_group_says_nothing():
+    generator = np.random.default_rng(0)
+    far = np.r_[generator.normal(0, 0.01, 10), generator.normal(9, 0.01, 10)]
+    shares, one = np.column_stack([far, np.where(np.arange(20) < 10, np.nan, 1.0)]), np.arange(20) < 10
+    _, p = _permute(shares, one, 99, 0)
+    assert p[0] == pytest.approx(0.01)
+    assert np.isnan(p[1])
 
 
 def test_a_changed_usage_is_found_by_both_tests():
