@@ -92,7 +92,7 @@ def test_a_permutation_p_value_is_never_zero_and_absent_where_a_group_says_nothi
     generator = np.random.default_rng(0)
     far = np.r_[generator.normal(0, 0.01, 10), generator.normal(9, 0.01, 10)]
     shares, one = np.column_stack([far, np.where(np.arange(20) < 10, np.nan, 1.0)]), np.arange(20) < 10
-    _, p = _permute(shares, one, 99, 0)
+    _, p = _permute(shares, one, 99, 1)
     assert p[0] == pytest.approx(0.01)
     assert np.isnan(p[1])
 
