@@ -178,8 +178,9 @@ def _check(recordings: Sequence[Recording], settings: Settings) -> float:
             f"fit: all recordings must have one frame rate, got {rates[0]:g} to {rates[-1]:g}; "
             "resample them or fit them apart"
         )
-    if settings.lags < 1:
-        raise DataError(f"fit: lags must be at least 1, got {settings.lags}; 3 is usual at 30 frames per second")
+    for name in ("lags", "n_init", "max_steps"):
+        if getattr(settings, name) < 1:
+            raise DataError(f"fit: {name} must be at least 1, got {getattr(settings, name)}; see --help")
     for recording in recordings:
         if len(recording) <= settings.lags:
             raise DataError(
