@@ -16,8 +16,9 @@ References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak li
 point estimate.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, final
+from typing import Any, SupportsIndex, cast, final
 
 import numpy as np
 import pyro
@@ -62,7 +63,7 @@ class HMM(Conjugate):
 
     def __init__(
         self,
-        states: int | Sequence[str],
+        states: SupportsIndex | Sequence[str],
         features: int | None = None,
         *,
         emission: Emission | None = None,
@@ -72,10 +73,7 @@ class HMM(Conjugate):
         usage_concentration: float = 1.0,
     ) -> None:
         super().__init__()
-        self.state_names = None if isinstance(states, int) else [str(name) for name in states]
-        self.states = states if isinstance(states, int) else len(states)
-        if self.states < 1:
-            raise DataError(f"HMM: states must be at least 1, got {states!r}")
+        self.states, self.state_names = _number_and_names(states)
         if (features is None) == (emission is None):
             raise DataError("HMM: give either features (for a Gaussian emission) or emission, one of the two")
         self.emission: Emission = emission or Gaussian(features or 0)
@@ -233,13 +231,29 @@ class HMM(Conjugate):
         """Log prior density of the point-estimated usage, on the unconstrained scale."""
         if not self.hierarchical:
             return torch.zeros((), dtype=torch.float64)
-        return dist.Dirichlet(self._usage_prior()).log_prob(self.usage) + self.usage.log().sum()
+        prior = {"log_probability": self._usage_prior()}  # the family's base measure is that of the unconstrained scale
+        log_usage = {"log_probability": self.usage_logits.log_softmax(-1)}
+        family = Dirichlet("usage")
+        return family.inner(prior, log_usage) - family.log_normalizer(prior)
 
     def _usage_prior(self) -> Tensor:
         return torch.full((self.states,), self.usage_concentration / self.states, dtype=torch.float64)
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x)
+
+
+def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[str] | None]:
+    """How many states there are, and their names where they were given."""
+    if isinstance(states, str) or not isinstance(states, SupportsIndex | Sequence):
+        raise DataError(f"HMM: states must be a whole number or a list of names, got {states!r}")
+    names = None if isinstance(states, SupportsIndex) else [str(name) for name in states]
+    number = operator.index(states) if isinstance(states, SupportsIndex) else len(states)
+    if number < 1:
+        raise DataError(f"HMM: states must be at least 1, got {states!r}")
+    if names is not None and len(set(names)) < number:
+        raise DataError(f"HMM: names of states must differ, got {names}")
+    return number, names
 
 
 def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:

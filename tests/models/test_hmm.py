@@ -1,0 +1,186 @@
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from dense import normal
+
+from ppgen.errors import DataError
+from ppgen.families import Autoregressive, Categorical, Gaussian
+from ppgen.inference import mcmc, svi, vb
+from ppgen.models import HMM
+
+CENTRES = 4 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).double()
+
+
+def visits(N=4, T=150, stay=15):
+    """Three places, each visited for ``stay`` steps at a time: (z, x)."""
+    z = torch.randint(3, (N, T // stay)).repeat_interleave(stay, -1)
+    return z, CENTRES[z] + normal(*z.shape, 2)
+
+
+def accuracy(labels, z):
+    """Best share of steps that agree over every way to name the states."""
+    return max(float((torch.tensor(names)[labels] == z).double().mean()) for names in itertools.permutations(range(3)))
+
+
+def fit(model, x, **options):
+    return vb.fit(model, x, **({"random_seed": 0, "progressbar": False} | options))
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_states_that_differ_are_found_whatever_is_missing(missing):
+    z, x = visits()
+    x[torch.rand(x.shape) < missing] = torch.nan
+    labels = torch.from_numpy(fit(HMM(states=3, features=2), x, n_init=2).latents(x)["z_mode"].values)
+    seen = ~x.isnan().all(-1)
+    assert accuracy(labels[seen], z[seen]) > 0.97
+
+
+@pytest.mark.parametrize("stickiness", [pytest.param(0.0, marks=pytest.mark.slow), 10.0])
+def test_the_hierarchical_prior_empties_the_states_that_the_data_do_not_need(stickiness):
+    _, x = visits()
+    crowded = HMM(states=10, features=2, hierarchical=True, stickiness=stickiness)
+    result = fit(crowded, x, n_init=6, max_steps=100, tol=1e-4)
+    used = result.latents(x)["z"].mean(("sequence", "time")).values
+    assert (used > 0.01).sum() == 3
+    usage = np.sort(result.model.usage.detach().numpy())
+    assert usage[-3:].sum() > 0.9
+
+
+def test_the_usage_is_where_the_bound_is_highest():
+    """The gradient of the bound in the point estimate vanishes after a step of its own."""
+    _, x = visits()
+    model = fit(HMM(states=5, features=2, hierarchical=True), x, max_steps=50)
+    model, q = model.model, model.posterior.factors
+
+    def bound():
+        prior = model.natural_prior()["transition"]
+        return model.log_hyperprior() - prior.family.kl(q["transition"].eta, prior.eta).sum()
+
+    model.refine(q)
+    (gradient,) = torch.autograd.grad(bound(), list(model.parameters()))
+    assert gradient.abs().max() < 1e-3
+
+
+def test_the_prior_of_the_usage_is_dirichlet_on_the_unconstrained_scale():
+    model = HMM(states=4, features=1, hierarchical=True, usage_concentration=2.0)
+    model.usage_logits.data = normal(4)
+    usage = model.usage
+    wanted = dist.Dirichlet(torch.full((4,), 0.5).double()).log_prob(usage) + usage.log().sum()
+    torch.testing.assert_close(model.log_hyperprior(), wanted)
+
+
+def test_the_prior_counts_are_those_of_the_story():
+    model = HMM(states=4, features=2, stickiness=7.0, concentration=2.0)
+    prior = model.natural_prior()
+    torch.testing.assert_close(prior["initial"].eta["log_probability"], torch.full((4,), 0.5).double())
+    rows = prior["transition"].eta["log_probability"]
+    torch.testing.assert_close(rows, 0.5 + 7 * torch.eye(4).double())
+
+
+def test_assigned_paths_score_as_the_listed_ones_do():
+    """The evidence is the log of the sum over paths of the complete-data score, trailing NaN left out."""
+    model, x = HMM(states=2, features=2), normal(2, 4, 2)
+    x[0, 1, 0] = x[1, 3] = torch.nan
+    s = {name: factor.expected() for name, factor in model.natural_prior().items()}
+    for n, length in ((0, 4), (1, 3)):
+        one = x[n : n + 1, :length]
+        scores = [model.assigned(one, s, torch.tensor([path])) for path in itertools.product(range(2), repeat=length)]
+        torch.testing.assert_close(torch.cat(scores).logsumexp(0), model.evidence(x, s)[n], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "random", "segments-5", "segments-1000"])
+@pytest.mark.parametrize(
+    "emission", [Gaussian(2), Autoregressive(2, 3), Categorical(3, features=2)], ids=["gaussian", "ar", "categorical"]
+)
+def test_every_start_labels_every_step(method, emission):
+    x = torch.randint(3, (3, 20, 2)).double()
+    x[0, 4:9] = x[1, 12:] = x[2] = torch.nan
+    model = HMM(states=4, emission=emission)
+    (labels,) = model.guess([x], method)
+    assert labels.shape == x.shape[:2]
+    assert ((labels >= 0) & (labels < 4)).all()
+    for factor in model.started([x], method).values():
+        factor.family.check(factor.eta)
+
+
+def test_equal_steps_are_no_trouble_for_a_start():
+    for method in ("kmeans", "segments-4"):
+        (labels,) = HMM(states=5, features=1).guess([torch.ones(2, 10, 1).double()], method)
+        assert len(labels.unique()) <= 5
+
+
+def test_names_of_states_label_every_answer():
+    _, x = visits()
+    result = fit(HMM(states=["rest", "walk", "run"], features=2), x, max_steps=5)
+    assert result.latents(x)["z"]["state"].values.tolist() == ["rest", "walk", "run"]
+    assert HMM(**result.model.config).coords == result.model.coords
+
+
+def test_stochastic_variational_inference_nears_the_natural_gradient():
+    _, x = visits(N=2, T=60)
+    model = HMM(states=3, features=2)
+    natural = fit(model, x)
+    stochastic = svi.fit(model, x, max_steps=200, lr=0.03, draws=200, random_seed=0, progressbar=False)
+    bound = stochastic.history["elbo"].tail(50).mean()
+    assert abs(bound - natural.history["elbo"].iloc[-1]) < 0.03 * abs(bound)
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_short_chains_of_mcmc_run_and_hold_every_site(hierarchical):
+    _, x = visits(N=1, T=30)
+    model = HMM(states=2, features=2, hierarchical=hierarchical)
+    chain = mcmc.fit(model, x, draws=3, tune=3, chains=1, random_seed=0, progressbar=False)
+    assert set(chain.posterior.sites) == set(model.dims)
+    transition = chain.posterior.sites["transition"]
+    torch.testing.assert_close(transition.sum(-1), torch.ones_like(transition.sum(-1)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"states": 0}, "HMM: states must be at least 1, got 0"),
+        ({"states": []}, r"HMM: states must be at least 1, got \[\]"),
+        ({"states": "rest"}, "HMM: states must be a whole number or a list of names, got 'rest'"),
+        ({"states": ["a", "a"]}, r"HMM: names of states must differ, got \['a', 'a'\]"),
+        ({"features": None}, "HMM: give either features .* or emission, one of the two"),
+        ({"emission": Gaussian(2)}, "HMM: give either features .* or emission, one of the two"),
+        ({"features": 0}, "Gaussian: features must be at least 1, got 0"),
+        ({"stickiness": -1.0}, "HMM: stickiness must be zero or more, got -1.0"),
+        ({"stickiness": float("inf")}, "HMM: stickiness must be zero or more, got inf"),
+        ({"concentration": 0.0}, "HMM: concentration must be positive, got 0.0"),
+        ({"concentration": float("nan")}, "HMM: concentration must be positive, got nan"),
+        ({"usage_concentration": -2}, "HMM: usage_concentration must be positive, got -2.0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(arguments, message):
+    with pytest.raises(DataError, match=message):
+        HMM(**{"states": 2, "features": 2, **arguments})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert HMM(states=np.int64(3), features=2).states == 3
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "models" / "hmm.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["fit"].attrs["converged"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 4, 3), r"x must have shape \(N, T, D=2\), got \(5, 4, 3\)"),
+        ((1, 3, 2), r"HMM: x must have at least as many frames as states \(7\), got 3"),
+    ],
+)
+def test_data_of_the_wrong_size_is_refused_in_words(shape, message):
+    with pytest.raises(DataError, match=message):
+        fit(HMM(states=7, features=2), torch.zeros(shape))
