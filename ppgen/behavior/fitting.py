@@ -29,7 +29,7 @@ WHOLE, BATCH = 200_000, 64_000
 """Frames up to which each step sees all the data, and frames per step beyond that."""
 SEARCH = 60_000
 """Frames that the search for a stickiness looks at."""
-SEARCH_STEPS, FIRST_STEPS = 12, 40
+SEARCH_STEPS, FIRST_STEPS = 12, 30
 
 Windows = dict[str, np.ndarray]
 
@@ -231,7 +231,8 @@ def _search(
     say(f"looking for the stickiness whose median syllable lasts {settings.target_duration:g} s")
     brief = choose_stickiness(trial, target)
     say("fitting until it converges")
-    last = choose_stickiness(final, target, first=brief.stickiness * growth, step=1.0, max_evaluations=4)
+    more = 4 if brief.reached else 1  # where no stickiness reached the target, long fits will not either
+    last = choose_stickiness(final, target, first=brief.stickiness * growth, step=1.0, max_evaluations=more)
     trail = pd.concat(
         [brief.trail.assign(stickiness=brief.trail["stickiness"] * growth), last.trail], ignore_index=True
     )
