@@ -8,6 +8,7 @@ Typical use:
     python case_studies/syllables.py match results other-results
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -168,4 +169,5 @@ def _complain(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is ended cleans up as after Ctrl-C
     sys.exit(main())
