@@ -34,7 +34,7 @@ from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
 from ppgen.rng import private_stream
 
-__all__ = ["Density", "density"]
+__all__ = ["Density", "Gradient", "density"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -1,0 +1,219 @@
+r"""What a Hamiltonian sampler learns while it is tuned: step size, metric, trajectory length; from all chains at once.
+
+Chains live in whitened coordinates, :math:`v = L y` with :math:`L L^\top` an estimate of the posterior covariance, or
+of its diagonal; momenta are standard normal there. A chain whose density is not finite teaches nothing.
+
+References: Hoffman & Gelman (2014) for dual averaging; Stan Development Team (2024) for the windows; Hoffman, Radul &
+Sountsov (2021) for the length of trajectories.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = [
+    "Spread",
+    "StepSize",
+    "Trajectory",
+    "Tuning",
+    "color",
+    "color_gradient",
+    "pack",
+    "unpack",
+    "whiten",
+    "window_ends",
+    "window_start",
+]
+
+SHRINKAGE, DENSE_SHRINKAGE = 5.0, 2.0  # draws, and draws per dimension, that the prior guess of a metric is worth
+SMALLEST_VARIANCE = 1e-20
+RATE, DECAY, TINY = 0.025, 0.95, 1e-30  # Adam on the logarithm of the trajectory length
+LONGEST_STRIDE = 0.35  # largest change of that logarithm in one iteration
+AVERAGED = 0.05  # weight of the newest value in the average that is used in the end
+
+
+@dataclass
+class StepSize:
+    """Dual averaging: the step size that a wanted acceptance rate needs."""
+
+    log_step: float
+    centre: float = 0.0
+    log_average: float = 0.0
+    error: float = 0.0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count == 0:
+            self.restart()
+
+    @property
+    def now(self) -> float:
+        """Step size of the next trajectory while tuning."""
+        return math.exp(self.log_step)
+
+    @property
+    def final(self) -> float:
+        """Averaged step size, for sampling."""
+        return math.exp(self.log_average if self.count else self.log_step)
+
+    def restart(self) -> None:
+        """Forget the past, start near the present step size."""
+        self.log_step = self.log_average if self.count else self.log_step
+        self.centre, self.error, self.count = self.log_step + math.log(4.0), 0.0, 0
+
+    def learn(self, acceptance: float, target: float) -> None:
+        """Take in one iteration's acceptance rate."""
+        self.count += 1
+        rate = 1 / (self.count + 10)
+        self.error = (1 - rate) * self.error + rate * (target - acceptance)
+        self.log_step = self.centre - math.sqrt(self.count) / 0.05 * self.error
+        weight = self.count**-0.75
+        self.log_average = weight * self.log_step + (1 - weight) * self.log_average
+
+
+@dataclass
+class Spread:
+    """Running mean and scatter of unconstrained draws, pooled over chains and iterations; scatter (P,) or (P, P)."""
+
+    mean: Float[Tensor, " P"]
+    scatter: Tensor
+    count: int = 0
+
+    @classmethod
+    def empty(cls, like: Tensor) -> "Spread":
+        """Nothing yet, for a metric of the shape of ``like``."""
+        return cls(like.new_zeros(like.shape[-1]), torch.zeros_like(like))
+
+    def learn(self, v: Float[Tensor, "C P"], trusted: Bool[Tensor, " C"]) -> None:
+        """Take in one draw of each trusted chain (Chan's parallel update)."""
+        number = int(trusted.sum())
+        if number == 0:
+            return
+        rows = v[trusted]
+        mean = rows.mean(0)
+        shift, total = mean - self.mean, self.count + number
+        self.scatter = self.scatter + _square(rows - mean, self.scatter)
+        self.scatter += _square(shift[None], self.scatter) * (self.count * number / total)
+        self.mean = self.mean + shift * (number / total)
+        self.count = total
+
+    def factor(self, previous: Tensor) -> Tensor:
+        """Cholesky factor (or scale) of the covariance, drawn a little to ``previous``; that where nothing is known."""
+        if self.count < 2:
+            return previous
+        cov = self.scatter / (self.count - 1)
+        if cov.ndim == 1:
+            weight = self.count / (self.count + SHRINKAGE)
+            return (weight * cov + (1 - weight) * previous**2).clamp_min(SMALLEST_VARIANCE).sqrt()
+        weight = self.count / (self.count + DENSE_SHRINKAGE * len(cov))
+        mixed = weight * cov + (1 - weight) * cov.diagonal().clamp_min(SMALLEST_VARIANCE).diag()
+        found, failed = torch.linalg.cholesky_ex(mixed)
+        return previous if int(failed) or not bool(torch.isfinite(found).all()) else found
+
+
+@dataclass
+class Trajectory:
+    """Length of a trajectory in whitened units, raised along the gradient of the ChEES criterion by Adam."""
+
+    log_length: float = math.log(2.0)
+    square: float = 0.0
+    count: int = 0
+    log_average: float = math.log(2.0)
+
+    @property
+    def now(self) -> float:
+        """Length of the next trajectory while tuning, before jitter."""
+        return math.exp(self.log_length)
+
+    @property
+    def final(self) -> float:
+        """Averaged length, for sampling."""
+        return math.exp(self.log_average)
+
+    def learn(self, gradient: float, longest: float) -> None:
+        """Take in the criterion's derivative by the logarithm of the length; ``longest`` bounds the length."""
+        if math.isfinite(gradient):
+            self.count += 1
+            self.square = DECAY * self.square + (1 - DECAY) * gradient**2
+            stride = RATE * gradient / (math.sqrt(self.square / (1 - DECAY**self.count)) + TINY)
+            self.log_length += max(-LONGEST_STRIDE, min(LONGEST_STRIDE, stride))
+        self.log_length = min(self.log_length, math.log(longest))
+        self.log_average += AVERAGED * (self.log_length - self.log_average)
+
+
+@dataclass
+class Tuning:
+    """Everything that is learnt, and how many iterations have been made."""
+
+    factor: Tensor
+    step: StepSize
+    spread: Spread
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    iteration: int = 0
+
+    def renew(self) -> None:
+        """End a window: its draws give the metric, and the step size starts anew."""
+        self.factor = self.spread.factor(self.factor)
+        self.spread = Spread.empty(self.factor)
+        self.step.restart()
+
+
+def window_ends(tune: int) -> frozenset[int]:
+    """Iterations after which the metric is renewed: windows that double, between two phases for the step size."""
+    first, last = round(0.075 * tune), round(0.75 * tune)
+    ends, end, size = [], first, max(4, round(0.025 * tune))
+    while end + 3 * size <= last:
+        ends.append(end := end + size)
+        size *= 2
+    return frozenset([*ends, last]) if last - first >= 4 else frozenset()
+
+
+def window_start(tune: int) -> int:
+    """Iteration from which draws teach the metric."""
+    return round(0.075 * tune)
+
+
+def whiten(v: Float[Tensor, "C P"], factor: Tensor) -> Float[Tensor, "C P"]:
+    """Solve ``v = L y`` for each row."""
+    if factor.ndim == 1:
+        return v / factor
+    return torch.linalg.solve_triangular(factor, v.T, upper=False).T
+
+
+def color(y: Float[Tensor, "C P"], factor: Tensor) -> Float[Tensor, "C P"]:
+    """``L y`` for each row."""
+    return y * factor if factor.ndim == 1 else y @ factor.T
+
+
+def color_gradient(gradient: Float[Tensor, "C P"], factor: Tensor) -> Float[Tensor, "C P"]:
+    """Gradient by whitened coordinates, ``L' g`` for each row."""
+    return gradient * factor if factor.ndim == 1 else gradient @ factor
+
+
+def pack(value: object, name: str = "") -> dict[str, Tensor]:
+    """A dataclass of numbers, tensors and such dataclasses as named tensors."""
+    if is_dataclass(value):
+        parts = [pack(getattr(value, part.name), f"{name}/{part.name}") for part in fields(value)]
+        return {key: tensor for part in parts for key, tensor in part.items()}
+    if isinstance(value, Tensor):
+        return {name: value}
+    return {name: torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)}
+
+
+def unpack(like: Any, tensors: dict[str, Tensor], name: str = "") -> Any:  # noqa: ANN401 (the type of ``like``)
+    """What `pack` took apart, in the form of ``like``."""
+    if is_dataclass(like):
+        parts = {part.name: unpack(getattr(like, part.name), tensors, f"{name}/{part.name}") for part in fields(like)}
+        made = object.__new__(type(like))
+        for key, value in parts.items():
+            object.__setattr__(made, key, value)
+        return made
+    return tensors[name] if isinstance(like, Tensor) else tensors[name].item()
+
+
+def _square(rows: Float[Tensor, "C P"], like: Tensor) -> Tensor:
+    return (rows * rows).sum(0) if like.ndim == 1 else rows.T @ rows

@@ -1,0 +1,101 @@
+"""What Hamiltonian samplers share: where chains are, the leapfrog step as one graph, what is recorded of a draw."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ppgen.inference.adaptation import color, color_gradient
+from ppgen.inference.density import Density, Gradient
+from ppgen.inference.tracing import Batch, Mode
+
+__all__ = ["DIVERGENCE", "Ensemble", "Leapfrog", "Record", "record"]
+
+DIVERGENCE = 1000.0  # nats of energy that a trajectory may be off
+
+Record = dict[str, Tensor]
+"""What is noted of one draw of every chain, {name: (C,)}, by ArviZ's names."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Where the chains are: unconstrained vectors, log densities, gradients by whitened coordinates."""
+
+    v: Float[Tensor, "C P"]
+    value: Float[Tensor, " C"]
+    gradient: Float[Tensor, "C P"]
+
+    def moved(self, accepted: Bool[Tensor, " C"], end: "Ensemble") -> "Ensemble":
+        """The chains that accepted are at ``end``."""
+        row = accepted[:, None]
+        return Ensemble(
+            torch.where(row, end.v, self.v),
+            torch.where(accepted, end.value, self.value),
+            torch.where(row, end.gradient, self.gradient),
+        )
+
+
+@final
+class Leapfrog:
+    """Leapfrog steps of all chains: gradient and update in one graph, traced or compiled once.
+
+    ``dense`` fixes whether the metric is a matrix. ``calls`` is how many steps are expected.
+    """
+
+    def __init__(self, density: Density, chains: int, *, dense: bool, mode: Mode, calls: int) -> None:
+        self.density, self.chains = density, chains
+        P = density.size
+        like: dict[str, Any] = {"dtype": density.dtype}
+        self.identity = torch.eye(P, **like) if dense else torch.ones(P, **like)
+        v = density.start(chains, torch.Generator().manual_seed(0))
+        examples = [v, torch.zeros_like(v), torch.zeros_like(v), torch.ones(chains, 1, **like), self.identity]
+        self.batch: Batch = density.batch(_step, examples, mode=mode, calls=calls)
+
+    def at(self, v: Float[Tensor, "C P"], factor: Tensor | None = None) -> Ensemble:
+        """Density and gradient at ``v``, without a step; ``factor`` None leaves coordinates as they are."""
+        still = torch.zeros_like(v)
+        factor = self.identity if factor is None else factor
+        v, _, value, gradient = self.batch(v, still, still, still.new_zeros(len(v), 1), factor)
+        return Ensemble(v, value, gradient)
+
+    def __call__(
+        self, place: Ensemble, momentum: Float[Tensor, "C P"], step: float | Tensor, steps: int, factor: Tensor
+    ) -> tuple[Ensemble, Float[Tensor, "C P"]]:
+        """``steps`` steps of size ``step`` (one, or (C, 1), negative for backwards): where they end, and how fast."""
+        size = step if isinstance(step, Tensor) else momentum.new_full((len(momentum), 1), step)
+        v, value, gradient = place.v, place.value, place.gradient
+        with torch.no_grad():
+            for _ in range(steps):
+                v, momentum, value, gradient = self.batch.run(v, momentum, gradient, size, factor)
+        return Ensemble(v, value, gradient), momentum
+
+
+def record(
+    place: Ensemble, energy: Tensor, acceptance: Tensor, diverging: Tensor, steps: int | Tensor, step: float
+) -> Record:
+    """The common part of a record."""
+    like = place.value
+    return {
+        "lp": like,
+        "energy": energy,
+        "acceptance_rate": acceptance,
+        "diverging": diverging,
+        "n_steps": steps if isinstance(steps, Tensor) else torch.full_like(like, steps, dtype=torch.int64),
+        "step_size": torch.full_like(like, step),
+    }
+
+
+def _step(gradient_of: Gradient) -> Any:  # noqa: ANN401 (a function of five tensors)
+    def step(
+        v: Tensor, momentum: Tensor, gradient: Tensor, size: Tensor, factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half = momentum + 0.5 * size * gradient
+        v = v + size * color(half, factor)
+        value, slope = gradient_of(v)
+        gradient = color_gradient(slope, factor)
+        return v, half + 0.5 * size * gradient, value, gradient
+
+    return step

@@ -1,0 +1,240 @@
+r"""Where chains start: multi-path Pathfinder, all paths in one tensor.
+
+Each path climbs the log density by L-BFGS from a random place. At every place on the way the inverse Hessian that
+L-BFGS believes in gives a normal approximation; the one with the largest evidence bound (ELBO), estimated with a few
+draws, stays. A chain starts from a draw of its own path's approximation, so chains start where the mass is, not at the
+peak; a path whose bound is hopelessly below the best gives way to the others.
+
+References: Zhang, Carpenter, Gelman & Vehtari (2022); Nocedal & Wright (2006), ch. 7.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.errors import FitError
+from ppgen.inference.density import Density
+
+__all__ = ["Start", "pathfinder", "uniform"]
+
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+MOST_STEPS, MEMORY, DRAWS, HALVINGS = 100, 6, 5, 12
+FLAT = 1e-6  # gain in nats below which a path has arrived, several times in a row
+PATIENCE = 3
+TRIES = 100  # random places tried for a finite density
+HOPELESS, HOPELESS_PER_DIMENSION = 10.0, 1.0  # nats of the bound below the best path's
+ARMIJO, CURVED = 1e-4, 1e-10
+
+
+class Start(NamedTuple):
+    """A place for each chain, and draws around places (K, C, P) from which a first metric can be guessed, or None."""
+
+    v: Float[Tensor, "C P"]
+    draws: Float[Tensor, "K C P"] | None = None
+
+
+def uniform(density: Density, value: Callable[[Tensor], Tensor], chains: int, generator: torch.Generator) -> Tensor:
+    """Uniform places of finite density, nearer and nearer to zero where there are few.
+
+    Raises
+    ------
+    FitError : none was found; names the first site whose density is not finite.
+    """
+    v = density.start(chains, generator)
+    bad = ~torch.isfinite(value(v))
+    for number in range(TRIES):
+        if not bad.any():
+            return v
+        again = density.start(chains, generator, radius=2.0 * 0.95**number)
+        v = torch.where(bad[:, None], again, v)
+        bad = ~torch.isfinite(value(v))
+    if bad.all():
+        raise FitError(
+            f"mcmc: a starting point must have finite density and gradient, {TRIES} tries found none"
+            f"{density.bad_site(v[0])}; scale the data to about unit variance, tighten the priors, or start from "
+            "another fit"
+        )
+    good = v[~bad]
+    return torch.where(bad[:, None], good[torch.arange(chains) % len(good)], v)
+
+
+def pathfinder(density: Density, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Start:
+    """One path per chain; see the module."""
+
+    def usable(v: Tensor) -> Tensor:
+        value, gradient = gradient_of(v)
+        return value + gradient.sum(-1)
+
+    v = uniform(density, usable, chains, generator)
+    paths = _Paths(v, *gradient_of(v))
+    best = paths.approximation(gradient_of, generator)
+    for _ in range(MOST_STEPS):
+        if paths.step(gradient_of):
+            break
+        best = best.better(paths.approximation(gradient_of, generator))
+    return best.starts(generator)
+
+
+@final
+@dataclass
+class _Pair:
+    """A step s, the change y of the negative gradient, and 1 / y's; zeros in rows whose curvature was not positive."""
+
+    s: Float[Tensor, "C P"]
+    y: Float[Tensor, "C P"]
+    rho: Float[Tensor, " C"]
+
+
+@final
+@dataclass
+class _Best:
+    """Of each path: the best bound so far, the draws behind it, their log ratios, and the highest place."""
+
+    elbo: Float[Tensor, " C"]
+    draws: Float[Tensor, "K C P"]
+    ratio: Float[Tensor, "K C"]
+    peak: Float[Tensor, "C P"]
+
+    def better(self, other: "_Best") -> "_Best":
+        """Row by row the one with the larger bound; the peak is always the later one."""
+        wins = other.elbo > self.elbo
+        return _Best(
+            torch.where(wins, other.elbo, self.elbo),
+            torch.where(wins[:, None], other.draws, self.draws),
+            torch.where(wins, other.ratio, self.ratio),
+            other.peak,
+        )
+
+    def starts(self, generator: torch.Generator) -> Start:
+        """One draw of each path by importance, hopeless paths replaced."""
+        known = torch.isfinite(self.elbo)
+        if not known.any():
+            return Start(self.peak)
+        limit = self.elbo.max() - HOPELESS - HOPELESS_PER_DIMENSION * self.peak.shape[-1]
+        good = (known & (self.elbo >= limit)).nonzero()[:, 0]
+        weight = torch.softmax(self.ratio.nan_to_num(nan=-math.inf), 0)
+        path = torch.arange(len(self.elbo))
+        path = torch.where(torch.isin(path, good), path, good[path % len(good)])
+        pick = torch.multinomial(weight.T[path], 1, generator=generator)[:, 0]
+        return Start(self.draws[pick, path], self.draws[:, good])
+
+
+@final
+@dataclass
+class _Paths:
+    """L-BFGS on every row; rows that cannot go on stay where they are."""
+
+    v: Float[Tensor, "C P"]
+    value: Float[Tensor, " C"]
+    gradient: Float[Tensor, "C P"]
+    diagonal: Float[Tensor, "C P"] = field(init=False)
+    pairs: list[_Pair] = field(default_factory=list)
+    arrived: int = 0
+
+    def __post_init__(self) -> None:
+        self.diagonal = torch.ones_like(self.v)
+
+    def step(self, gradient_of: Gradient) -> bool:
+        """One step uphill with backtracking; True when no path gains any more."""
+        direction = self._direction()
+        slope = _dot(direction, self.gradient)
+        lost = ~(slope > 0)
+        direction = torch.where(lost[:, None], self.gradient, direction)
+        slope = torch.where(lost, _dot(self.gradient, self.gradient), slope)
+        first = 1.0 if self.pairs else 1 / slope.sqrt().clamp_min(1.0)
+        size = torch.ones_like(slope) * first
+        found, v, value, gradient = torch.zeros_like(lost), self.v, self.value, self.gradient
+        for _ in range(HALVINGS):
+            trial = self.v + torch.where(found, 0.0, size)[:, None] * direction
+            new_value, new_gradient = gradient_of(trial)
+            gained = new_value >= self.value + ARMIJO * size * slope
+            good = ~found & gained & torch.isfinite(new_gradient).all(-1) & torch.isfinite(new_value)
+            row = good[:, None]
+            v, gradient = torch.where(row, trial, v), torch.where(row, new_gradient, gradient)
+            value, found = torch.where(good, new_value, value), found | good
+            if found.all():
+                break
+            size = torch.where(found, size, size * 0.4)
+        flat = bool((value - self.value < FLAT).all())
+        self._remember(v - self.v, self.gradient - gradient)
+        self.v, self.value, self.gradient = v, value, gradient
+        self.arrived = self.arrived + 1 if flat else 0
+        return self.arrived >= PATIENCE
+
+    def approximation(self, gradient_of: Gradient, generator: torch.Generator) -> _Best:
+        """Normal approximation at the present places: draws, their log p - log q, and the bound."""
+        scatter, log_q = self._sample(generator)
+        centre = self.v + self._times(self.gradient)
+        draws = centre + scatter
+        ratio = torch.stack([gradient_of(draw)[0] for draw in draws]) - log_q
+        elbo = torch.where(torch.isfinite(ratio).all(0), ratio.mean(0), -math.inf)
+        return _Best(elbo, draws, ratio, self.v)
+
+    def _remember(self, s: Tensor, y: Tensor) -> None:
+        """Keep the newest pairs, and learn the diagonal of the inverse Hessian (Gilbert & Lemarechal 1989)."""
+        b = _dot(s, y)
+        good = b > CURVED * _dot(y, y)
+        row, safe = good[:, None], torch.where(good, b, 1.0)[:, None]
+        s, y = torch.where(row, s, 0.0), torch.where(row, y, 0.0)
+        a, c = _dot(y, self.diagonal * y)[:, None], _dot(s, s / self.diagonal)[:, None]
+        inverse = a / (safe * self.diagonal) + y**2 / safe - a * s**2 / (safe * c.clamp_min(1e-300) * self.diagonal**2)
+        usable = row & torch.isfinite(inverse).all(-1, keepdim=True) & (inverse > 0).all(-1, keepdim=True)
+        self.diagonal = torch.where(usable, 1 / inverse, self.diagonal)
+        rho = torch.where(good, 1 / safe[:, 0], 0.0)
+        self.pairs = [*self.pairs[1 - MEMORY :], _Pair(s, y, rho)]
+
+    def _direction(self) -> Float[Tensor, "C P"]:
+        return self._times(self.gradient)
+
+    def _times(self, w: Float[Tensor, "C P"]) -> Float[Tensor, "C P"]:
+        """The inverse Hessian times ``w``, by two loops."""
+        weights = []
+        for pair in reversed(self.pairs):
+            weights.append(pair.rho * _dot(pair.s, w))
+            w = w - weights[-1][:, None] * pair.y
+        w = self.diagonal * w
+        for pair, weight in zip(self.pairs, reversed(weights), strict=True):
+            w = w + (weight - pair.rho * _dot(pair.y, w))[:, None] * pair.s
+        return w
+
+    def _sample(self, generator: torch.Generator) -> tuple[Float[Tensor, "K C P"], Float[Tensor, "K C"]]:
+        """Centred draws whose covariance is the inverse Hessian, and their log density.
+
+        If u has covariance H then (1 - rho s y') u + sqrt(rho) s e, with e standard normal, has that of its update.
+        """
+        shape = (DRAWS, *self.v.shape)
+        u = self.diagonal.sqrt() * torch.randn(shape, generator=generator, dtype=self.v.dtype, device=self.v.device)
+        noise = torch.randn(len(self.pairs), *shape[:2], generator=generator, dtype=u.dtype, device=u.device)
+        for pair, e in zip(self.pairs, noise, strict=True):
+            u = u + (pair.rho.sqrt() * e - pair.rho * _dot(pair.y, u))[..., None] * pair.s
+        quadratic, log_det = self._precision(u)
+        return u, -0.5 * (quadratic + log_det + u.shape[-1] * math.log(2 * math.pi))
+
+    def _precision(self, u: Float[Tensor, "K C P"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " C"]]:
+        """u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""
+        applied: list[tuple[Tensor, Tensor, _Pair]] = []
+        log_det = self.diagonal.log().sum(-1)
+        for pair in self.pairs:
+            valid = pair.rho > 0
+            b = self._hessian_times(pair.s, applied)
+            curvature = torch.where(valid, _dot(pair.s, b), 1.0)
+            log_det = log_det + torch.where(valid, curvature.log() + torch.where(valid, pair.rho, 1.0).log(), 0.0)
+            applied.append((b, curvature, pair))
+        return _dot(u, self._hessian_times(u, applied)), log_det
+
+    def _hessian_times(self, w: Tensor, applied: list[tuple[Tensor, Tensor, _Pair]]) -> Tensor:
+        product = w / self.diagonal
+        for b, curvature, pair in applied:
+            lost = _dot(b, w) / curvature
+            product = product - lost[..., None] * b + (pair.rho * _dot(pair.y, w))[..., None] * pair.y
+        return product
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
