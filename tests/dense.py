@@ -32,7 +32,7 @@ def condition(x, mean, covariance):
     return centre, covariance[~seen][:, ~seen] - gain @ covariance[seen][:, ~seen]
 
 
-def autoregression(path, coefficients, innovation, initial_scale):
+def autoregression(path, coefficients, innovation, initial_scale, initial_step=0.3):
     """Mean (T, D) and covariance (T D, T D) of the frames of an autoregression through the states ``path``."""
     D, R = coefficients.shape[-2:]
     lags, T = (R - 1) // D, len(path)
@@ -41,7 +41,9 @@ def autoregression(path, coefficients, innovation, initial_scale):
     for t, k in enumerate(path):
         now = slice(t * D, (t + 1) * D)
         if t < lags:
-            noise[now, now] = initial_scale**2 * torch.eye(D, dtype=torch.float64)
+            noise[now, now] = (initial_step if t else initial_scale) ** 2 * torch.eye(D, dtype=torch.float64)
+            if t:
+                matrix[now, slice((t - 1) * D, t * D)] -= torch.eye(D, dtype=torch.float64)
             continue
         noise[now, now] = innovation[k]
         offset[now] = coefficients[k, :, -1]

@@ -26,8 +26,8 @@ __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
-FIRST_SWEEPS, WARM_SWEEPS = 2, 3  # before, and for one more draw in, an imputation
-SWEEPS = 10  # coordinate updates of the frames that have no closed form, and Gibbs sweeps of an imputation
+SWEEPS = 10  # coordinate updates of the frames that have no closed form
+HEATED, COLD, WARM = 20, 10, 3  # Gibbs sweeps of an imputation: while heated, then not; and from an earlier draw
 
 
 @final
@@ -119,15 +119,19 @@ class HiddenMarkov(TorchDistribution):
     def impute(self, x: Float[Tensor, "N T D"], start: Float[Tensor, "N T D"] | None = None) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays.
 
-        Exact where the emission integrates missing entries out; otherwise Gibbs sweeps, fewer when they ``start``
-        from an earlier draw for nearby parameters.
+        Exact where the emission integrates missing entries out. Otherwise Gibbs sweeps: from states drawn without the
+        frames that touch a gap, which then count more and more until they count in full, so that draws do not all end
+        in the mode nearest to a mean field; fewer sweeps ``start`` from an earlier draw for nearby parameters.
         """
         if not torch.isnan(x).any():
             return x.clone()
-        completion = self.complete(x, sweeps=FIRST_SWEEPS) if start is None else self.complete(start)
-        path = self._path(x, completion)
-        if completion is not None:
-            path = self._gibbs(x, path, SWEEPS if start is None else WARM_SWEEPS)
+        completion = self.complete(x, sweeps=1) if start is None else self.complete(start)
+        if completion is None:
+            path = self._path(x, completion)
+        elif start is None:
+            path = self._anneal(x, completion)
+        else:
+            path = self._gibbs(x, self._path(x, completion), WARM)
         filled = self.emission.fill(x, self.statistics, path)
         exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
         return torch.where(exists[..., None], filled, x)
@@ -168,6 +172,24 @@ class HiddenMarkov(TorchDistribution):
         for _ in range(sweeps):
             path = self._path(x, self.emission.redraw(x, self.statistics, path))
         return path
+
+    def _anneal(self, x: Tensor, completion: Completion) -> Int[Tensor, "N T"]:
+        """States from Gibbs sweeps in which the frames that touch a gap count more and more."""
+        path = self._heated(x, completion, completion.rows, 0.0)
+        for sweep in range(HEATED):
+            drawn = self.emission.redraw(x, self.statistics, path)
+            path = self._heated(x, drawn, completion.rows, (sweep + 1) / HEATED)
+        return self._gibbs(x, path, COLD)
+
+    def _heated(
+        self, x: Tensor, completion: Completion | None, rows: Int[Tensor, " m"], weight: float
+    ) -> Int[Tensor, "N T"]:
+        """One draw of the states, the potentials of the frames at flat index ``rows`` counting ``weight``."""
+        potential = self.emission.potential(x, self.statistics, completion)
+        share = potential.new_ones(potential.shape[0] * potential.shape[1]).index_fill(0, rows, weight)
+        potential = potential * share.reshape(*potential.shape[:2], 1)
+        chain = discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
+        return chain.sample(1)[0].clamp_min(0)
 
     def _path(self, x: Tensor, completion: Completion | None) -> Int[Tensor, "N T"]:
         """One draw of the states; some state where nothing was observed at all."""

@@ -4,9 +4,9 @@ r"""Autoregressive Gaussian emissions: within a state, a vector autoregression.
     \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad A_k \mid \Lambda_k \sim \mathcal{MN}(M, \Lambda_k^{-1}, V), \quad
     h_t \mid z_t = k \sim \mathcal N(A_k [h_{t-1}; \dots; h_{t-L}; 1], \Lambda_k^{-1})
 
-with :math:`M = [I, 0, \dots, 0]` (a random walk) and :math:`h_t \sim \mathcal N(0, \sigma_0^2 I)` for the first L
-frames. The observation is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with
-coordinates ``h``.
+with :math:`M = [I, 0, \dots, 0]` (a random walk). The first L frames are a random walk whatever the state:
+:math:`h_1 \sim \mathcal N(0, \sigma_0^2 I)`, then :math:`h_t \sim \mathcal N(h_{t-1}, \sigma_1^2 I)`. The observation
+is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with coordinates ``h``.
 
 **Missing frames.** An emission whose lag is missing has no closed form. Missing entries are therefore latent, with an
 exact Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``; the evidence becomes a
@@ -17,7 +17,6 @@ References: Fox et al. (2011), "Bayesian nonparametric inference of switching dy
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
 """
 
-import math
 from typing import Any, final
 
 import torch
@@ -51,7 +50,8 @@ class Autoregressive(Emission):
     subspace : where the observation lies; None models the features themselves (then D = F).
     noise : prior guess of the innovation variance, in squared units of the latent.
     strength : prior precision of the coefficients around the random walk.
-    initial_scale : standard deviation of the first ``lags`` frames.
+    initial_scale : standard deviation of the first frame.
+    initial_step : standard deviation of the steps between the first ``lags`` frames.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Autoregressive(Emission):
         noise: float = 0.01,
         strength: float = 1.0,
         initial_scale: float = 3.0,
+        initial_step: float = 0.3,
     ) -> None:
         if features < 1 or lags < 1:
             raise DataError(f"Autoregressive: features and lags must be at least 1, got {features} and {lags}")
@@ -71,19 +72,20 @@ class Autoregressive(Emission):
             raise DataError(f'Autoregressive: covariance must be "full" or "diagonal", got {covariance!r}')
         if subspace is not None and len(subspace.mean) != features:
             raise DataError(f"Autoregressive: subspace has {len(subspace.mean)} features, the emission {features}")
-        if not (noise > 0 and strength > 0 and initial_scale > 0):
+        if not all(value > 0 for value in (noise, strength, initial_scale, initial_step)):
             raise DataError(
-                "Autoregressive: noise, strength and initial_scale must be positive, "
-                f"got {noise}, {strength} and {initial_scale}"
+                "Autoregressive: noise, strength, initial_scale and initial_step must be positive, "
+                f"got {noise}, {strength}, {initial_scale} and {initial_step}"
             )
         self.features, self.lags, self.covariance, self.subspace = features, lags, covariance, subspace
-        self.noise, self.strength, self.initial_scale = noise, strength, initial_scale
+        self.noise, self.strength = noise, strength
+        self.initial_scale, self.initial_step = initial_scale, initial_step
         self.width = features if subspace is None else subspace.basis.shape[1]
         self.family = MatrixNormalInverseWishart()
 
     @property
     def config(self) -> dict[str, Any]:
-        names = ("features", "lags", "covariance", "subspace", "noise", "strength", "initial_scale")
+        names = ("features", "lags", "covariance", "subspace", "noise", "strength", "initial_scale", "initial_step")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -162,37 +164,35 @@ class Autoregressive(Emission):
         return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames.mean), x)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
-        h = self._run(s, z, self._fresh(z), torch.full((len(z),), self.lags))
+        nothing = torch.zeros(len(z), dtype=torch.long)
+        h = self._run(s, z, torch.zeros(len(z), self.lags, self.width, dtype=torch.float64), nothing)
         return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
 
     def extend(self, past: Tensor, s: Natural, z: Tensor, lengths: Tensor) -> Tensor:
         evidence, known, _ = self._evidence(past)
         value = evidence.value.reshape(known.shape)
         index = lengths[:, None] - self.lags + torch.arange(self.lags)
-        start = value[torch.arange(len(past))[:, None], index.clamp_min(0)]
-        frames = torch.cat([start, self._fresh(z)], 1)
-        missing = (self.lags - lengths).clamp_min(
-            0
-        )  # frames of a past shorter than the lags: drawn like any first ones
-        states = torch.nn.functional.pad(z, (self.lags, 0))
-        h = self._run(s, states, frames, self.lags + missing)[:, self.lags :]
+        h = self._run(s, z, value[torch.arange(len(past))[:, None], index.clamp_min(0)], lengths)
         return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
 
-    def _fresh(self, z: Tensor) -> Float[Tensor, "N T D"]:
-        """First frames, one for each state."""
-        return torch.randn(*z.shape, self.width, dtype=torch.float64) * self.initial_scale
+    def _run(self, s: Natural, z: Tensor, past: Tensor, lengths: Tensor) -> Float[Tensor, "N H D"]:
+        """Run through the states ``z`` (N, H) behind the last frames ``past`` (N, L, D) of sequences of these lengths.
 
-    def _run(self, s: Natural, z: Tensor, frames: Tensor, begins: Tensor) -> Float[Tensor, "N T D"]:
-        """Replace ``frames`` from step ``begins`` (N,) on by a run of the autoregression through the states ``z``."""
-        D = self.width
-        form = self._form(s)
+        First frames are those of two more states: the first frame of all, and the random walk.
+        """
+        D, K = self.width, s["log_det"].shape[0]
+        form, eye = self._form(s), torch.eye(self.width, dtype=torch.float64)
         precision = -2 * form[:, :D, :D]
         regression = torch.linalg.solve(precision, 2 * form[:, :D, D:])
+        walk = torch.nn.functional.pad(eye, (0, regression.shape[-1] - D))
+        regression = torch.cat([regression, torch.stack([torch.zeros_like(walk), walk])])
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
-        noise = (root[z] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
-        frames = frames.clone()
-        simulate(*(a.detach().contiguous().numpy() for a in (frames, z, noise, regression, begins)))
-        return frames
+        root = torch.cat([root, torch.stack([self.initial_scale * eye, self.initial_step * eye])])
+        age = lengths[:, None] + torch.arange(z.shape[1])
+        state = torch.where(age == 0, K, torch.where(age < self.lags, K + 1, z))
+        noise = (root[state] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
+        arrays = (regression, state, noise, past)
+        return torch.from_numpy(simulate(*(a.detach().contiguous().numpy() for a in arrays)))
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
@@ -248,10 +248,23 @@ class Autoregressive(Emission):
 
     def _first_frames(self, h: Tensor, lengths: Tensor) -> Float[Tensor, " N"]:
         """Log-density of the first frames at ``h``."""
-        first = torch.arange(min(self.lags, h.shape[1])) < lengths[:, None]
-        z = h[:, : self.lags] / self.initial_scale
-        each = -0.5 * (z**2 + LOG_2PI) - math.log(self.initial_scale)
-        return (each.sum(-1) * first).sum(-1)
+        first = h[:, : self.lags]
+        exists = torch.arange(first.shape[1]) < lengths[:, None]
+        scale = torch.full((first.shape[1], 1), self.initial_step, dtype=h.dtype)
+        scale[:1] = self.initial_scale
+        z = torch.diff(first, dim=1, prepend=torch.zeros_like(first[:, :1])) / scale
+        each = -0.5 * (z**2 + LOG_2PI) - scale.log()
+        return (each.sum(-1) * exists).sum(-1)
+
+    def _first_precision(self) -> Float[Tensor, "S LD LD"]:
+        """Precision of the first frames of a sequence of 0, 1, ..., L frames, in one block."""
+        L = self.lags
+        steps = torch.eye(L, dtype=torch.float64) - torch.diag(torch.ones(L - 1, dtype=torch.float64), -1)
+        weight = torch.full((L,), self.initial_step**-2, dtype=torch.float64)
+        weight[0] = self.initial_scale**-2
+        exists = torch.tril(torch.ones(L + 1, L, dtype=torch.float64), -1)
+        time = steps.mT @ torch.diag_embed(exists * weight) @ steps
+        return torch.kron(time, torch.eye(self.width, dtype=torch.float64)[None])
 
     def _partial_evidence(self, evidence: RowEvidence, mean: Tensor) -> Float[Tensor, " N"]:
         """Evidence of partly observed frames at the mean."""
@@ -272,10 +285,8 @@ class Autoregressive(Emission):
         matrix[n[keep], where[keep], t[keep] % L, :, t[keep] % L, :] = evidence.precision[keep]
         vector[n[keep], where[keep], t[keep] % L] = evidence.information[keep]
         first = slot[:, 0] >= 0
-        exists = (torch.arange(L) < lengths[:, None])[first].to(matrix)
-        diagonal = torch.diag_embed((exists[..., None] / self.initial_scale**2).expand(-1, L, D).reshape(-1, L * D))
         matrix = matrix.reshape(N, M, L * D, L * D)
-        matrix[first, slot[first, 0]] += diagonal
+        matrix[first, slot[first, 0]] += self._first_precision()[lengths[first].clamp_max(L)]
         return matrix, vector.reshape(N, M, L * D)
 
     def _posterior(

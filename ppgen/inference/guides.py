@@ -1,7 +1,7 @@
 """What a gradient engine needs of a model's guide: its parameters, that it fits the model, and draws of it."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -15,7 +15,10 @@ from ppgen.model import Model
 __all__ = ["copy_model", "draw_guide", "first_bad_site", "trainable"]
 
 
-def copy_model(model: Model) -> Model:
+M = TypeVar("M", bound=Model)
+
+
+def copy_model(model: M) -> M:
     """A deep copy. The automatic guide is left out: copying one empties the original (a trap of Pyro's)."""
     automatic = model.__dict__.get("_mean_field")
     copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})

@@ -13,7 +13,6 @@ References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (20
 Beal (2003), ch. 3.
 """
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
 from ppgen.inference.batches import Batches
 from ppgen.inference.checkpoint import Checkpoint, State
+from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import missing_share
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.fit import Fit, fit_result
@@ -97,7 +97,7 @@ def fit(
     _check(options, n_init)
     observations = as_observations(x, dims=model.data_dims)
     data = to_tensor(observations)
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     model.check(data)
     if batch_size is not None and not 1 <= batch_size <= len(data):
         raise DataError(f"vb: batch_size must be between 1 and the {len(data)} sequences of x, got {batch_size}")

@@ -17,11 +17,11 @@ def subspace_of(features=4):
     return Subspace(normal(features), basis, torch.tensor([1.3, 0.6]).double(), 0.2)
 
 
-def parameters(states, lags, covariance="full"):
+def parameters(states, lags, covariance="full", innovation=0.3):
     """Stable coefficients, and the factor of the innovations' precision."""
     coefficients = 0.4 / lags * normal(states, D, lags * D + 1)
     coefficients[..., -1] *= 3
-    precision = torch.linalg.inv(0.3 * spd(states, size=D))
+    precision = torch.linalg.inv(innovation * spd(states, size=D))
     if covariance == "diagonal":
         root = precision.diagonal(dim1=-2, dim2=-1).sqrt()[..., None, None]
         return {"coefficients": coefficients[:, :, None], "precision_cholesky": root}
@@ -31,10 +31,10 @@ def parameters(states, lags, covariance="full"):
 class Setting:
     """A hidden Markov model with autoregressive emissions, and the same by brute force."""
 
-    def __init__(self, states, lags, *, subspace=None, covariance="full"):
+    def __init__(self, states, lags, *, subspace=None, covariance="full", innovation=0.3):
         features = D if subspace is None else len(subspace.mean)
         self.emission = Autoregressive(features, lags, covariance=covariance, subspace=subspace, initial_scale=SCALE)
-        self.theta = parameters(states, lags, covariance)
+        self.theta = parameters(states, lags, covariance, innovation)
         self.s = self.emission.family.statistic(self.theta)
         self.log_initial, self.log_transition = normal(states).log_softmax(-1), normal(states, states).log_softmax(-1)
         self.hmm = HiddenMarkov(self.log_initial, self.log_transition, self.emission, self.s)
@@ -197,20 +197,39 @@ def test_a_batch_is_the_sum_of_its_sequences():
     torch.testing.assert_close(setting.bound(x, sweeps=5), alone, rtol=1e-10, atol=1e-10)
 
 
-def test_imputation_has_the_moments_of_the_exact_posterior():
-    """Two states, every path listed. z below 5 for 3 means and 3 squares: false-alarm rate below 4e-6."""
+def exact_moments(setting, x):
+    """Weight of every path, and the mean and second moments of the missing entries, over all paths."""
+    weight = setting.joint(x).softmax(-1)
+    each = [condition(x.flatten(), *setting.gaussian(path)) for path in paths(len(x), 2)]
+    mean = sum(w * m for w, (m, _) in zip(weight, each, strict=True))
+    return weight, mean, sum(w * (m**2 + v.diagonal()) for w, (m, v) in zip(weight, each, strict=True))
+
+
+def test_a_sweep_leaves_the_exact_posterior_as_it_is():
+    """From exact draws to exact draws. z below 5 for 3 means, 3 squares and 6 shares: false-alarm rate below 1e-5."""
     setting = Setting(2, 1)
     x = hide(setting.simulate(1, 6)[0], 2, (4, 1))
-    weight = setting.joint(x).softmax(-1)
-    moments = [condition(x.flatten(), *setting.gaussian(path)) for path in paths(6, 2)]
-    mean = sum(w * m for w, (m, _) in zip(weight, moments, strict=True))
-    square = sum(w * (m**2 + v.diagonal()) for w, (m, v) in zip(weight, moments, strict=True))
-    draws = 20_000
-    filled = setting.hmm.impute(x.expand(draws, 6, D))
-    assert torch.equal(filled[:, ~x.isnan()], x[~x.isnan()].expand(draws, -1))
-    missing = filled[:, x.isnan()]
+    weight, mean, square = exact_moments(setting, x)
+    every, draws = torch.tensor(paths(6, 2)), 20_000
+    many = x.expand(draws, 6, D)
+    path = setting.hmm._gibbs(many, every[torch.multinomial(weight, draws, replacement=True)], 2)
+    missing = setting.emission.fill(many, setting.s, path)[:, x.isnan()]
     assert z_score(missing, mean) < 5
     assert z_score(missing**2, square) < 5
+    share = weight @ every.double()
+    error = (path.double().mean(0) - share).abs() / (share * (1 - share) / draws).sqrt()
+    assert (error[(share > 0.01) & (share < 0.99)] < 5).all()
+
+
+def test_imputation_reaches_the_exact_posterior_where_sweeps_mix():
+    """Innovations as wide as the frames. z below 5 for 3 means and 3 squares: false-alarm rate below 4e-6."""
+    setting = Setting(2, 1, innovation=5.0)
+    x = hide(setting.simulate(1, 6)[0], 2, (4, 1))
+    _, mean, square = exact_moments(setting, x)
+    filled = setting.hmm.impute(x.expand(20_000, 6, D))
+    assert torch.equal(filled[:, ~x.isnan()], x[~x.isnan()].expand(20_000, -1))
+    assert z_score(filled[:, x.isnan()], mean) < 5
+    assert z_score(filled[:, x.isnan()] ** 2, square) < 5
 
 
 def test_frames_drawn_given_the_states_have_the_moments_of_the_dense_conditional():
@@ -277,8 +296,11 @@ def test_the_prior_is_a_random_walk():
         ({"lags": 0}, "Autoregressive: features and lags must be at least 1, got 2 and 0"),
         ({"features": 0}, "Autoregressive: features and lags must be at least 1, got 0 and 1"),
         ({"covariance": "spherical"}, r'covariance must be "full" or "diagonal", got .spherical'),
-        ({"noise": -1.0}, "Autoregressive: noise, strength and initial_scale must be positive, got -1.0, .* and 3.0"),
-        ({"initial_scale": math.nan}, "initial_scale must be positive"),
+        (
+            {"noise": -1.0},
+            "Autoregressive: noise, strength, initial_scale and initial_step must be positive, got -1.0, .*",
+        ),
+        ({"initial_scale": math.nan}, "initial_scale and initial_step must be positive"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(arguments, message):

@@ -114,8 +114,9 @@ def test_with_one_state_an_autoregression_has_the_marginal_likelihood():
     counts = {"precision": y.mT @ y, "linear": y.mT @ r, "quadratic": r.mT @ r, "log_det": n}
     posterior = {name: prior[name] + counts[name] for name in prior}
     evidence = family.log_normalizer(posterior) - family.log_normalizer(prior) - len(y) * np.log(2 * np.pi)
-    first = x[:, :2].flatten()
-    evidence = evidence + log_normal(first, torch.zeros(8).double(), 1.5**2 * torch.eye(8).double())
+    first, step = x[:, 0].flatten(), (x[:, 1] - x[:, 0]).flatten()
+    evidence = evidence + log_normal(first, torch.zeros(4).double(), 1.5**2 * torch.eye(4).double())
+    evidence = evidence + log_normal(step, torch.zeros(4).double(), 0.3**2 * torch.eye(4).double())
     assert run(model, x).history["elbo"].iloc[-1] == pytest.approx(float(evidence), abs=1e-8)
 
 
