@@ -12,14 +12,14 @@ References: Hoffman, Radul & Sountsov (2021); Owen (2017) for the sequence.
 """
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.inference.adaptation import Tuning, whiten
-from ppgen.inference.hamiltonian import DIVERGENCE, Ensemble, Leapfrog, Record, record
+from ppgen.inference.hamiltonian import DIVERGENCE, NAMES, Ensemble, Leapfrog, Record, record
 
 __all__ = ["Chees"]
 
@@ -32,12 +32,11 @@ LOWEST = 1e-10  # acceptance that the harmonic mean still tells from none
 class Chees:
     """One transition of every chain. It keeps nothing: where chains are and what is learnt are passed in."""
 
-    target = 0.651
-    default_tune = 500
+    names: ClassVar[tuple[str, ...]] = NAMES
 
     def __init__(self, leapfrog: Leapfrog, target: float | None = None, most_leapfrogs: int = LEAPFROGS) -> None:
         self.leapfrog, self.most_leapfrogs = leapfrog, most_leapfrogs
-        self.target = self.target if target is None else target
+        self.target = 0.651 if target is None else target
 
     def transition(
         self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool

@@ -173,6 +173,20 @@ class Density:
         """Uniform draws from the cube of half-width ``radius`` around zero on the unconstrained scale."""
         return (torch.rand(chains, self.size, generator=generator, dtype=self.dtype) * 2 - 1) * radius
 
+    def prior(self, n: int) -> dict[str, Tensor]:
+        """``n`` draws of the sites from the prior, {site: (n, *shape)}, from torch's global generator.
+
+        Raises
+        ------
+        DataError : a prior that cannot be drawn from, as a flat one.
+        """
+        try:
+            with torch.no_grad(), _quiet(self.dtype):
+                runs: list[Any] = [poutine.trace(self.program).get_trace(*self.args, **self.kwargs) for _ in range(n)]
+        except NotImplementedError as error:
+            raise DataError(f"density: every prior must be one that can be drawn from ({error})") from error
+        return {name: torch.stack([run.nodes[name]["value"] for run in runs]) for name in self.sites}
+
     def bad_site(self, v: Float[Tensor, " P"]) -> str:
         """Say which site has a log density that is not finite at ``v``, in words for a message; empty if none."""
         with torch.no_grad(), _quiet(self.dtype):

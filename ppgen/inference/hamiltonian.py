@@ -11,9 +11,11 @@ from ppgen.inference.adaptation import color, color_gradient
 from ppgen.inference.density import Density, Gradient
 from ppgen.inference.tracing import Batch, Mode
 
-__all__ = ["DIVERGENCE", "Ensemble", "Leapfrog", "Record", "record"]
+__all__ = ["DIVERGENCE", "NAMES", "Ensemble", "Leapfrog", "Record", "record"]
 
 DIVERGENCE = 1000.0  # nats of energy that a trajectory may be off
+
+NAMES = ("lp", "energy", "acceptance_rate", "diverging", "n_steps", "step_size")
 
 Record = dict[str, Tensor]
 """What is noted of one draw of every chain, {name: (C,)}, by ArviZ's names."""

@@ -1,28 +1,36 @@
-r"""Markov chain Monte Carlo: the no-U-turn sampler over every parameter, latents summed out by the model.
+r"""Markov chain Monte Carlo for any Pyro program: many chains at once, on its traced and compiled density.
 
-Chains run in lockstep in one process, so that an interruption leaves as many draws of each. Recorded per draw: the
-energy at the start of its trajectory, whether it diverged, its leapfrog steps, and the step size.
+Two samplers: ``"chees"`` (:mod:`ppgen.inference.chees`, many short chains in one tensor; the default) and ``"nuts"``
+(:mod:`ppgen.inference.nuts`, a tree per chain). Both start from Pathfinder and learn from all chains together. What a
+model sums out stays summed out; other discrete latents are enumerated where they are small.
 
-References: Hoffman & Gelman (2014); Betancourt (2017).
+References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancourt (2017); Zhang et al. (2022).
 """
 
-import math
+import hashlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
-import pandas as pd
 import torch
-from pyro.infer.autoguide.initialization import init_to_mean, init_to_sample, init_to_value
-from pyro.infer.mcmc import NUTS
+import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
+from ppgen.inference.chees import Chees
+from ppgen.inference.density import Density, density
 from ppgen.inference.guides import copy_model
-from ppgen.inference.predictive import at, isolated, missing_share
+from ppgen.inference.hamiltonian import Leapfrog
+from ppgen.inference.nuts import Nuts
+from ppgen.inference.predictive import missing_share
+from ppgen.inference.program import Function
+from ppgen.inference.sampling import Run, first_tuning
+from ppgen.inference.starts import Start, pathfinder, uniform
+from ppgen.inference.store import MEMORY, Arrays, Saved
+from ppgen.inference.tracing import Mode
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs, require_at_least
 from ppgen.results.fit import Fit, fit_result
@@ -31,38 +39,57 @@ from ppgen.rng import private_stream
 
 __all__ = ["fit"]
 
-STARTS: dict[str, Callable[..., Any]] = {"prior": init_to_sample, "mean": init_to_mean}
+STARTS = ("pathfinder", "prior", "uniform")
+MODES = ("auto", "compiled", "traced", "eager")
+TUNE = {"chees": 300, "nuts": 1000}
+CHAINS = {"chees": 64, "nuts": 4}
+LEAPFROGS = {"chees": 5, "nuts": 15}  # steps an iteration is expected to take, to judge whether to compile
+CHUNK = 1 << 22  # numbers of draws that are converted at a time
+DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
 
 
 def fit(
-    model: Model,
-    x: object,
-    *,
+    model: Model | Callable[..., Any],
+    *args: Any,  # noqa: ANN401 (the program's own)
     u: object = None,
     draws: int = 1000,
-    tune: int = 1000,
-    chains: int = 4,
-    target_accept: float = 0.8,
+    tune: int | None = None,
+    chains: int | None = None,
+    sampler: str = "chees",
+    target_accept: float | None = None,
     max_tree_depth: int = 10,
-    dense_mass: bool = False,
-    start: Fit | str = "prior",
+    dense_mass: bool | str = "auto",
+    start: Fit | str = "pathfinder",
+    compile: str = "auto",  # noqa: A002 (the keyword of every engine)
     random_seed: int | None = None,
     progressbar: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    memory_limit: int = MEMORY,
 ) -> Fit:
-    """Sample the posterior of every parameter of ``model``.
+    """Sample the posterior of every continuous latent site of a Pyro program.
 
     Parameters
     ----------
-    model : it is not changed; the fit holds a copy.
-    x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
-    u : inputs of the model.
-    draws, tune : kept draws, and adaptation steps before them, of each chain.
-    chains : one alone cannot check itself.
-    target_accept : acceptance to adapt the step size to; nearer 1 takes smaller steps.
-    max_tree_depth : at most 2 to this power leapfrog steps a draw.
-    dense_mass : adapt a full mass matrix (few, correlated parameters).
-    start : ``"prior"`` (each chain from its own draw), ``"mean"`` (of the prior), or an earlier fit, from whose
-        draws the chains start.
+    model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
+    args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
+        observed; of a function its arguments.
+    u : inputs of a `Model`.
+    draws : kept draws of each chain.
+    tune : iterations of each chain before them, to learn metric and step size; 300 for chees, 1000 for nuts.
+    chains : 64 for chees, 4 for nuts. One alone cannot check itself.
+    sampler : ``"chees"`` or ``"nuts"``.
+    target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.8 for nuts); nearer 1 takes
+        smaller steps.
+    max_tree_depth : of nuts: at most 2 to this power leapfrog steps a draw.
+    dense_mass : learn correlations as well as scales; ``"auto"`` where there are draws enough for it.
+    start : ``"pathfinder"`` (draws from normal approximations found on the way up), ``"prior"``, ``"uniform"``
+        (between -2 and 2 on the unconstrained scale), or an earlier fit, from whose draws the chains start.
+    compile : see :meth:`ppgen.inference.density.Density.batch`.
+    random_seed : the same seed gives the same draws on the same machine.
+    checkpoint : a folder that the run is saved in; a run that finds itself there goes on, bit for bit.
+    checkpoint_every : iterations between two of its states.
+    memory_limit : bytes of draws to keep in memory; more go to temporary files (or the checkpoint's) as they come.
 
     Returns
     -------
@@ -71,154 +98,173 @@ def fit(
 
     Raises
     ------
-    DataError : data or options that cannot be used.
-    FitError : no starting point with finite density, or no draw that is finite.
+    DataError : data, options or a program that cannot be used.
+    FitError : no starting point with finite density, a program that depends on values, only divergent draws.
+    FileError : a checkpoint of another run, or one that cannot be written.
     """
-    _check_options(draws, tune, chains, target_accept, start)
-    observations = as_observations(x, dims=model.data_dims)
+    counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
+    _check_options(counts, sampler, target_accept, start, compile)
+    tune = TUNE[sampler] if tune is None else tune
+    chains = CHAINS[sampler] if chains is None else chains
+    began = time.perf_counter()
+    model, observations, arguments, keywords = _read(model, args, u)
+    with private_stream(random_seed) as seed:
+        target = density(model.function if isinstance(model, Function) else model, *arguments, **keywords)
+        dense = _dense(dense_mass, target.size, chains * max(tune, 1))
+        calls = (tune + draws) * LEAPFROGS[sampler]
+        leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=calls)
+        engine = _engine(sampler, leapfrog, target_accept, max_tree_depth)
+        options: dict[str, object] = {
+            **counts,
+            "sampler": sampler,
+            "target": engine.target,
+            "depth": max_tree_depth,
+            "dense": dense,
+        }
+        options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": str(start)}
+        folder = None if checkpoint is None else Path(checkpoint)
+        saved = None if folder is None else Saved(folder, _identity(target, arguments, options))
+        run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
+        run.go(progressbar, saved, checkpoint_every)
+        posterior = _gather(run, target)
+    attrs = {
+        "engine": "mcmc",
+        "sampler": sampler,
+        "random_seed": seed,
+        "interrupted": run.interrupted,
+        "seconds": time.perf_counter() - began,
+        "tune": tune,
+        "compile": leapfrog.batch.mode,
+        "compile_reason": leapfrog.batch.reason,
+        "compile_seconds": {"learn": target.seconds, **leapfrog.batch.seconds},
+        **({} if observations is None else {"missing_share": missing_share(model, to_tensor(observations))}),
+    }
+    labels = xr.DataArray(0.0) if observations is None else observations
+    return fit_result(model, posterior, run.table(), attrs, labels)
+
+
+def _check_options(
+    counts: Mapping[str, int | None], sampler: str, target_accept: float | None, start: Fit | str, mode: str
+) -> None:
+    for name, value in counts.items():
+        if value is not None:
+            require_at_least(f"mcmc: {name}", value, 0 if name == "tune" else 1)
+    for name, given, known in (("sampler", sampler, tuple(TUNE)), ("compile", mode, MODES)):
+        if given not in known:
+            raise DataError(f"mcmc: {name} must be one of {known}, got {given!r}")
+    if target_accept is not None and not 0 < target_accept < 1:
+        raise DataError(f"mcmc: target_accept must be between 0 and 1, got {target_accept}; 0.8 is usual")
+    if not isinstance(start, Fit) and start not in STARTS:
+        raise DataError(f"mcmc: start must be one of {STARTS} or an earlier fit, got {start!r}")
+
+
+def _read(
+    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object
+) -> tuple[Model, xr.DataArray | None, tuple[Any, ...], dict[str, Any]]:
+    """The model, the labelled data if there are any, and what its program is called with."""
+    if not isinstance(model, Model):
+        if u is not None:
+            raise DataError("mcmc: u is for models; pass what a function takes as further arguments")
+        return Function(model, args), None, args, {}
+    if len(args) != 1:
+        raise DataError(f"mcmc: a model takes its data x and nothing else in order, got {len(args)} arguments")
+    observations = as_observations(args[0], dims=model.data_dims)
     data = to_tensor(observations)
     inputs = as_inputs("mcmc", u, data)
     model = copy_model(model)
     model.check(data)
-    began = time.perf_counter()
-    with private_stream(random_seed) as seed, isolated():
-        kernels = [
-            RecordingNUTS(
-                model.model,
-                target_accept_prob=target_accept,
-                max_tree_depth=max_tree_depth,
-                full_mass=dense_mass,
-                init_strategy=strategy,
+    return model, observations, (data,), {"u": inputs}
+
+
+def _dense(asked: bool | str, size: int, draws: int) -> bool:
+    if asked not in (True, False, "auto"):
+        raise DataError(f'mcmc: dense_mass must be True, False or "auto", got {asked!r}')
+    return bool(asked) if asked != "auto" else size <= DENSE_SIZE and draws >= DENSE_DRAWS * size
+
+
+def _engine(sampler: str, leapfrog: Leapfrog, target: float | None, depth: int) -> Chees | Nuts:
+    return Chees(leapfrog, target) if sampler == "chees" else Nuts(leapfrog, target, depth)
+
+
+def _begin(
+    leapfrog: Leapfrog,
+    engine: Chees | Nuts,
+    start: Fit | str,
+    seed: int,
+    lengths: tuple[int, int],
+    arrays: Arrays,
+    saved: Saved | None,
+) -> Run:
+    """A new run, or the one that was saved."""
+    generator = torch.Generator().manual_seed(seed)
+    before = None if saved is None else saved.load()
+    if before is None:
+        found = _start(start, leapfrog, generator)
+        tuning = first_tuning(leapfrog, found)
+        run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays)
+        if not bool(torch.isfinite(run.place.value).any()):
+            raise FitError(
+                "mcmc: a starting point must have finite density and gradient, none of the chains has one"
+                f"{leapfrog.density.bad_site(found.v[0])}; choose another start"
             )
-            for strategy in _starts(start, chains)
-        ]
-        runs, interrupted = _run(kernels, data, inputs, tune, draws, progressbar)
-        posterior = _gather(kernels, runs, tune)
-    attrs = {
-        "engine": "mcmc",
-        "random_seed": seed,
-        "interrupted": interrupted,
-        "seconds": time.perf_counter() - began,
-        "tune": tune,
-        "missing_share": missing_share(model, data),
+        return run
+    v = leapfrog.density.start(leapfrog.chains, generator)
+    run = Run(leapfrog, engine, leapfrog.at(v), first_tuning(leapfrog, Start(v)), generator, *lengths, arrays)
+    run.restore(before)
+    return run
+
+
+def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> Start:
+    target, chains = leapfrog.density, leapfrog.chains
+    if isinstance(start, Fit):
+        return Start(target.unconstrain(start.posterior.draws(chains)))
+    if start == "prior":
+        return Start(target.unconstrain(target.prior(chains)))
+
+    def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
+        place = leapfrog.at(v)
+        return place.value, place.gradient
+
+    if start == "uniform":
+        return Start(uniform(target, gradient, chains, generator))
+    return pathfinder(target, gradient, chains, generator)
+
+
+def _identity(target: Density, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, str]:
+    """What a run must share with a saved one: the density by its behaviour, the data, the options, the versions."""
+    v = target.start(2, torch.Generator().manual_seed(1))
+    value, gradient = target.value_and_grad(v)
+    sites = [(site.name, tuple(site.shape), str(site.transform)) for site in target.sites.values()]
+    data = [arg.numpy(force=True).tobytes() for arg in target.args if isinstance(arg, Tensor)]
+    parts = {
+        "sites": repr(sites).encode(),
+        "density": repr((value.tolist(), gradient.tolist())).encode(),
+        "data": b"".join([*data, repr([type(arg).__name__ for arg in args]).encode()]),
+        "options": repr(dict(options)).encode(),
+        "versions": repr((torch.__version__, version("ppgen"))).encode(),
     }
-    return fit_result(model, posterior, _history(runs, tune), attrs, observations)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
-class Step(NamedTuple):
-    """One transition: where it ended (unconstrained), and what was recorded."""
-
-    place: dict[str, Tensor]
-    record: dict[str, float | bool]
-
-
-@final
-class RecordingNUTS(NUTS):
-    """Pyro's sampler, which forgets what diagnostics need: it notes each trajectory's energy, length and divergence."""
-
-    _first_energy: float | None = None
-    _evaluations: int = 0
-
-    def transition(self, place: dict[str, Tensor]) -> Step:
-        """One draw and its record."""
-        self._first_energy, self._evaluations = None, 0
-        divergences = len(self._divergences)
-        place = self.sample(place)
-        record = {
-            "energy": math.nan if self._first_energy is None else self._first_energy,
-            "diverging": len(self._divergences) > divergences,
-            "n_steps": self._evaluations - 1,
-            "step_size": float(self.step_size),
-        }
-        return Step({site: value.detach() for site, value in place.items()}, record)
-
-    def _kinetic_energy(self, r_unscaled: dict[Any, Tensor]) -> Tensor:
-        """Called first with a trajectory's fresh momentum, then once per leapfrog step."""
-        energy = super()._kinetic_energy(r_unscaled)
-        if self._first_energy is None and self._potential_energy_last is not None:
-            self._first_energy = float(energy + self._potential_energy_last)
-        self._evaluations += 1
-        return energy
-
-
-def _check_options(draws: int, tune: int, chains: int, target_accept: float, start: Fit | str) -> None:
-    require_at_least("mcmc: draws", draws, 1)
-    require_at_least("mcmc: tune", tune, 0)
-    require_at_least("mcmc: chains", chains, 1)
-    if not 0 < target_accept < 1:
-        raise DataError(f"mcmc: target_accept must be between 0 and 1, got {target_accept}; 0.8 is usual")
-    if not isinstance(start, Fit) and start not in STARTS:
-        raise DataError(f"mcmc: start must be one of {sorted(STARTS)} or an earlier fit, got {start!r}")
-
-
-def _starts(start: Fit | str, chains: int) -> list[Callable[..., Any]]:
-    """A starting strategy per chain."""
-    if isinstance(start, str):
-        return [STARTS[start]] * chains
-    theta = start.posterior.draws(chains)
-    return [init_to_value(values=at(theta, chain)) for chain in range(chains)]
-
-
-def _run(
-    kernels: Sequence[RecordingNUTS], x: Tensor, u: Tensor | None, tune: int, draws: int, progressbar: bool
-) -> tuple[list[list[Step]], bool]:
-    """All chains in lockstep; what there is when interrupted, if there is a draw."""
-    runs: list[list[Step]] = [[] for _ in kernels]
-    places = [_set_up(kernel, x, u, tune) for kernel in kernels]
-    with tqdm(total=tune + draws, desc="mcmc", disable=not progressbar, delay=1) as bar:
-        try:
-            for _ in range(tune + draws):
-                for chain, kernel in enumerate(kernels):
-                    runs[chain].append(kernel.transition(places[chain]))
-                    places[chain] = runs[chain][-1].place
-                bar.update()
-                bar.set_postfix_str(f"step size {kernels[0].step_size:.2g}", refresh=False)
-        except KeyboardInterrupt:
-            if min(map(len, runs)) <= tune:
-                raise
-            return runs, True
-    return runs, False
-
-
-def _set_up(kernel: RecordingNUTS, x: Tensor, u: Tensor | None, tune: int) -> dict[str, Tensor]:
-    """Find a starting place of finite density."""
-    try:
-        kernel.setup(tune, x, u=u)
-    except ValueError as error:
-        if "valid initial params" not in str(error):
-            raise
+def _gather(run: Run, target: Density) -> Draws:
+    """Draws of every site in its own units, and the records beside them."""
+    records = run.records()
+    if bool(records["diverging"].all()):
         raise FitError(
-            "mcmc: a starting point must have finite density and gradient, 100 tries found none; scale the data to "
-            "about unit variance, tighten the priors, or start from another fit"
-        ) from error
-    return kernel.initial_params
-
-
-def _gather(kernels: Sequence[RecordingNUTS], runs: Sequence[Sequence[Step]], tune: int) -> Draws:
-    """Draws of every site in its own units, as many of each chain, and the records beside them."""
-    kept = [run[tune : min(map(len, runs))] for run in runs]
-    sites: dict[str, list[Tensor]] = {}
-    for kernel, run in zip(kernels, kept, strict=True):
-        for site in run[0].place:
-            free = torch.stack([step.place[site] for step in run])
-            transform = kernel.transforms.get(site)
-            sites.setdefault(site, []).append(free if transform is None else transform.inv(free))
-    records = {
-        name: torch.from_numpy(np.array([[step.record[name] for step in run] for run in kept]))
-        for name in kept[0][0].record
+            "mcmc: some draws must come without divergence, all have one; raise target_accept towards 1, write scales "
+            "and hierarchies non-centred, tighten the priors, or tune for longer"
+        )
+    chains = run.v.shape[1]
+    sites = {
+        name: run.arrays.make(f"site-{number}", (chains, run.kept, *site.shape))
+        for number, (name, site) in enumerate(target.sites.items())
     }
-    draws = Draws({site: torch.stack(values) for site, values in sites.items()}, records)
-    bad = sorted(site for site, value in draws.sites.items() if not bool(torch.isfinite(value).all()))
+    rows = max(1, CHUNK // (chains * target.size))
+    for first in range(0, run.kept, rows):
+        part = slice(first, min(first + rows, run.kept))
+        for name, value in target.constrain(run.v[part]).items():
+            sites[name][:, part] = value.movedim(0, 1)
+    bad = sorted(site for site, value in sites.items() if not bool(torch.isfinite(value).all()))
     if bad:
         raise FitError(f"mcmc: draws must be finite, those of {bad} are not; scale the data, or tighten the priors")
-    return draws
-
-
-def _history(runs: Sequence[Sequence[Step]], tune: int) -> pd.DataFrame:
-    """One row per chain and step, tuning included."""
-    rows = [
-        {"step": number + 1, "chain": chain, "tuning": number < tune, **step.record}
-        for chain, run in enumerate(runs)
-        for number, step in enumerate(run)
-    ]
-    return pd.DataFrame(rows)
+    return Draws(sites, records)

@@ -25,8 +25,8 @@ __all__ = ["Start", "pathfinder", "uniform"]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 MOST_STEPS, MEMORY, DRAWS, HALVINGS = 100, 6, 5, 12
-FLAT = 1e-6  # gain in nats below which a path has arrived, several times in a row
-PATIENCE = 3
+FLAT = 1e-2  # gain in nats below which a path has arrived, several times in a row
+PATIENCE = 2
 TRIES = 100  # random places tried for a finite density
 HOPELESS, HOPELESS_PER_DIMENSION = 10.0, 1.0  # nats of the bound below the best path's
 ARMIJO, CURVED = 1e-4, 1e-10
@@ -39,21 +39,26 @@ class Start(NamedTuple):
     draws: Float[Tensor, "K C P"] | None = None
 
 
-def uniform(density: Density, value: Callable[[Tensor], Tensor], chains: int, generator: torch.Generator) -> Tensor:
+def uniform(density: Density, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Tensor:
     """Uniform places of finite density, nearer and nearer to zero where there are few.
 
     Raises
     ------
     FitError : none was found; names the first site whose density is not finite.
     """
+
+    def unusable(v: Tensor) -> Tensor:
+        value, gradient = gradient_of(v)
+        return ~torch.isfinite(value + gradient.sum(-1))
+
     v = density.start(chains, generator)
-    bad = ~torch.isfinite(value(v))
+    bad = unusable(v)
     for number in range(TRIES):
         if not bad.any():
             return v
         again = density.start(chains, generator, radius=2.0 * 0.95**number)
         v = torch.where(bad[:, None], again, v)
-        bad = ~torch.isfinite(value(v))
+        bad = unusable(v)
     if bad.all():
         raise FitError(
             f"mcmc: a starting point must have finite density and gradient, {TRIES} tries found none"
@@ -66,12 +71,7 @@ def uniform(density: Density, value: Callable[[Tensor], Tensor], chains: int, ge
 
 def pathfinder(density: Density, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Start:
     """One path per chain; see the module."""
-
-    def usable(v: Tensor) -> Tensor:
-        value, gradient = gradient_of(v)
-        return value + gradient.sum(-1)
-
-    v = uniform(density, usable, chains, generator)
+    v = uniform(density, gradient_of, chains, generator)
     paths = _Paths(v, *gradient_of(v))
     best = paths.approximation(gradient_of, generator)
     for _ in range(MOST_STEPS):
@@ -161,7 +161,7 @@ class _Paths:
             if found.all():
                 break
             size = torch.where(found, size, size * 0.4)
-        flat = bool((value - self.value < FLAT).all())
+        flat = not bool((value - self.value >= FLAT).any())
         self._remember(v - self.v, self.gradient - gradient)
         self.v, self.value, self.gradient = v, value, gradient
         self.arrived = self.arrived + 1 if flat else 0
@@ -217,7 +217,7 @@ class _Paths:
         return u, -0.5 * (quadratic + log_det + u.shape[-1] * math.log(2 * math.pi))
 
     def _precision(self, u: Float[Tensor, "K C P"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " C"]]:
-        """u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""
+        """Give u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""
         applied: list[tuple[Tensor, Tensor, _Pair]] = []
         log_det = self.diagonal.log().sum(-1)
         for pair in self.pairs:

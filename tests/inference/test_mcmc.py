@@ -1,3 +1,10 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -5,9 +12,12 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 
-from ppgen.errors import DataError, FitError
+from ppgen.errors import DataError, FileError, FitError
 from ppgen.inference import mcmc
+from ppgen.inference.chees import Chees
+from ppgen.inference.hamiltonian import Ensemble
 from ppgen.model import Model
+from ppgen.results.posterior import Draws
 
 
 class Centre(Model):
@@ -16,14 +26,11 @@ class Centre(Model):
     data_dims = ("row", "feature")
     dims = {"centre": ()}
 
-    def __init__(self, interrupt_at=None, floor=None):
+    def __init__(self, floor=None):
         super().__init__()
-        self.interrupt_at, self.floor, self.runs = interrupt_at, floor, 0
+        self.floor = floor
 
     def model(self, x, *, u=None, total=None):
-        self.runs += 1
-        if self.interrupt_at is not None and self.runs > self.interrupt_at:
-            raise KeyboardInterrupt
         centre = pyro.sample("centre", dist.Normal(x.new_zeros(()), 2.0))
         if self.floor is not None:
             centre = centre * self.floor
@@ -35,14 +42,19 @@ X = torch.tensor([[1.0], [2.5], [torch.nan], [0.5]], dtype=torch.float64)
 MEAN, VARIANCE = 4.0 / (3 + 0.25), 1 / (3 + 0.25)
 
 
-def sample(model, x=X, **options):
-    quick = {"draws": 40, "tune": 40, "chains": 2, "random_seed": 1, "progressbar": False}
-    return mcmc.fit(model, x, **(quick | options))
+def sample(model, *args, **options):
+    quick = {"draws": 40, "tune": 40, "chains": 4, "random_seed": 1, "progressbar": False, "compile": "traced"}
+    data = args or ((X,) if isinstance(model, Model) else ())
+    return mcmc.fit(model, *data, **(quick | options))
 
 
-def test_draws_have_the_moments_of_the_exact_posterior():
+SAMPLERS = pytest.mark.parametrize("sampler", ["chees", "nuts"])
+
+
+@SAMPLERS
+def test_draws_have_the_moments_of_the_exact_posterior(sampler):
     """Each |z| < 4.4 is a false-alarm rate of 1e-5."""
-    fit = sample(Centre(), draws=250, tune=100)
+    fit = sample(Centre(), draws=250, tune=100, chains=8, sampler=sampler)
     centre = fit.posterior.sites["centre"].numpy()
     for values, truth in ((centre, MEAN), ((centre - MEAN) ** 2, VARIANCE)):
         ess = array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
@@ -69,57 +81,232 @@ def test_draws_are_in_the_units_of_their_site():
     assert float(spread.mean()) == pytest.approx(3, rel=0.25)
 
 
-def test_what_the_sampler_did_is_recorded():
-    fit = sample(Centre())
+def test_a_plain_function_is_a_model_of_its_arguments():
+    def program(x, scale):
+        centre = pyro.sample("centre", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(centre, scale), obs=x)
+
+    fit = sample(program, np.array([1.0, 2.5, 0.5]), 1.0)
+    again = sample(Centre())
+    torch.testing.assert_close(fit.posterior.sites["centre"], again.posterior.sites["centre"])
+    tree = fit.to_arviz()
+    assert tree["posterior"]["centre"].shape == (4, 40)
+    assert fit.posterior_predictive(np.zeros(5), draws=3).shape == (3, 5)
+    assert fit.diagnose().table["check"].str.contains("centre").any()
+    with pytest.raises(DataError, match="mcmc: u is for models"):
+        sample(program, np.zeros(3), 1.0, u=np.zeros(3))
+
+
+@SAMPLERS
+def test_what_the_sampler_did_is_recorded_by_the_names_of_arviz(sampler):
+    fit = sample(Centre(), sampler=sampler)
     stats = fit.posterior.stats
-    assert {name: tuple(value.shape) for name, value in stats.items()} == dict.fromkeys(
-        ["energy", "diverging", "n_steps", "step_size"], (2, 40)
-    )
+    names = ["lp", "energy", "acceptance_rate", "diverging", "n_steps", "step_size"]
+    names += ["tree_depth"] if sampler == "nuts" else []
+    assert {name: tuple(value.shape) for name, value in stats.items()} == dict.fromkeys(names, (4, 40))
+    assert stats["diverging"].dtype == torch.bool
     assert not stats["diverging"].any()
     assert (stats["n_steps"] >= 1).all()
-    # The energy is potential plus kinetic: above the potential of the place the trajectory starts from.
-    start = fit.posterior.sites["centre"][:, :-1]
+    if sampler == "nuts":
+        assert (stats["n_steps"] <= 2 ** stats["tree_depth"] - 1).all()
+    assert (stats["acceptance_rate"] <= 1).all()
+    centre = fit.posterior.sites["centre"][..., None]
     data = X[~X.isnan()]
-    potential = -(dist.Normal(0.0, 2.0).log_prob(start) + dist.Normal(start[..., None], 1.0).log_prob(data).sum(-1))
-    assert (stats["energy"][:, 1:] >= potential - 1e-9).all()
-    assert fit.history["tuning"].sum() == 80
-    assert len(fit.history) == 160
+    joint = dist.Normal(0.0, 2.0).log_prob(centre[..., 0]) + dist.Normal(centre, 1.0).log_prob(data).sum(-1)
+    torch.testing.assert_close(stats["lp"], joint)
+    assert (stats["energy"] >= -joint - 1e-9).all()  # potential plus kinetic
+    assert fit.history["tuning"].sum() == 40
+    assert len(fit.history) == 80
 
 
-def test_the_same_seed_gives_the_same_draws_and_leaves_globals_alone():
+@SAMPLERS
+def test_the_same_seed_gives_the_same_draws_and_leaves_globals_alone(sampler):
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second, other = sample(Centre()), sample(Centre()), sample(Centre(), random_seed=2)
+    first, second, other = (sample(Centre(), sampler=sampler, random_seed=seed) for seed in (1, 1, 2))
     assert first.posterior.sites["centre"].equal(second.posterior.sites["centre"])
     assert not first.posterior.sites["centre"].equal(other.posterior.sites["centre"])
     assert torch.get_rng_state().equal(before)
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+    assert torch.get_default_dtype() == torch.float32
     assert not dict(pyro.get_param_store())
 
 
-def test_an_interruption_keeps_as_many_draws_of_each_chain():
-    model = Centre(interrupt_at=700)
-    fit = sample(model, draws=10_000, tune=20)
-    chains, draws = fit.posterior.shape
-    assert chains == 2
-    assert 0 < draws < 700
+def stop_at(monkeypatch, number, error=KeyboardInterrupt):
+    """The sampler's transition number ``number`` (from 1) raises."""
+    whole, count = Chees.transition, 0
+
+    def transition(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number:
+            raise error
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Chees, "transition", transition)
+
+
+def test_an_interruption_keeps_every_finished_draw(monkeypatch):
+    stop_at(monkeypatch, 61)
+    fit = sample(Centre())
+    monkeypatch.undo()
+    whole = sample(Centre())
+    assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"][:, :20])
+    assert len(fit.history) == 60
     assert fit.attrs["interrupted"]
     assert not fit.diagnose().ok
 
 
-def test_an_interruption_before_the_first_draw_is_not_swallowed():
+def test_an_interruption_before_the_first_draw_is_not_swallowed(monkeypatch):
+    stop_at(monkeypatch, 20)
     with pytest.raises(KeyboardInterrupt):
-        sample(Centre(interrupt_at=20))
+        sample(Centre())
+
+
+@pytest.mark.parametrize("number", [25, 65])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(monkeypatch, tmp_path, number):
+    """In tuning, and in sampling; the last checkpoint is five iterations or so old."""
+    options = {"checkpoint": tmp_path / "run", "checkpoint_every": 10}
+    stop_at(monkeypatch, number, SystemExit)
+    with pytest.raises(SystemExit):
+        sample(Centre(), **options)
+    monkeypatch.undo()
+    fit, whole = sample(Centre(), **options), sample(Centre())
+    assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
+    for name, value in whole.posterior.stats.items():
+        assert fit.posterior.stats[name].equal(value)
+    assert fit.history.equals(whole.history)
+    again = sample(Centre(), **options)  # a finished one is read back
+    assert again.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
+
+
+@pytest.mark.slow
+@SAMPLERS
+def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, pyro, torch, pyro.distributions as dist
+            from ppgen.inference import mcmc
+            def program():
+                a = pyro.sample("a", dist.Normal(0., 1.))
+                pyro.sample("x", dist.Normal(a, 1.), obs=torch.tensor(1.))
+            folder = sys.argv[1] if len(sys.argv) > 1 else None
+            fit = mcmc.fit(program, sampler={sampler!r}, draws=1500, tune=500, random_seed=3, compile="traced",
+                           progressbar=False, checkpoint=folder, checkpoint_every=20)
+            print(fit.posterior.sites["a"].double().numpy().tobytes().hex())
+            """
+        )
+    )
+    run = [sys.executable, "-W", "ignore", str(script)]
+    whole = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    state = tmp_path / "folder" / "state.safetensors"
+    for size in (1, 2):
+        process = subprocess.Popen([*run, str(tmp_path / "folder")], stdout=subprocess.DEVNULL)
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert state.exists(), size
+    resumed = subprocess.run([*run, str(tmp_path / "folder")], capture_output=True, text=True, check=True).stdout
+    assert resumed == whole
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    sample(Centre(), checkpoint=folder)
+    with pytest.raises(FileError, match="must hold this run, but its density, data differ"):
+        sample(Centre(), X + 1, checkpoint=folder)
+    with pytest.raises(FileError, match="must hold this run, but its options differ"):
+        sample(Centre(), checkpoint=folder, draws=50)
+    with pytest.raises(FileError, match="must hold this run, but its density differ"):
+        sample(Centre(floor=2.0), checkpoint=folder)
+    blob = bytearray((folder / "state.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (folder / "state.safetensors").write_bytes(blob)
+    with pytest.raises(FileError, match="cannot be read"):
+        sample(Centre(), checkpoint=folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileError, match="must be empty or hold a checkpoint"):
+        sample(Centre(), checkpoint=tmp_path / "other")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole(monkeypatch, tmp_path):
+    folder, real, calls = tmp_path / "run", os.fsync, 0
+
+    def full(handle):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise OSError(28, "No space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="No space left on device; the one before it is whole"):
+        sample(Centre(), checkpoint=folder, checkpoint_every=10)
+    monkeypatch.undo()
+    fit, whole = sample(Centre(), checkpoint=folder, checkpoint_every=10), sample(Centre())
+    assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
+
+
+def test_draws_beyond_the_memory_limit_go_to_disk_and_are_the_same():
+    small, large = sample(Centre(), memory_limit=0), sample(Centre())
+    assert small.posterior.sites["centre"].equal(large.posterior.sites["centre"])
+
+
+@SAMPLERS
+def test_one_bad_chain_never_touches_another(sampler, monkeypatch):
+    """A chain that is lost, in three ways, while tuning and after: the others do not see the difference."""
+    found = []
+    for place in (math.nan, math.inf, 1e200):
+        start = Ensemble.__init__
+
+        def lose(self, v, value, gradient, place=place, start=start):
+            v, value, gradient = v.clone(), value.clone(), gradient.clone()
+            v[2], value[2], gradient[2] = place, math.nan, math.nan
+            start(self, v, value, gradient)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ensemble, "__init__", lose)
+            patch.setattr(mcmc, "_gather", lambda run, target: Draws({"v": run.v.movedim(0, 1).clone()}))
+            found.append(sample(Centre(), sampler=sampler).posterior.sites["v"])
+    others = [0, 1, 3]
+    assert found[0][others].equal(found[1][others])
+    assert found[0][others].equal(found[2][others])
+    assert torch.isfinite(found[0][others]).all()
+    assert (found[0][others].std(1) > 0).all()
 
 
 def test_chains_can_start_from_an_earlier_fit():
     first = sample(Centre())
-    fit = sample(Centre(), tune=0, draws=1, start=first)
-    assert fit.posterior.shape == (2, 1)
+    for start in (first, "prior", "uniform"):
+        assert sample(Centre(), tune=0, draws=1, start=start).posterior.shape == (4, 1)
 
 
 def test_a_model_without_a_finite_start_is_refused_in_words():
-    with pytest.raises(FitError, match="mcmc: a starting point must have finite density and gradient"):
+    with pytest.raises(FitError, match=r"mcmc: a starting point must have finite density and gradient.*site 'x'"):
         sample(Centre(floor=torch.nan))
+
+
+def test_only_divergent_draws_are_refused_in_words():
+    def cliff():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.where(a > -9, 0.0, -1e9) - 1e12 * torch.relu(a.abs() - 1e-9))
+
+    with pytest.raises(FitError, match="mcmc: some draws must come without divergence, all have one; raise target"):
+        sample(cliff, tune=0, start="uniform")
+
+
+def test_the_bar_says_how_it_goes(capsys, monkeypatch):
+    monkeypatch.setattr("ppgen.inference.sampling.REFRESH", 0.0)
+    monkeypatch.setattr("ppgen.inference.sampling.DELAY", 0.0)
+    sample(Centre(), progressbar=True, tune=300, draws=300)
+    shown = capsys.readouterr().err
+    assert "draws/s, 0 divergences, R-hat 1." in shown or "R-hat 0.9" in shown
+    assert "tuning, step size" in shown
 
 
 @pytest.mark.parametrize(
@@ -128,8 +315,12 @@ def test_a_model_without_a_finite_start_is_refused_in_words():
         ({"draws": 0}, "mcmc: draws must be at least 1, got 0"),
         ({"tune": -1}, "mcmc: tune must be at least 0, got -1"),
         ({"chains": 0}, "mcmc: chains must be at least 1, got 0"),
+        ({"checkpoint_every": 0}, "mcmc: checkpoint_every must be at least 1, got 0"),
         ({"target_accept": 1.0}, "mcmc: target_accept must be between 0 and 1, got 1.0"),
-        ({"start": "zero"}, r"mcmc: start must be one of \['mean', 'prior'\] or an earlier fit, got 'zero'"),
+        ({"start": "zero"}, r"mcmc: start must be one of .*'pathfinder'.* or an earlier fit, got 'zero'"),
+        ({"sampler": "gibbs"}, r"mcmc: sampler must be one of \('chees', 'nuts'\), got 'gibbs'"),
+        ({"compile": "always"}, "mcmc: compile must be one of .*'traced'.*, got 'always'"),
+        ({"dense_mass": "yes"}, "mcmc: dense_mass must be True, False or .*, got 'yes'"),
         ({"u": np.array([1.0, np.nan, 0, 0])}, r"mcmc: u must be finite, got nan at \(1,\)"),
         ({"u": np.ones((3, 1))}, r"mcmc: u must have 4 rows like x, got shape \(3, 1\)"),
         ({"u": np.array(["a", "b", "c", "d"])}, "mcmc: u must hold numbers"),

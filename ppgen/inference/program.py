@@ -1,0 +1,36 @@
+"""A plain Pyro function as a `Model`, so that its fit answers like any other."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, final
+
+import numpy as np
+from torch import Tensor
+
+from ppgen.model import Model
+
+__all__ = ["Function"]
+
+
+@final
+class Function(Model):
+    """``function(*args)`` as a model of its first argument, the rest held fixed; without arguments, of nothing.
+
+    Such a fit can be asked for `diagnose` and `to_arviz`; and, where the first argument is the data and is sampled in
+    a plate over its rows, for predictions.
+    """
+
+    data_dims: ClassVar[tuple[str, ...]] = ("row",)
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.function, self.rest, self.takes_data = function, args[1:], bool(args)
+        axes = np.ndim(args[0].detach() if isinstance(args[0], Tensor) else args[0]) if args else 0
+        self.__dict__["data_dims"] = ("row", *(f"x_dim_{axis}" for axis in range(1, axes)))
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+        """The function, with its other arguments as they were."""
+        self.function(*((x, *self.rest) if self.takes_data else ()))

@@ -1,0 +1,200 @@
+"""The loop around a sampler: tuning and drawing, what is kept of it, checkpoints, Ctrl-C, and the progress bar."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from ppgen.inference.adaptation import Spread, StepSize, Tuning, pack, unpack, window_ends, window_start
+from ppgen.inference.hamiltonian import Ensemble, Leapfrog, Record
+from ppgen.inference.starts import Start
+from ppgen.inference.store import Arrays, Saved
+
+__all__ = ["Run", "Sampler", "first_tuning", "worst_rhat"]
+
+HISTORY = ("lp", "acceptance_rate", "n_steps", "step_size", "diverging", "trajectory_length")
+WHOLE = ("n_steps", "tree_depth")
+FIRST_STEP = 0.7  # in whitened coordinates, times P^(-1/4)
+DELAY = 1.0  # seconds before a bar is shown
+REFRESH = 0.5  # seconds between looks at R-hat
+RHAT_DRAWS = 200  # newest draws that the R-hat of the bar looks at
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """One transition of every chain, by some algorithm."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the records."""
+
+    def transition(
+        self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
+    ) -> tuple[Ensemble, Record]:
+        """Move every chain once; while ``adapt``, learn from it."""
+
+
+@final
+@dataclass
+class Run:
+    """A run under way: where its chains are, what they learnt, and the arrays it fills.
+
+    ``v`` holds the draws (S, C, P), ``stats`` their records (S, names, C), ``history`` a row per iteration.
+    """
+
+    leapfrog: Leapfrog
+    sampler: Sampler
+    place: Ensemble
+    tuning: Tuning
+    generator: torch.Generator
+    tune: int
+    draws: int
+    arrays: Arrays
+    interrupted: bool = False
+    v: Tensor = field(init=False)
+    stats: Tensor = field(init=False)
+    history: Tensor = field(init=False)
+    kept: int = 0
+
+    def __post_init__(self) -> None:
+        chains, size = self.place.v.shape
+        self.v = self.arrays.make("draws", (self.draws, chains, size))
+        self.history = self.arrays.make("history", (self.tune + self.draws, len(HISTORY)))
+        self.stats = self.arrays.make("stats", (self.draws, len(self.sampler.names), chains))
+        self.kept = max(0, self.tuning.iteration - self.tune)
+
+    def go(self, progressbar: bool, saved: Saved | None = None, every: int = 100) -> None:
+        """Make the iterations that are left; on Ctrl-C keep what there is, if there is a draw."""
+        ends, start, total = window_ends(self.tune), window_start(self.tune), self.tune + self.draws
+        with Bar(self, total, progressbar) as bar, torch.no_grad():
+            try:
+                while self.tuning.iteration < total:
+                    self._iterate(ends, start)
+                    bar.update()
+                    if saved is not None and self.tuning.iteration % every == 0:
+                        self.save(saved)
+            except KeyboardInterrupt:
+                if self.kept == 0:
+                    raise
+                self.interrupted = True
+        if saved is not None and not self.interrupted:
+            self.save(saved)
+
+    def save(self, saved: Saved) -> None:
+        """Replace the checkpoint by the present state."""
+        self.arrays.flush()
+        place = {f"place/{name}": getattr(self.place, name) for name in ("v", "value", "gradient")}
+        saved.save(pack(self.tuning, "tuning") | place | {"generator": self.generator.get_state()})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `save` wrote."""
+        self.tuning = unpack(self.tuning, dict(tensors), "tuning")
+        self.place = Ensemble(*(tensors[f"place/{name}"] for name in ("v", "value", "gradient")))
+        self.generator.set_state(tensors["generator"])
+        self.kept = max(0, self.tuning.iteration - self.tune)
+
+    def records(self) -> dict[str, Float[Tensor, "C S"]]:
+        """What the sampler noted of the kept draws."""
+        found = {name: self.stats[: self.kept, i].T.contiguous() for i, name in enumerate(self.sampler.names)}
+        return {
+            name: value.bool() if name == "diverging" else value.long() if name in WHOLE else value
+            for name, value in found.items()
+        }
+
+    def table(self) -> pd.DataFrame:
+        """One row per iteration: means over chains, and how many diverged."""
+        done = self.tuning.iteration if not self.interrupted else self.tune + self.kept
+        rows = pd.DataFrame(self.history[:done].numpy().copy(), columns=list(HISTORY))
+        rows.insert(0, "step", np.arange(1, done + 1))
+        rows.insert(1, "tuning", np.arange(done) < self.tune)
+        return rows
+
+    def _iterate(self, ends: frozenset[int], start: int) -> None:
+        number, tuning = self.tuning.iteration, self.tuning
+        adapt = number < self.tune
+        place, record = self.sampler.transition(self.place, tuning, self.generator, adapt=adapt)
+        if adapt and number >= start:
+            tuning.spread.learn(place.v, torch.isfinite(place.value))
+        tuning.iteration += 1
+        if tuning.iteration in ends:
+            tuning.renew()
+            place = self.leapfrog.at(place.v, tuning.factor)
+        self.place = place
+        self._note(number, record)
+
+    def _note(self, number: int, record: Record) -> None:
+        row = [record[name].sum() if name == "diverging" else _mean(record[name]) for name in HISTORY[:-1]]
+        length = self.tuning.trajectory.log_length
+        self.history[number] = torch.stack([*row, torch.tensor(math.exp(length), dtype=torch.float64)])
+        if number >= self.tune:
+            self.v[number - self.tune] = self.place.v
+            self.stats[number - self.tune] = torch.stack([record[name].double() for name in self.sampler.names])
+            self.kept = number - self.tune + 1
+
+
+def first_tuning(leapfrog: Leapfrog, start: Start) -> Tuning:
+    """A metric from draws around the starting places, where there are some; else none."""
+    factor = leapfrog.identity
+    if start.draws is not None:
+        residual = (start.draws - start.draws.mean(0)).flatten(0, 1)
+        lost = start.draws.shape[1]
+        spread = Spread.empty(factor)
+        spread.learn(residual, torch.isfinite(residual).all(-1))
+        spread.count = max(2, spread.count - lost)
+        factor = spread.factor(factor)
+    step = StepSize(math.log(FIRST_STEP * leapfrog.density.size**-0.25))
+    return Tuning(factor, step, Spread.empty(factor))
+
+
+@final
+class Bar:
+    """The progress bar: draws per second, divergences, and R-hat of the newest draws."""
+
+    def __init__(self, run: Run, total: int, shown: bool) -> None:
+        self.run, self.shown, self.looked = run, shown, time.monotonic()
+        self.bar: Any = tqdm(total=total, initial=run.tuning.iteration, desc="mcmc", disable=not shown, delay=DELAY)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self) -> None:
+        """One iteration more."""
+        self.bar.update()
+        if self.shown and time.monotonic() - self.looked > REFRESH:
+            self.looked = time.monotonic()
+            self.bar.set_postfix_str(self.words(), refresh=False)
+
+    def words(self) -> str:
+        """What the bar says beside the count."""
+        run = self.run
+        if run.kept < 4:
+            return f"tuning, step size {run.tuning.step.now:.2g}"
+        diverged = int(run.history[run.tune : run.tune + run.kept, HISTORY.index("diverging")].sum())
+        rate = float(self.bar.format_dict["rate"] or 0.0) * run.v.shape[1]
+        newest = run.v[max(0, run.kept - RHAT_DRAWS) : run.kept]
+        return f"{rate:.0f} draws/s, {diverged} divergences, R-hat {worst_rhat(newest):.3f}"
+
+
+def worst_rhat(v: Float[Tensor, "S C P"]) -> float:
+    """Largest split R-hat of the unconstrained numbers; NaN for fewer than four draws."""
+    half = len(v) // 2
+    if half < 2:
+        return math.nan
+    parts = torch.cat([v[:half], v[-half:]], 1)  # (S/2, 2C, P)
+    within, between = parts.var(0).mean(0), parts.mean(0).var(0)
+    return float(((half - 1) / half + between / within).sqrt().max())
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.double().nanmean()
