@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from ppgen.errors import DataError
 from ppgen.families.completion import Completion
@@ -115,9 +116,16 @@ def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"]
     return (codes[:, None] & bits) > 0, inverse
 
 
-def rows_by_pattern(missing: Bool[Tensor, "n D"]) -> list[tuple[Tensor, Tensor]]:
-    """Group rows of a boolean array by equal pattern: [(pattern (D,), row indices)]."""
-    patterns, inverse = distinct_patterns(missing)
-    order = torch.argsort(inverse, stable=True)
-    counts = torch.bincount(inverse, minlength=len(patterns)).tolist()
-    return list(zip(patterns, torch.split(order, counts), strict=True))
+def rows_by_pattern(missing: Bool[Tensor, "n D"]) -> list[tuple[list[int], list[int], Int[Tensor, " m"]]]:
+    """Group rows of a boolean array by equal pattern: [(missing features, seen features, row indices)].
+
+    The groups belong to the data and not to the parameters, so a graph that is being traced takes them as constants.
+    """
+    with disable_proxy_modes_tracing():
+        patterns, inverse = distinct_patterns(missing)
+        order = torch.argsort(inverse, stable=True)
+        groups = torch.split(order, torch.bincount(inverse, minlength=len(patterns)).tolist())
+        flags = patterns.tolist()
+    hidden = [[d for d, lost in enumerate(row) if lost] for row in flags]
+    seen = [[d for d, lost in enumerate(row) if not lost] for row in flags]
+    return list(zip(hidden, seen, groups, strict=True))

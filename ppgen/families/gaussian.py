@@ -83,9 +83,10 @@ class Gaussian(Emission):
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
         rows, states = x.reshape(-1, self.features).clone(), z.reshape(-1)
         form = self._form(s)
-        for missing, index in rows_by_pattern(torch.isnan(rows)):
-            if missing.any():
-                rows[index[:, None], missing] = _conditional_draw(form, missing, rows[index], states[index])
+        for hidden, seen, index in rows_by_pattern(torch.isnan(rows)):
+            if hidden:
+                drawn = _conditional_draw(form, hidden, seen, rows[index], states[index])
+                rows[index[:, None], torch.tensor(hidden)] = drawn
         return rows.reshape(x.shape)
 
     def _form(self, s: Natural) -> Tensor:
@@ -104,25 +105,21 @@ class Gaussian(Emission):
     def _full(self, rows: Tensor, s: Natural) -> Tensor:
         form, log_det = self._form(s), s["log_det"] - self.features * LOG_2PI / 2
         scores, order = [], []
-        for missing, index in rows_by_pattern(torch.isnan(rows)):
+        for hidden, seen, index in rows_by_pattern(torch.isnan(rows)):
             order.append(index)
-            if missing.all():
+            if not seen:
                 scores.append(0 * log_det.expand(len(index), -1))
                 continue
-            seen = (~missing).nonzero()[:, 0]
             w = torch.nn.functional.pad(rows[index][:, seen], (0, 1), value=1.0)
-            last = seen.new_tensor([self.features])
-            reduced, constant = marginalize(form, missing.nonzero()[:, 0], torch.cat([seen, last]))
+            reduced, constant = marginalize(form, hidden, [*seen, self.features])
             scores.append(pack_products(w) @ coefficients(reduced).mT + (log_det + constant))
         return torch.cat(scores)[torch.argsort(torch.cat(order))]
 
 
-def _conditional_draw(form: Tensor, missing: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+def _conditional_draw(form: Tensor, hidden: list[int], seen: list[int], rows: Tensor, states: Tensor) -> Tensor:
     """Draw the missing dimensions of rows that share a pattern, given the others and the states."""
-    hidden, seen = missing.nonzero()[:, 0], (~missing).nonzero()[:, 0]
-    last = seen.new_tensor([rows.shape[-1]])
-    precision = -2 * form[:, hidden[:, None], hidden]
-    regression, _ = solve_spd(precision, 2 * form[:, hidden[:, None], torch.cat([seen, last])])
+    precision = -2 * form[:, hidden][:, :, hidden]
+    regression, _ = solve_spd(precision, 2 * form[:, hidden][:, :, [*seen, rows.shape[-1]]])
     w = torch.nn.functional.pad(rows[:, seen], (0, 1), value=1.0)
     mean = torch.einsum("kmo,nk,no->nm", regression, torch.nn.functional.one_hot(states, len(form)).to(w), w)
     factor = torch.linalg.cholesky(precision)

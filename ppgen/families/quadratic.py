@@ -7,7 +7,7 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
@@ -50,16 +50,16 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
     return torch.cholesky_solve(right, factor), log_det
 
 
-def marginalize(
-    form: Float[Tensor, "*n W W"], missing: Int[Tensor, " M"], observed: Int[Tensor, " O"]
-) -> tuple[Tensor, Tensor]:
+def marginalize(form: Float[Tensor, "*n W W"], missing: list[int], observed: list[int]) -> tuple[Tensor, Tensor]:
     """Integrate the variables at index ``missing`` out of ``exp(w' form w)``.
 
     Returns the form over the ``observed`` variables and the log-constant of the integral.
     """
-    if len(missing) == 0:
-        return form[..., observed[:, None], observed], form.new_zeros(form.shape[:-2])
-    cross = form[..., missing[:, None], observed]
-    solved, log_det = solve_spd(-2 * form[..., missing[:, None], missing], 2 * cross)
-    reduced = form[..., observed[:, None], observed] + cross.transpose(-1, -2) @ solved
+    kept = form[..., observed, :][..., observed]
+    if not missing:
+        return kept, form.new_zeros(form.shape[:-2])
+    rows = form[..., missing, :]
+    cross = rows[..., observed]
+    solved, log_det = solve_spd(-2 * rows[..., missing], 2 * cross)
+    reduced = kept + cross.transpose(-1, -2) @ solved
     return reduced, len(missing) / 2 * LOG_2PI - log_det / 2

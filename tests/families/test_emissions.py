@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from dense import condition, log_normal, normal, spd, z_score
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.errors import DataError
 from ppgen.families import Bernoulli, Categorical, Emission, Gaussian, Poisson
@@ -144,6 +145,14 @@ def test_potential_runs_under_vmap_over_parameters(case, x):
     torch.testing.assert_close(together, torch.stack([case.emission.potential(x, one) for one in many]))
 
 
+def test_potential_is_traced_into_a_graph_for_any_parameters(case, s, x):
+    """The patterns of what is missing become constants of the graph."""
+    names = list(s)
+    graph = make_fx(lambda *values: case.emission.potential(x, dict(zip(names, values, strict=True))))(*s.values())
+    other = case.emission.family.statistic(case.theta())
+    torch.testing.assert_close(graph(*other.values()), case.emission.potential(x, other))
+
+
 def test_what_is_hidden_does_not_matter(case, s, x):
     payload = x.clone()
     payload.view(torch.int64)[x.isnan()] |= 12345
@@ -273,8 +282,10 @@ def test_patterns_of_any_width_are_told_apart(width):
     patterns, inverse = distinct_patterns(missing)
     assert patterns[inverse].equal(missing)
     assert len(patterns) == len(torch.unique(missing, dim=0))
-    for pattern, rows in rows_by_pattern(missing):
-        assert missing[rows].equal(pattern.expand(len(rows), -1))
+    for hidden, seen, rows in rows_by_pattern(missing):
+        assert missing[rows][:, hidden].all()
+        assert not missing[rows][:, seen].any()
+        assert sorted(hidden + seen) == list(range(width))
 
 
 def test_entries_far_outside_do_not_lose_the_density():
