@@ -71,7 +71,9 @@ def modes(fit, x):
 
 
 def ar_hmm(features, states=20, lags=3, stickiness=1e4):
-    return HMM(states, emission=Autoregressive(features, lags), stickiness=stickiness, hierarchical=True)
+    return HMM(
+        states, emission=Autoregressive(features, lags), stickiness=stickiness, hierarchical=True, learn_prior=True
+    )
 
 
 def per_frame(fit, x, seed):

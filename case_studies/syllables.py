@@ -55,7 +55,7 @@ def fit(
     anterior: Annotated[str | None, Parameter(help="Keypoint at the front of the body.")] = None,
     posterior: Annotated[str | None, Parameter(help="Keypoint at the back of the body.")] = None,
     leave_out: Annotated[list[str] | None, Parameter(negative=(), help="Keypoint not to use; may be repeated.")] = None,
-    n_init: Annotated[int, Parameter(help="Starts of the model; the best is kept.")] = 1,
+    n_init: Annotated[int, Parameter(help="Starts of the model; the best is kept.")] = 2,
     max_steps: Annotated[int, Parameter(help="Most steps of the last fit.")] = 300,
     seed: Annotated[int, Parameter(help="Seed of all randomness: the same seed gives the same syllables.")] = 0,
     format: Format = None,  # noqa: A002 (the word that readers of files use)

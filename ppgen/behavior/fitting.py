@@ -65,7 +65,7 @@ class Settings:
     lags: int = 3
     variance: float = 0.9
     components: int | None = None
-    n_init: int = 1
+    n_init: int = 2
     max_steps: int = 300
     tol: float = 1e-5
     random_seed: int = 0
@@ -245,7 +245,7 @@ def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> H
     mean, basis, scale = (torch.as_tensor(part, dtype=torch.float64) for part in (pca.mean, pca.basis, pca.scale))
     subspace = Subspace(mean, basis, scale, float(pca.noise))
     emission = Autoregressive(len(mean), settings.lags, subspace=subspace)
-    return HMM(settings.states, emission=emission, stickiness=stickiness, hierarchical=True)
+    return HMM(settings.states, emission=emission, stickiness=stickiness, hierarchical=True, learn_prior=True)
 
 
 def modes(fit: Fit, x: Windows) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ References: Fox et al. (2011), "Bayesian nonparametric inference of switching dy
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
 """
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,8 @@ class Autoregressive(Emission):
     initial_step : standard deviation of the steps between the first ``lags`` frames.
     """
 
+    prior_scales: ClassVar[tuple[str, ...]] = ("noise", "strength")
+
     def __init__(
         self,
         features: int,
@@ -61,7 +63,7 @@ class Autoregressive(Emission):
         *,
         covariance: str = "full",
         subspace: Subspace | None = None,
-        noise: float = 0.01,
+        noise: float = 0.1,
         strength: float = 1.0,
         initial_scale: float = 3.0,
         initial_step: float = 0.3,
@@ -95,16 +97,17 @@ class Autoregressive(Emission):
             return {"coefficients": (axis, "regressor"), "precision_cholesky": (axis, f"other_{axis}")}
         return {"coefficients": (axis, "row", "regressor"), "precision_cholesky": (axis, "row", "other_row")}
 
-    def prior(self, states: int) -> Natural:
+    def prior(self, states: int, **scales: Tensor) -> Natural:
         D, R = self.width, self.lags * self.width + 1
         dtype = torch.float64
+        noise, strength = scales.get("noise", self.noise), scales.get("strength", self.strength)
         walk, size, batch = torch.eye(D, R, dtype=dtype), D, torch.Size([states])
         if self.covariance == "diagonal":
             walk, size, batch = walk[:, None], 1, torch.Size([states, D])
         return self.family.natural(
             location=walk.expand(states, *walk.shape),
-            column_precision=(self.strength * torch.eye(R, dtype=dtype)).expand(*batch, R, R),
-            scale=(self.noise * torch.eye(size, dtype=dtype)).expand(*batch, size, size),
+            column_precision=(strength * torch.eye(R, dtype=dtype)).expand(*batch, R, R),
+            scale=(noise * torch.eye(size, dtype=dtype)).expand(*batch, size, size),
             degrees=torch.full(batch, size + 2.0, dtype=dtype),
         )
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,8 @@ class Emission(ABC):
 
     features: int
     family: Family
+    prior_scales: ClassVar[tuple[str, ...]] = ()
+    """Positive arguments of the prior that a model may learn."""
 
     @property
     @abstractmethod
@@ -39,8 +41,8 @@ class Emission(ABC):
         """Arguments that rebuild this emission."""
 
     @abstractmethod
-    def prior(self, states: int) -> Natural:
-        """Natural parameters of the prior, batch shape (K,)."""
+    def prior(self, states: int, **scales: Tensor) -> Natural:
+        """Natural parameters of the prior, batch shape (K,); ``scales`` replaces arguments in ``prior_scales``."""
 
     @abstractmethod
     def potential(

@@ -8,7 +8,7 @@ and the same per feature with a gamma prior for ``covariance="diagonal"``. Missi
 exactly. Scale your features to about unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
 """
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Gaussian(Emission):
     strength : how many observations the prior mean (zero) is worth.
     """
 
+    prior_scales: ClassVar[tuple[str, ...]] = ("scale", "strength")
+
     def __init__(self, features: int, *, covariance: str = "full", scale: float = 1.0, strength: float = 0.1) -> None:
         if features < 1:
             raise DataError(f"Gaussian: features must be at least 1, got {features}")
@@ -56,18 +58,19 @@ class Gaussian(Emission):
             return {"location": ("feature",), "precision_cholesky": ("feature", "other_feature")}
         return {"location": ("feature",), "precision": ("feature",)}
 
-    def prior(self, states: int) -> Natural:
+    def prior(self, states: int, **scales: Tensor) -> Natural:
+        scale, strength = scales.get("scale", self.scale), scales.get("strength", self.strength)
         D, dtype = self.features, torch.float64
         location = torch.zeros(states, D, dtype=dtype)
         if self.covariance == "diagonal":
             ones = torch.ones(states, D, dtype=dtype)
             return self.family.natural(
-                location=location, strength=self.strength * ones, shape=1.5 * ones, rate=0.5 * self.scale * ones
+                location=location, strength=strength * ones, shape=1.5 * ones, rate=0.5 * scale * ones
             )
         return self.family.natural(
             location=location,
-            strength=torch.full((states,), self.strength, dtype=dtype),
-            scale=self.scale * torch.eye(D, dtype=dtype).expand(states, D, D),
+            strength=strength * torch.ones(states, dtype=dtype),
+            scale=scale * torch.eye(D, dtype=dtype).expand(states, D, D),
             degrees=torch.full((states,), D + 2.0, dtype=dtype),
         )
 

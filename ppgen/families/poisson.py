@@ -41,7 +41,7 @@ class Poisson(Emission):
         super().check(x)
         self._refuse_values(x, ~torch.isnan(x) & ((x < 0) | (x != x.round())), "counts")
 
-    def prior(self, states: int) -> Natural:
+    def prior(self, states: int, **scales: Tensor) -> Natural:
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(shape=self.shape * ones, rate=self.rate * ones)
 

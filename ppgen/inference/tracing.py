@@ -1,6 +1,6 @@
 """From a function of tensors to a graph of tensor operators, simplified, and compiled where that pays.
 
-Nothing of Pyro is left in the graph. What depends on no input is computed once; what nothing depends on is dropped.
+Nothing of Pyro is left in the graph, nor anything that depends on no input, or that nothing depends on.
 """
 
 import math
@@ -16,7 +16,10 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppgen.errors import FitError
 
@@ -53,7 +56,7 @@ def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mo
     began = time.perf_counter()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own machinery, about what a user cannot change
-        graph = simplify(make_fx(lambda *inputs: function(*inputs))(*examples))
+        graph = _trace(function, examples)
     seconds = {"trace": time.perf_counter() - began, "call": _time(graph, examples)}
     nodes = len(graph.graph.nodes)
     saved, cost = SAVED * calls * seconds["call"], COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * nodes
@@ -69,27 +72,74 @@ def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mo
     return Batch(compiled, "compiled", "asked for" if mode == "compiled" else reason, seconds, nodes)
 
 
-def simplify(graph: fx.GraphModule) -> fx.GraphModule:
-    """Compute constants, drop dead code; the values of the graph do not change."""
-    constants: dict[fx.Node, Tensor] = {}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(graph, node.target)
-            if isinstance(value, Tensor):
-                constants[node] = value.detach()
-        elif _foldable(node, constants):
-            result = node.target(*_at(node.args, constants), **_at(node.kwargs, constants))
-            if isinstance(result, Tensor):
-                constants[node] = result
-    if any(_mutates(node) and node.args[0] in constants for node in graph.graph.nodes if node.args):
-        return graph  # a constant that is written to is none
-    for number, (node, value) in enumerate(constants.items()):
-        if node.op != "get_attr":
-            _replace(graph, node, f"folded_{number}", value)
+@final
+class _Constants(TorchDispatchMode):
+    """While a function is traced: what depends on none of its inputs is computed, not recorded.
+
+    So a program may look at its data, and pays once for what depends on nothing else.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.dependent = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
+        self.overwritten = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 (an operator)
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (whatever the operator returns)
+        kwargs = kwargs or {}
+        if not any(value in self.dependent for value in _tensors((args, kwargs))):
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        if func._schema.is_mutable and isinstance(args[0], Tensor) and args[0] not in self.dependent:
+            self.overwritten = True
+        result = func(*args, **kwargs)
+        for value in _tensors(result):
+            self.dependent[value] = True
+        return result
+
+
+def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.GraphModule:
+    """A graph of operators. A function that writes into a constant is traced whole: its constants are none."""
+    overwritten = False
+
+    def watched(*inputs: Tensor) -> Outputs:
+        nonlocal overwritten
+        with _Constants(inputs) as constants:
+            outputs = function(*inputs)
+        overwritten = constants.overwritten
+        return outputs
+
+    graph = make_fx(watched)(*examples)
+    if overwritten:
+        graph = make_fx(lambda *inputs: function(*inputs))(*examples)
+    _isolate_failures(graph.graph)
     graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
+
+
+def _isolate_failures(graph: fx.Graph) -> None:
+    """A factorisation that fails in one row of a batch is NaN in that row, instead of an error for all."""
+    aten = torch.ops.aten
+    for check in graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default):
+        info = check.args[0]
+        graph.erase_node(check)
+        for result in [user for user in info.args[0].users if user is not info and user.args[1] == 0]:
+            axes = result.meta["val"].ndim - info.meta["val"].ndim
+            with graph.inserting_after(max(info, result)):
+                failed = graph.call_function(aten.ne.Scalar, (info, 0))
+            last = failed
+            for _ in range(axes):
+                with graph.inserting_after(last):
+                    last = graph.call_function(aten.unsqueeze.default, (last, -1))
+            with graph.inserting_after(last):
+                lost = graph.call_function(aten.masked_fill.Scalar, (result, last, math.nan))
+            result.replace_all_uses_with(lost, delete_user_cb=lambda user, lost=lost: user is not lost)
 
 
 def blame(error: Exception) -> Exception:
@@ -133,26 +183,8 @@ def _time(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> float
     return best
 
 
-def _foldable(node: fx.Node, constants: dict[fx.Node, Tensor]) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or _mutates(node):
-        return False
-    random = torch.Tag.nondeterministic_seeded in node.target.tags
-    return not random and all(source in constants for source in node.all_input_nodes)
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _at(arguments: Any, constants: dict[fx.Node, Tensor]) -> Any:  # noqa: ANN401 (nested arguments)
-    return fx.node.map_arg(arguments, lambda node: constants[node])
-
-
-def _replace(graph: fx.GraphModule, node: fx.Node, name: str, value: Tensor) -> None:
-    graph.register_buffer(name, value.contiguous())
-    with graph.graph.inserting_before(node):
-        node.replace_all_uses_with(graph.graph.get_attr(name))
-    graph.graph.erase_node(node)
+def _tensors(values: Any) -> list[Tensor]:  # noqa: ANN401 (nested arguments)
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _own_line(error: BaseException) -> str | None:

@@ -42,6 +42,7 @@ from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
 
+LOG_SCALE_SD = 2.0  # of a learned scale of the prior, around its default
 MOST_WINDOWS = 256  # clustered pairwise for a start; every pair costs a determinant
 SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to an emptied state representable
 
@@ -58,6 +59,7 @@ class HMM(Conjugate):
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
     concentration : total prior count of leaving to the other states, :math:`\alpha`.
     hierarchical : learn how much each state is used (weak-limit HDP).
+    learn_prior : learn the scales of the emission's prior (its ``prior_scales``) from the data: empirical Bayes.
     usage_concentration : :math:`\gamma`; small values empty more states.
     """
 
@@ -70,6 +72,7 @@ class HMM(Conjugate):
         stickiness: float = 0.0,
         concentration: float | None = None,
         hierarchical: bool = False,
+        learn_prior: bool = False,
         usage_concentration: float = 1.0,
     ) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class HMM(Conjugate):
         if (features is None) == (emission is None):
             raise DataError("HMM: give either features (for a Gaussian emission) or emission, one of the two")
         self.emission: Emission = emission or Gaussian(features or 0)
-        self.stickiness, self.hierarchical = float(stickiness), hierarchical
+        self.stickiness, self.hierarchical, self.learn_prior = float(stickiness), hierarchical, learn_prior
         self.concentration = float(self.states if concentration is None else concentration)
         self.usage_concentration = float(usage_concentration)
         for name in ("concentration", "usage_concentration"):
@@ -85,6 +88,8 @@ class HMM(Conjugate):
                 raise DataError(f"HMM: {name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.stickiness < float("inf"):
             raise DataError(f"HMM: stickiness must be zero or more, got {stickiness}")
+        if learn_prior:
+            self.log_scales = nn.Parameter(self._default_log_scales())
         if hierarchical:
             self.usage_logits = nn.Parameter(torch.zeros(self.states, dtype=torch.float64))
         self.q = nn.ModuleDict()
@@ -97,6 +102,7 @@ class HMM(Conjugate):
             "stickiness": self.stickiness,
             "concentration": self.concentration,
             "hierarchical": self.hierarchical,
+            "learn_prior": self.learn_prior,
             "usage_concentration": self.usage_concentration,
         }
 
@@ -125,7 +131,7 @@ class HMM(Conjugate):
         K = self.states
         rows = self.concentration * usage + self.stickiness * torch.eye(K).to(usage)
         start = torch.full_like(usage, self.concentration / K)
-        emission = {name: value.to(usage.device) for name, value in self.emission.prior(K).items()}
+        emission = {name: value.to(usage.device) for name, value in self.emission.prior(K, **self.scales).items()}
         return {
             "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
             "transition": Factor(Dirichlet("transition"), {"log_probability": rows.clamp_min(SMALLEST_CONCENTRATION)}),
@@ -186,7 +192,7 @@ class HMM(Conjugate):
     @property
     def starts(self) -> tuple[str, ...]:
         if isinstance(self.emission, Autoregressive):
-            return ("segments-16", "segments-32", "kmeans", "segments-8", "segments-64", "random")
+            return ("kmeans", "segments-16", "segments-32", "random", "segments-8", "segments-64")
         return ("kmeans", "random", "segments-16", "segments-8")
 
     def guess(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
@@ -204,37 +210,52 @@ class HMM(Conjugate):
             raise DataError(f'HMM: a start is "kmeans", "random" or "segments-<steps>", got {method!r}')
         return _segments(self.emission, batches, self.states, int(length))
 
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """Point estimates of the scales of the emission's prior; empty where they are given."""
+        return dict(zip(self.emission.prior_scales, self.log_scales.exp(), strict=True)) if self.learn_prior else {}
+
+    def _default_log_scales(self) -> Tensor:
+        scales = [getattr(self.emission, name) for name in self.emission.prior_scales]
+        return torch.tensor(scales, dtype=torch.float64).log()
+
     def refine(self, q: Mapping[str, Factor]) -> None:
-        """Raise the bound over the point estimate of the usage (nothing to do without the hierarchical prior)."""
-        if not self.hierarchical:
+        """Raise the bound over the point estimates: usage of the states, scales of the emission's prior."""
+        learned = [p for name, p in self.named_parameters() if name in ("usage_logits", "log_scales")]
+        if not learned:
             return
-        expected = q["transition"].expected()["log_probability"].detach()
-        family = q["transition"].family
-        optimizer = torch.optim.LBFGS([self.usage_logits], max_iter=20, line_search_fn="strong_wolfe")
+        expected = {name: {k: v.detach() for k, v in q[name].expected().items()} for name in ("transition", "emission")}
+        optimizer = torch.optim.LBFGS(learned, max_iter=20, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            eta = self.natural_prior()["transition"].eta
-            rows = (eta["log_probability"] * expected).sum() - family.log_normalizer(eta).sum()
-            value = -(rows + self.log_hyperprior())
+            prior = self.natural_prior()
+            value = -self.log_hyperprior()
+            for name, s in expected.items():
+                family, eta = prior[name]
+                value = value - family.inner(eta, s).sum() + family.log_normalizer(eta).sum()
             value.backward()
             return value
 
-        before = self.usage_logits.detach().clone()
+        before = [p.detach().clone() for p in learned]
         start = float(loss().detach())
         optimizer.step(loss)
         if not float(loss().detach()) <= start:
-            self.usage_logits.data.copy_(before)
+            for p, value in zip(learned, before, strict=True):
+                p.data.copy_(value)
         optimizer.zero_grad()
 
     def log_hyperprior(self) -> Tensor:
-        """Log prior density of the point-estimated usage, on the unconstrained scale."""
+        """Log prior density of the point estimates, on the unconstrained scale."""
+        total = torch.zeros((), dtype=torch.float64)
+        if self.learn_prior:
+            total = total - 0.5 * ((self.log_scales - self._default_log_scales()) / LOG_SCALE_SD).square().sum()
         if not self.hierarchical:
-            return torch.zeros((), dtype=torch.float64)
+            return total
         prior = {"log_probability": self._usage_prior()}  # the family's base measure is that of the unconstrained scale
         log_usage = {"log_probability": self.usage_logits.log_softmax(-1)}
         family = Dirichlet("usage")
-        return family.inner(prior, log_usage) - family.log_normalizer(prior)
+        return total + family.inner(prior, log_usage) - family.log_normalizer(prior)
 
     def _usage_prior(self) -> Tensor:
         return torch.full((self.states,), self.usage_concentration / self.states, dtype=torch.float64)

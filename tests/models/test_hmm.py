@@ -12,6 +12,7 @@ from ppgen.errors import DataError
 from ppgen.families import Autoregressive, Categorical, Gaussian
 from ppgen.inference import mcmc, svi, vb
 from ppgen.models import HMM
+from ppgen.results.fit import load
 
 CENTRES = 4 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).double()
 
@@ -183,3 +184,17 @@ def test_the_example_of_the_page_runs():
 def test_data_of_the_wrong_size_is_refused_in_words(shape, message):
     with pytest.raises(DataError, match=message):
         fit(HMM(states=7, features=2), torch.zeros(shape))
+
+
+def test_learned_scales_of_the_prior_raise_the_bound_and_are_kept_with_the_fit(tmp_path):
+    torch.manual_seed(0)
+    x = 0.05 * torch.randn(2, 150, 2, dtype=torch.float64).cumsum(1)
+    options = {"random_seed": 0, "progressbar": False, "max_steps": 60}
+    given = vb.fit(HMM(2, emission=Autoregressive(2, 1, noise=1.0)), x, **options)
+    learned = vb.fit(HMM(2, emission=Autoregressive(2, 1, noise=1.0), learn_prior=True), x, **options)
+    assert learned.history["elbo"].iloc[-1] > given.history["elbo"].iloc[-1]
+    assert (learned.history["elbo"].diff().dropna() > -1e-6).all()
+    assert learned.model.scales["noise"].item() < 0.3
+    learned.save(tmp_path / "fit")
+    again = load(tmp_path / "fit")
+    assert again.model.scales["noise"].equal(learned.model.scales["noise"])
