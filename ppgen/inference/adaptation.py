@@ -31,6 +31,7 @@ __all__ = [
 
 SHRINKAGE, DENSE_SHRINKAGE = 5.0, 2.0  # draws, and draws per dimension, that the prior guess of a metric is worth
 SMALLEST_VARIANCE = 1e-20
+APART = 2.0  # variance between chains, in units of that within them, from which they are told apart
 RATE, DECAY, TINY = 0.025, 0.95, 1e-30  # Adam on the logarithm of the trajectory length
 LONGEST_STRIDE = 0.35  # largest change of that logarithm in one iteration
 AVERAGED = 0.05  # weight of the newest value in the average that is used in the end
@@ -77,42 +78,58 @@ class StepSize:
 
 @dataclass
 class Spread:
-    """Running mean and scatter of unconstrained draws, pooled over chains and iterations; scatter (P,) or (P, P)."""
+    """Moments of unconstrained draws since ``origin`` (C, P): how many of each chain, their sums, pooled squares.
 
-    mean: Float[Tensor, " P"]
-    scatter: Tensor
-    count: int = 0
+    Squares are (P,) or (P, P). Chains that are apart from each other, as in modes of a mixture, are told by their
+    own scatter; chains that mix, by their common one, which a short window knows better.
+    """
+
+    origin: Float[Tensor, "C P"]
+    sums: Float[Tensor, "C P"]
+    squares: Tensor
+    counts: Float[Tensor, " C"]
 
     @classmethod
-    def empty(cls, like: Tensor) -> "Spread":
-        """Nothing yet, for a metric of the shape of ``like``."""
-        return cls(like.new_zeros(like.shape[-1]), torch.zeros_like(like))
+    def empty(cls, v: Float[Tensor, "C P"], like: Tensor) -> "Spread":
+        """Nothing yet, for chains at ``v`` and a metric of the shape of ``like``."""
+        return cls(
+            torch.where(torch.isfinite(v), v, 0.0), torch.zeros_like(v), torch.zeros_like(like), v.new_zeros(len(v))
+        )
 
     def learn(self, v: Float[Tensor, "C P"], trusted: Bool[Tensor, " C"]) -> None:
-        """Take in one draw of each trusted chain (Chan's parallel update)."""
-        number = int(trusted.sum())
-        if number == 0:
-            return
-        rows = v[trusted]
-        mean = rows.mean(0)
-        shift, total = mean - self.mean, self.count + number
-        self.scatter = self.scatter + _square(rows - mean, self.scatter)
-        self.scatter += _square(shift[None], self.scatter) * (self.count * number / total)
-        self.mean = self.mean + shift * (number / total)
-        self.count = total
+        """Take in one draw of each trusted chain."""
+        moved = torch.where(trusted[:, None], v - self.origin, 0.0)
+        self.sums = self.sums + moved
+        self.squares = self.squares + _square(moved, self.squares)
+        self.counts = self.counts + trusted
 
     def factor(self, previous: Tensor) -> Tensor:
         """Cholesky factor (or scale) of the covariance, drawn a little to ``previous``; that where nothing is known."""
-        if self.count < 2:
+        cov, count = self._covariance()
+        if cov is None:
             return previous
-        cov = self.scatter / (self.count - 1)
         if cov.ndim == 1:
-            weight = self.count / (self.count + SHRINKAGE)
+            weight = count / (count + SHRINKAGE)
             return (weight * cov + (1 - weight) * previous**2).clamp_min(SMALLEST_VARIANCE).sqrt()
-        weight = self.count / (self.count + DENSE_SHRINKAGE * len(cov))
+        weight = count / (count + DENSE_SHRINKAGE * len(cov))
         mixed = weight * cov + (1 - weight) * cov.diagonal().clamp_min(SMALLEST_VARIANCE).diag()
         found, failed = torch.linalg.cholesky_ex(mixed)
         return previous if int(failed) or not bool(torch.isfinite(found).all()) else found
+
+    def _covariance(self) -> tuple[Tensor | None, float]:
+        """Pooled covariance and the number of draws behind it."""
+        known = self.counts > 1
+        if not bool(known.any()):
+            return None, 0.0
+        counts, sums = self.counts[known][:, None], self.sums[known]
+        total, chains = float(counts.sum()), len(counts)
+        within = (self.squares - _square(sums / counts.sqrt(), self.squares)) / (total - chains)
+        centres = self.origin[known] + sums / counts
+        apart = centres - centres.mean(0)
+        between = _square(apart * counts.sqrt(), self.squares) / total
+        share = _diagonal(between) / _diagonal(within).clamp_min(SMALLEST_VARIANCE)
+        together = chains > 1 and bool((share < APART).all())
+        return (within * (1 - chains / total) + between if together else within), total
 
 
 @dataclass
@@ -155,10 +172,10 @@ class Tuning:
     trajectory: Trajectory = field(default_factory=Trajectory)
     iteration: int = 0
 
-    def renew(self) -> None:
-        """End a window: its draws give the metric, and the step size starts anew."""
+    def renew(self, v: Float[Tensor, "C P"]) -> None:
+        """End a window, with chains at ``v``: its draws give the metric, and the step size starts anew."""
         self.factor = self.spread.factor(self.factor)
-        self.spread = Spread.empty(self.factor)
+        self.spread = Spread.empty(v, self.factor)
         self.step.restart()
 
 
@@ -217,3 +234,7 @@ def unpack(like: Any, tensors: dict[str, Tensor], name: str = "") -> Any:  # noq
 
 def _square(rows: Float[Tensor, "C P"], like: Tensor) -> Tensor:
     return (rows * rows).sum(0) if like.ndim == 1 else rows.T @ rows
+
+
+def _diagonal(square: Tensor) -> Tensor:
+    return square if square.ndim == 1 else square.diagonal()

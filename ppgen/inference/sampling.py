@@ -125,7 +125,7 @@ class Run:
             tuning.spread.learn(place.v, torch.isfinite(place.value))
         tuning.iteration += 1
         if tuning.iteration in ends:
-            tuning.renew()
+            tuning.renew(place.v)
             place = self.leapfrog.at(place.v, tuning.factor)
         self.place = place
         self._note(number, record)
@@ -144,14 +144,12 @@ def first_tuning(leapfrog: Leapfrog, start: Start) -> Tuning:
     """A metric from draws around the starting places, where there are some; else none."""
     factor = leapfrog.identity
     if start.draws is not None:
-        residual = (start.draws - start.draws.mean(0)).flatten(0, 1)
-        lost = start.draws.shape[1]
-        spread = Spread.empty(factor)
-        spread.learn(residual, torch.isfinite(residual).all(-1))
-        spread.count = max(2, spread.count - lost)
+        spread = Spread.empty(start.draws[0], factor)
+        for draw in start.draws:
+            spread.learn(draw, torch.isfinite(draw).all(-1))
         factor = spread.factor(factor)
     step = StepSize(math.log(FIRST_STEP * leapfrog.density.size**-0.25))
-    return Tuning(factor, step, Spread.empty(factor))
+    return Tuning(factor, step, Spread.empty(start.v, factor))
 
 
 @final

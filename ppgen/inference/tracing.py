@@ -151,7 +151,7 @@ def blame(error: Exception) -> Exception:
     return FitError(
         "density: the program must do the same whatever the values of its sites (no `if`, `.item()`, numpy or loop "
         f"that depends on one), got {type(error).__name__} at {place}: {cause}; write it with torch.where, or pass "
-        'mode="eager", which is slow'
+        'for the slow way, "eager"'
     )
 
 
