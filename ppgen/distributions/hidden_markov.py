@@ -26,7 +26,7 @@ __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
-SWEEPS = 10  # coordinate updates of the frames that have no closed form
+SWEEPS = 5  # coordinate updates of the frames that have no closed form
 HEATED, COLD, WARM = 20, 10, 3  # Gibbs sweeps of an imputation: while heated, then not; and from an earlier draw
 
 
