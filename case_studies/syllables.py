@@ -8,12 +8,16 @@ Typical use:
     python case_studies/syllables.py match results other-results
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+
+# Threads that wait for each other by spinning are many times slower than one thread on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = App(
     name="syllables",
