@@ -114,7 +114,7 @@ class Spread:
         weight = count / (count + DENSE_SHRINKAGE * len(cov))
         mixed = weight * cov + (1 - weight) * cov.diagonal().clamp_min(SMALLEST_VARIANCE).diag()
         found, failed = torch.linalg.cholesky_ex(mixed)
-        return previous if int(failed) or not bool(torch.isfinite(found).all()) else found
+        return previous if int(failed) or not bool(torch.isfinite(found).all()) else found.contiguous()
 
     def _covariance(self) -> tuple[Tensor | None, float]:
         """Pooled covariance and the number of draws behind it."""

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
 from ppgen.errors import DataError, FitError
+from ppgen.inference.enumeration import enumerated_log_prob, enumerating
 from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import isolated
-from ppgen.inference.sites import Place, Program, Site, enumerating, learn
+from ppgen.inference.sites import Place, Program, Site, learn
 from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
 from ppgen.rng import private_stream
@@ -67,7 +67,7 @@ def density(
         sites, enumerated, depth = learn(program, arguments, keywords)
     if enumerated:
         program = enumerating(program, depth)
-    found = Density(program, arguments, keywords, sites, enumerated, depth, dtype, time.perf_counter() - began)
+    found = Density(program, arguments, keywords, sites, enumerated, dtype, time.perf_counter() - began)
     if dtype != torch.float64:
         _check_noise(found, density(model, *args, **kwargs))
     return found
@@ -87,7 +87,6 @@ class Density:
     kwargs: Mapping[str, Any]
     sites: Mapping[str, Site]
     enumerated: tuple[str, ...]
-    depth: int
     dtype: torch.dtype
     seconds: float
 
@@ -205,7 +204,7 @@ class Density:
             values[name] = site.transform(free)
             jacobian = jacobian + site.transform.log_abs_det_jacobian(free, values[name]).sum()
         trace = self._trace(values)
-        return TraceEinsumEvaluator(trace, bool(self.enumerated), self.depth).log_prob(trace) + jacobian
+        return (enumerated_log_prob(trace) if self.enumerated else trace.log_prob_sum()) + jacobian
 
     def _vectorized(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
         gradient, value = vmap(grad_and_value(self._one))(v)
@@ -235,6 +234,8 @@ class Density:
         try:
             with _quiet(self.dtype):
                 yield
+        except torch.linalg.LinAlgError:
+            raise
         except (RuntimeError, TypeError, NotImplementedError) as error:
             told = blame(error)
             raise told from (None if told is error else error)
@@ -254,8 +255,6 @@ def _prepare(
         program = copy_model(model).to(dtype).requires_grad_(False).model
     elif isinstance(model, nn.Module):
         program = copy.deepcopy(model).to(dtype).requires_grad_(False)
-    elif not callable(model):
-        raise DataError(f"density: model must be a callable with pyro.sample sites, got {type(model).__name__}")
     return program, tuple(_cast(arg, dtype) for arg in args), {name: _cast(arg, dtype) for name, arg in kwargs.items()}
 
 

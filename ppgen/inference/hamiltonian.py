@@ -58,6 +58,7 @@ class Leapfrog:
 
     def at(self, v: Float[Tensor, "C P"], factor: Tensor | None = None) -> Ensemble:
         """Density and gradient at ``v``, without a step; ``factor`` None leaves coordinates as they are."""
+        v = v.contiguous()
         still = torch.zeros_like(v)
         factor = self.identity if factor is None else factor
         v, _, value, gradient = self.batch(v, still, still, still.new_zeros(len(v), 1), factor)
@@ -98,6 +99,6 @@ def _step(gradient_of: Gradient) -> Any:  # noqa: ANN401 (a function of five ten
         v = v + size * color(half, factor)
         value, slope = gradient_of(v)
         gradient = color_gradient(slope, factor)
-        return v, half + 0.5 * size * gradient, value, gradient
+        return v.contiguous(), (half + 0.5 * size * gradient).contiguous(), value, gradient.contiguous()
 
     return step

@@ -123,7 +123,7 @@ def fit(
         }
         options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": str(start)}
         folder = None if checkpoint is None else Path(checkpoint)
-        saved = None if folder is None else Saved(folder, _identity(target, arguments, options))
+        saved = None if folder is None else Saved(folder, _identity(leapfrog, arguments, options))
         run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
         run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
@@ -230,15 +230,15 @@ def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> 
     return pathfinder(target, gradient, chains, generator)
 
 
-def _identity(target: Density, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, str]:
+def _identity(leapfrog: Leapfrog, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, str]:
     """What a run must share with a saved one: the density by its behaviour, the data, the options, the versions."""
-    v = target.start(2, torch.Generator().manual_seed(1))
-    value, gradient = target.value_and_grad(v)
+    target = leapfrog.density
+    there = leapfrog.at(target.start(leapfrog.chains, torch.Generator().manual_seed(1)))
     sites = [(site.name, tuple(site.shape), str(site.transform)) for site in target.sites.values()]
     data = [arg.numpy(force=True).tobytes() for arg in target.args if isinstance(arg, Tensor)]
     parts = {
         "sites": repr(sites).encode(),
-        "density": repr((value.tolist(), gradient.tolist())).encode(),
+        "density": repr((there.value.tolist(), there.gradient.tolist())).encode(),
         "data": b"".join([*data, repr([type(arg).__name__ for arg in args]).encode()]),
         "options": repr(dict(options)).encode(),
         "versions": repr((torch.__version__, version("ppgen"))).encode(),

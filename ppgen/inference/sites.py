@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, final
 
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.distributions.transforms import Transform
 
 from ppgen.errors import DataError, FitError
 
-__all__ = ["Place", "Program", "Site", "enumerating", "learn"]
+__all__ = ["Place", "Program", "Site", "learn"]
 
 LARGEST_SUPPORT, MOST_ENUMERATED = 256, 16  # values of one discrete site, and number of such sites
 RADIUS = 2.0  # half-width of the cube of unconstrained values that a program is run at to learn its sites
@@ -127,11 +126,6 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             f"({enumerated[0]!r} and others); use a plate, or a distribution of ppgen.distributions that sums them out"
         )
     return Learned(sites, tuple(enumerated), depth)
-
-
-def enumerating(program: Program, depth: int) -> Program:
-    """The program with every discrete latent site enumerated in parallel, left of its plates."""
-    return poutine.enum(config_enumerate(program), first_available_dim=-1 - depth)
 
 
 def _run(

@@ -32,6 +32,10 @@ Outputs = tuple[Tensor, ...]
 COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 3.0, 0.03  # what a compilation is expected to take
 SAVED = 0.6  # share of the traced graph's time that compilation is expected to save
 TIMED_CALLS = 5
+FACTORISATIONS = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in ("linalg_cholesky_ex", "linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex")
+)  # their last output says in which row of the batch they failed
 TOLERANCE = 1e-6  # relative difference between the compiled and the traced graph that is still rounding
 
 
@@ -73,73 +77,64 @@ def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mo
 
 
 @final
-class _Constants(TorchDispatchMode):
-    """While a function is traced: what depends on none of its inputs is computed, not recorded.
+class _Watch(TorchDispatchMode):
+    """While a function is traced: what depends on none of its inputs is computed, not recorded (if ``fold``).
 
-    So a program may look at its data, and pays once for what depends on nothing else.
+    So a program may look at its data, and pays once for what depends on nothing else. And a factorisation that fails in
+    one row of a batch is NaN in that row, instead of an error for all.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], *, fold: bool) -> None:
         super().__init__()
         self.dependent = WeakTensorKeyDictionary(dict.fromkeys(inputs, True))
-        self.overwritten = False
+        self.fold, self.overwritten = fold, False
 
     def __torch_dispatch__(
         self,
         func: Any,  # noqa: ANN401 (an operator)
         types: Any,  # noqa: ANN401
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,  # noqa: ANN401
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the operator returns)
         kwargs = kwargs or {}
-        if not any(value in self.dependent for value in _tensors((args, kwargs))):
+        if self.fold and not any(value in self.dependent for value in _tensors((args, kwargs))):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
+        if func is torch.ops.aten._linalg_check_errors.default:
+            return None
         if func._schema.is_mutable and isinstance(args[0], Tensor) and args[0] not in self.dependent:
             self.overwritten = True
         result = func(*args, **kwargs)
+        if func in FACTORISATIONS:
+            result = (_without_failures(result[0], result[-1]), *result[1:])
         for value in _tensors(result):
             self.dependent[value] = True
         return result
 
 
+def _without_failures(result: Tensor, info: Tensor) -> Tensor:
+    failed = (info != 0).reshape(info.shape + (1,) * (result.ndim - info.ndim))
+    return result.masked_fill(failed, math.nan)
+
+
 def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.GraphModule:
     """A graph of operators. A function that writes into a constant is traced whole: its constants are none."""
-    overwritten = False
+    for fold in (True, False):
+        overwritten = False
 
-    def watched(*inputs: Tensor) -> Outputs:
-        nonlocal overwritten
-        with _Constants(inputs) as constants:
-            outputs = function(*inputs)
-        overwritten = constants.overwritten
-        return outputs
+        def watched(*inputs: Tensor, fold: bool = fold) -> Outputs:
+            nonlocal overwritten
+            with _Watch(inputs, fold=fold) as watch:
+                outputs = function(*inputs)
+            overwritten = watch.overwritten
+            return outputs
 
-    graph = make_fx(watched)(*examples)
-    if overwritten:
-        graph = make_fx(lambda *inputs: function(*inputs))(*examples)
-    _isolate_failures(graph.graph)
+        graph = make_fx(watched)(*examples)
+        if not overwritten:
+            break
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
-
-
-def _isolate_failures(graph: fx.Graph) -> None:
-    """A factorisation that fails in one row of a batch is NaN in that row, instead of an error for all."""
-    aten = torch.ops.aten
-    for check in graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default):
-        info = check.args[0]
-        graph.erase_node(check)
-        for result in [user for user in info.args[0].users if user is not info and user.args[1] == 0]:
-            axes = result.meta["val"].ndim - info.meta["val"].ndim
-            with graph.inserting_after(max(info, result)):
-                failed = graph.call_function(aten.ne.Scalar, (info, 0))
-            last = failed
-            for _ in range(axes):
-                with graph.inserting_after(last):
-                    last = graph.call_function(aten.unsqueeze.default, (last, -1))
-            with graph.inserting_after(last):
-                lost = graph.call_function(aten.masked_fill.Scalar, (result, last, math.nan))
-            result.replace_all_uses_with(lost, delete_user_cb=lambda user, lost=lost: user is not lost)
 
 
 def blame(error: Exception) -> Exception:

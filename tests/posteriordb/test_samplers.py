@@ -1,0 +1,108 @@
+"""Samplers against reference posteriors: means, sds, no divergences; and exact Gaussians."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from arviz_stats.base import array_stats
+from posteriordb.programs import CASES, load, parameters, unordered_mixture
+
+from ppgen.inference import mcmc
+
+
+def ess(values, method="mean"):
+    return float(array_stats.ess(values.numpy(), chain_axis=0, draw_axis=1, method=method))
+
+
+def standard_errors(values, mean, sd, mcse_mean=0.0, mcse_sd=0.0):
+    """How far mean and sd are from the reference, in joint standard errors; and their effective sample size."""
+    square = (values - values.mean()) ** 2
+    error = float(values.std()) / math.sqrt(ess(values))
+    sd_error = float(square.std()) / math.sqrt(ess(square)) / (2 * float(values.std()))
+    z = (
+        (float(values.mean()) - mean) / math.hypot(error, mcse_mean),
+        (float(values.std()) - sd) / math.hypot(sd_error, mcse_sd),
+    )
+    return max(map(abs, z)), min(ess(values), ess(square))
+
+
+def check(posterior, fit, least=10_000):
+    """|z| < 4 of 150 comparisons is a false alarm in one run of a hundred."""
+    assert not fit.posterior.stats["diverging"].any()
+    for name, values in parameters(dict(fit.posterior.sites)).items():
+        known = posterior.reference["parameters"][name]
+        exact = posterior.reference["independent"]["moments"].get(name, {})
+        if str(posterior.reference["independent"]["method"]).startswith("exact"):
+            known = {**known, "mean": exact["mean"], "sd": exact["sd"], "mcse_mean": 0.0, "mcse_sd": 0.0}
+        z, size = standard_errors(values, *(known[key] for key in ("mean", "sd", "mcse_mean", "mcse_sd")))
+        assert size >= least, name
+        assert z < 4, name
+        assert abs(float(values.mean()) - known["mean"]) < 0.05 * known["sd"], name
+        assert 0.97 < float(values.std()) / known["sd"] < 1.03, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_chees_draws_from_the_reference_posterior(name):
+    posterior = load(name)
+    fit = mcmc.fit(posterior.program, *posterior.args, draws=1000, random_seed=1, progressbar=False)
+    check(posterior, fit)
+    assert fit.diagnose().ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_nuts_draws_from_the_reference_posterior(name):
+    posterior = load(name)
+    options = {"sampler": "nuts", "chains": 32, "draws": 1000, "tune": 300, "random_seed": 1, "progressbar": False}
+    check(posterior, mcmc.fit(posterior.program, *posterior.args, **options))
+
+
+def test_two_modes_are_never_reported_as_converged():
+    posterior = load("low_dim_gauss_mix-low_dim_gauss_mix")
+    options = {"draws": 40, "tune": 40, "chains": 8, "random_seed": 2, "progressbar": False, "compile": "traced"}
+    fit = mcmc.fit(unordered_mixture, posterior.args[0][::10].clone(), **options)
+    mu = fit.posterior.sites["mu"]
+    first = mu[..., 0] < 0
+    assert 0.1 < float(first.double().mean()) < 0.9  # chains in both modes
+    assert (first.all(1) | ~first.any(1)).all()  # each stays in its own
+    assert float(fit.posterior.stats["acceptance_rate"].mean()) > 0.5
+    report = fit.diagnose()
+    assert not report.ok
+    assert "R-hat" in report.verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["chees", "nuts"])
+def test_a_correlated_gaussian_has_its_moments(sampler):
+    """Correlation .75, at ESS of a million for chees; each |z| < 4.4 is a false-alarm rate of 1e-5."""
+    cov = torch.tensor([[1.0, 0.75], [0.75, 1.0]], dtype=torch.float64)
+
+    def program():
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), covariance_matrix=cov))
+
+    many = {"chees": {"chains": 512, "draws": 6000}, "nuts": {"chains": 128, "draws": 2000}}[sampler]
+    fit = mcmc.fit(program, sampler=sampler, tune=300, random_seed=1, progressbar=False, **many)
+    x = fit.posterior.sites["x"]
+    for values, truth in ((x[..., 0], 0.0), (x[..., 0] ** 2, 1.0), (x[..., 0] * x[..., 1], 0.75)):
+        size = ess(values)
+        assert size >= (1e6 if sampler == "chees" else 1e5)
+        assert abs(float(values.mean()) - truth) / (float(values.std()) / math.sqrt(size)) < 4.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_hundred_scales_are_found(dense):
+    """Condition number 1e4; 300 comparisons at |z| < 5 are a false-alarm rate of 2e-4."""
+    scale = torch.logspace(-1, 1, 100, dtype=torch.float64)
+
+    def program():
+        pyro.sample("x", dist.Normal(torch.zeros(100), scale).to_event(1))
+
+    fit = mcmc.fit(program, draws=1000, random_seed=1, dense_mass=dense, progressbar=False)
+    x = fit.posterior.sites["x"] / scale
+    for values, truth in ((x, 0.0), (x**2, 1.0), (x * x.roll(1, -1), 0.0)):
+        for one in values.unbind(-1):
+            assert abs(float(one.mean()) - truth) / (float(one.std()) / math.sqrt(ess(one))) < 5
