@@ -61,6 +61,7 @@ def fit(
     dense_mass: bool | str = "auto",
     start: Fit | str = "pathfinder",
     compile: str = "auto",  # noqa: A002 (the keyword of every engine)
+    dtype: torch.dtype = torch.float64,
     random_seed: int | None = None,
     progressbar: bool = True,
     checkpoint: str | Path | None = None,
@@ -86,6 +87,7 @@ def fit(
     start : ``"pathfinder"`` (draws from normal approximations found on the way up), ``"prior"``, ``"uniform"``
         (between -2 and 2 on the unconstrained scale), or an earlier fit, from whose draws the chains start.
     compile : see :meth:`ppgen.inference.density.Density.batch`.
+    dtype : of the density; float32 is refused where rounding would show.
     random_seed : the same seed gives the same draws on the same machine.
     checkpoint : a folder that the run is saved in; a run that finds itself there goes on, bit for bit.
     checkpoint_every : iterations between two of its states.
@@ -109,7 +111,7 @@ def fit(
     began = time.perf_counter()
     model, observations, arguments, keywords = _read(model, args, u)
     with private_stream(random_seed) as seed:
-        target = density(model.function if isinstance(model, Function) else model, *arguments, **keywords)
+        target = density(model.function if isinstance(model, Function) else model, *arguments, dtype=dtype, **keywords)
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         calls = (tune + draws) * LEAPFROGS[sampler]
         leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=calls)

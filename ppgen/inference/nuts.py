@@ -62,7 +62,7 @@ class Nuts:
         """Add ``2**depth`` leaves on the side each chain drew."""
         forwards = torch.rand(len(tree.growing), generator=stream, dtype=tree.energy.dtype) < 0.5
         place, momentum = tree.end(forwards)
-        size = torch.where(forwards, step, -step)[:, None]
+        size = (step * torch.where(forwards, 1.0, -1.0).to(tree.energy.dtype))[:, None]
         subtree = _Subtree(
             forwards, tree.growing.clone(), torch.full_like(tree.energy, -math.inf), place, tree.energy, place
         )

@@ -115,7 +115,7 @@ class Run:
         rows = pd.DataFrame(self.history[:done].numpy().copy(), columns=list(HISTORY))
         rows.insert(0, "step", np.arange(1, done + 1))
         rows.insert(1, "tuning", np.arange(done) < self.tune)
-        return rows
+        return rows.drop(columns=[] if self.tuning.trajectory.count else ["trajectory_length"])
 
     def _iterate(self, ends: frozenset[int], start: int) -> None:
         number, tuning = self.tuning.iteration, self.tuning

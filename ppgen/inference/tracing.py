@@ -29,8 +29,11 @@ Mode = Literal["auto", "compiled", "traced", "eager"]
 
 Outputs = tuple[Tensor, ...]
 
-COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 3.0, 0.03  # what a compilation is expected to take
-SAVED = 0.6  # share of the traced graph's time that compilation is expected to save
+# What a compilation and a call of the traced graph are expected to take. Rounding differs between the two, so the
+# choice goes by the graph, not by the clock: the same run must give the same draws again.
+COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 3.0, 0.03
+SECONDS_PER_NODE, SECONDS_PER_ELEMENT = 3e-6, 1.5e-9
+SAVED = 0.7  # share of a call that compilation is expected to save
 TIMED_CALLS = 5
 FACTORISATIONS = tuple(
     getattr(torch.ops.aten, name).default
@@ -63,7 +66,7 @@ def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mo
         graph = _trace(function, examples)
     seconds = {"trace": time.perf_counter() - began, "call": _time(graph, examples)}
     nodes = len(graph.graph.nodes)
-    saved, cost = SAVED * calls * seconds["call"], COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * nodes
+    saved, cost = SAVED * calls * _expected_seconds(graph), COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * nodes
     if mode == "traced" or (mode == "auto" and saved < cost):
         reason = "asked for" if mode == "traced" else f"compiling takes about {cost:.1f} s and would save {saved:.1f} s"
         return Batch(graph, "traced", reason, seconds, nodes)
@@ -165,6 +168,12 @@ def _compile(graph: fx.GraphModule, examples: Sequence[Tensor]) -> tuple[Callabl
         if not torch.allclose(mine, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             return None, "the compiled graph gave other values than the traced one"
     return compiled, "the run is long enough to pay for it"
+
+
+def _expected_seconds(graph: fx.GraphModule) -> float:
+    results = [node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function"]
+    elements = sum(value.numel() for value in results if isinstance(value, Tensor))
+    return SECONDS_PER_NODE * len(results) + SECONDS_PER_ELEMENT * elements
 
 
 def _time(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> float:
