@@ -5,7 +5,7 @@ Run with ``PPGEN_DATA`` set, in an environment that holds ppgen, jax and numpyro
     PYTHONPATH=tests python benchmarks/mcmc.py [NAME ...]
 
 Everything runs in float64 on one thread. NumPyro (4 chains, vectorised, 1000 + 1000) is warm: compiled by a first run.
-Pyro (1 chain, 500 + 500) traces with its jit. Ours (ChEES, 64 chains, 300 + 1000) is given as a traced graph and
+Pyro (1 chain, 200 + 200) traces with its jit. Ours (ChEES, 64 chains, 300 + 1000) is given as a traced graph and
 compiled; seconds include starting points and tuning, and in the columns "all in" learning, tracing and compiling too.
 """
 
@@ -32,7 +32,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from ppgen.inference import mcmc
 
 jax.config.update("jax_enable_x64", True)
-PYRO_DRAWS, NUMPYRO_DRAWS = 500, 1000
+PYRO_DRAWS, NUMPYRO_DRAWS = 200, 1000
 
 RESULT = Path(__file__).parent / "results" / "mcmc.md"
 HEAD = """\

@@ -27,7 +27,7 @@ __all__ = ["Batch", "Mode", "blame", "build"]
 
 Mode = Literal["auto", "compiled", "traced", "eager"]
 
-Outputs = tuple[Tensor, ...]
+Outputs = Sequence[Tensor]
 
 # What a compilation and a call of the traced graph are expected to take. Rounding differs between the two, so the
 # choice goes by the graph, not by the clock: the same run must give the same draws again.

@@ -61,7 +61,7 @@ SAMPLERS = pytest.mark.parametrize("sampler", ["chees", "nuts"])
 @SAMPLERS
 def test_draws_have_the_moments_of_the_exact_posterior(sampler):
     """Each |z| < 4.4 is a false-alarm rate of 1e-5."""
-    fit = sample(Centre(), draws=250, tune=100, chains=8, sampler=sampler)
+    fit = sample(Centre(), draws=100, tune=50, chains=16, sampler=sampler)
     centre = fit.posterior.sites["centre"].numpy()
     for values, truth in ((centre, MEAN), ((centre - MEAN) ** 2, VARIANCE)):
         ess = array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
@@ -221,19 +221,19 @@ def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    folder = tmp_path / "run"
-    sample(Centre(), checkpoint=folder)
+    folder, short = tmp_path / "run", {"draws": 4, "tune": 4, "checkpoint": tmp_path / "run"}
+    sample(Centre(), **short)
     with pytest.raises(FileError, match="must hold this run, but its density, data differ"):
-        sample(Centre(), X + 1, checkpoint=folder)
+        sample(Centre(), X + 1, **short)
     with pytest.raises(FileError, match="must hold this run, but its options differ"):
-        sample(Centre(), checkpoint=folder, draws=50)
+        sample(Centre(), **(short | {"draws": 5}))
     with pytest.raises(FileError, match="must hold this run, but its density differ"):
-        sample(Centre(floor=2.0), checkpoint=folder)
+        sample(Centre(floor=2.0), **short)
     blob = bytearray((folder / "state.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "state.safetensors").write_bytes(blob)
     with pytest.raises(FileError, match="cannot be read"):
-        sample(Centre(), checkpoint=folder)
+        sample(Centre(), **short)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(FileError, match="must be empty or hold a checkpoint"):
@@ -278,7 +278,7 @@ def test_one_bad_chain_never_touches_another(sampler, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Ensemble, "__init__", lose)
             patch.setattr(mcmc, "_gather", lambda run, target: Draws({"v": run.v.movedim(0, 1).clone()}))
-            found.append(sample(Centre(), sampler=sampler).posterior.sites["v"])
+            found.append(sample(Centre(), sampler=sampler, draws=10, tune=20).posterior.sites["v"])
     others = [0, 1, 3]
     assert found[0][others].equal(found[1][others])
     assert found[0][others].equal(found[2][others])
