@@ -145,6 +145,7 @@ class HMM(Conjugate):
 
     def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
+        _refuse_inputs(u)
         usage = self.usage
         if self.hierarchical:
             usage = pyro.sample("usage", dist.Dirichlet(self._usage_prior()))
@@ -262,6 +263,11 @@ class HMM(Conjugate):
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x)
+
+
+def _refuse_inputs(u: Tensor | None) -> None:
+    if u is not None:
+        raise DataError("HMM: takes no inputs u, got some; leave them out (they would be ignored)")
 
 
 def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[str] | None]:

@@ -198,3 +198,8 @@ def test_learned_scales_of_the_prior_raise_the_bound_and_are_kept_with_the_fit(t
     learned.save(tmp_path / "fit")
     again = load(tmp_path / "fit")
     assert again.model.scales["noise"].equal(learned.model.scales["noise"])
+
+
+def test_inputs_are_refused_and_not_ignored():
+    with pytest.raises(DataError, match="HMM: takes no inputs u"):
+        HMM(2, 2).model(torch.zeros(1, 5, 2).double(), u=torch.zeros(1, 5, 1).double())
