@@ -199,7 +199,7 @@ def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
                 a = pyro.sample("a", dist.Normal(0., 1.))
                 pyro.sample("x", dist.Normal(a, 1.), obs=torch.tensor(1.))
             folder = sys.argv[1] if len(sys.argv) > 1 else None
-            fit = mcmc.fit(program, sampler={sampler!r}, draws=1500, tune=500, random_seed=3, compile="traced",
+            fit = mcmc.fit(program, sampler={sampler!r}, draws=300, tune=100, random_seed=3, compile="traced",
                            progressbar=False, checkpoint=folder, checkpoint_every=20)
             print(fit.posterior.sites["a"].double().numpy().tobytes().hex())
             """
