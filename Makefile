@@ -11,6 +11,8 @@ VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 DEMO ?= case_studies/syllables.py fit --demo --out syllables-demo --overwrite
 PYTEST_ARGS ?=
+# Threads that spin while they wait make a busy machine crawl.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 # Named one by one: models/ and inference/ at the top are links to folders in ppgen/.
 CHECKED := ppgen tests case_studies benchmarks

@@ -40,7 +40,7 @@ __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
 CONFIDENCE = 0.3
 """Threshold where the files have confidences and none is given."""
-DRAWS, REPLICATED = 100, 200
+DRAWS, REPLICATED = 100, 100
 """Posterior draws in ``posterior.nc``, and frames of each of two windows with replicated data."""
 
 
