@@ -218,14 +218,21 @@ class Density:
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
     def _by_rows(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
-        """Plain autograd, one row after the other: a program may then look at its values."""
+        """Plain autograd, one row after the other: a program may then look at its values.
+
+        A row at which the program refuses its values has density zero.
+        """
         values, gradients = [], []
         with _quiet(self.dtype), torch.enable_grad():
             for row in v:
                 leaf = row.detach().requires_grad_()
-                value = self._one(leaf)
-                gradients.append(torch.autograd.grad(value, leaf)[0])
-                values.append(value.detach())
+                try:
+                    value = self._one(leaf)
+                    gradients.append(torch.autograd.grad(value, leaf)[0])
+                    values.append(value.detach())
+                except (ValueError, torch.linalg.LinAlgError):
+                    gradients.append(torch.full_like(row, torch.nan))
+                    values.append(row.new_tensor(-torch.inf))
         return torch.stack(values), torch.stack(gradients)
 
     @contextmanager
