@@ -38,7 +38,15 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
         dims |= {"x": list(fit.model.data_dims)}
         dims |= {} if u is None else {"u": [*fit.model.data_dims[: u.ndim - 1], "input"]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
-    return _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
+    tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
+    return tree if read is None else _without_empty_rows(tree, read[1], fit.model.data_dims[0])
+
+
+def _without_empty_rows(tree: xr.DataTree, x: Tensor, row: str) -> xr.DataTree:
+    """Leave rows in which nothing was observed out of the log-likelihood: they have none, and break PSIS."""
+    seen = (~torch.isnan(x)).flatten(1).any(1).nonzero()[:, 0].numpy()
+    tree["log_likelihood"] = xr.DataTree(tree["log_likelihood"].to_dataset().isel({row: seen}))
+    return tree
 
 
 def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Group]:

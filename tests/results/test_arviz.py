@@ -52,7 +52,13 @@ def test_the_tree_goes_to_netcdf_and_back(hmm_fit, recordings, tmp_path):
     again.close()
 
 
+def test_rows_without_observations_are_left_out_of_the_log_likelihood(line):
+    fit, x, u = line
+    assert fit.to_arviz(x, u=u)["log_likelihood"]["x"].sizes["row"] == int(np.isfinite(x).any(1).sum())
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # the draws are made up, not a posterior
 def test_arviz_can_use_it(line):
     from arviz_stats import loo, summary
 
