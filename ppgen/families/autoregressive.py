@@ -280,7 +280,7 @@ class Autoregressive(Emission):
         """Precision and information on single blocks: partly observed frames, and the prior of the first frames."""
         N, M = gap.kept.shape
         L, D = self.lags, self.width
-        slot = gap._slots()
+        slot = gap.slots()
         matrix, vector = evidence.value.new_zeros(N, M, L, D, L, D), evidence.value.new_zeros(N, M, L, D)
         n, t = evidence.partial // T, evidence.partial % T
         where = slot[n, t // L]

@@ -75,7 +75,7 @@ class GapChain:
         values = torch.cat([self.value[n, b], self.value[n, b + 1]], -1)
         info = torch.where(given, 0.0, info - torch.einsum("pij,pj->pi", pair, values))
         pair = pair * (~given)[:, :, None] * (~given)[:, None, :]
-        slot = self._slots()
+        slot = self.slots()
         J, h = self._unary(unary, unary_linear)
         J_cross = windows.new_zeros(*self.kept.shape, size, size)
         first, second = slot[n, b], slot[n, b + 1]
@@ -87,7 +87,7 @@ class GapChain:
         J_cross[n[both], first[both]] = pair[both][:, :size, size:]
         return GapPosterior(self, J, J_cross[:, :-1], h, first, second)
 
-    def _slots(self) -> Tensor:
+    def slots(self) -> Tensor:
         """(N, B): position of each block among the kept ones, or -1."""
         slot = torch.full((len(self.known), self.known.shape[1] + 1), -1)
         rows = torch.arange(len(self.known))[:, None].expand_as(self.kept)

@@ -98,6 +98,9 @@ def stickiness_search(trail: pd.DataFrame, *, target: float, ax: "Axes | None" =
     ax.axhline(target, color=QUIET, ls="--", label=f"target {target:.2f} s")
     ax.plot(trail["stickiness"], trail["median"], "o", color=INK)
     ax.plot(trail["stickiness"].iloc[-1], trail["median"].iloc[-1], "o", color=ACCENT, ms=9, label="chosen")
+    ax.set_xlim(
+        trail["stickiness"].min() / 2, trail["stickiness"].max() * 2
+    )  # trials may differ in the last digit only
     ax.set_xscale("log")
     log_scale(ax, "y")
     ax.legend(frameon=False, fontsize=8)

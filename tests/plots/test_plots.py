@@ -159,3 +159,9 @@ def test_importing_plots_loads_no_drawing_library():
 
     code = "import sys, ppgen.plots; print(any(m in sys.modules for m in ('matplotlib', 'seaborn')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_trials_at_almost_one_stickiness_can_be_drawn():
+    trail = pd.DataFrame({"stickiness": [100.0, np.nextafter(100.0, 101.0)], "median": [0.4, 0.42]})
+    low, high = plots.stickiness_search(trail, target=0.4).get_xlim()
+    assert low < 100 < high
