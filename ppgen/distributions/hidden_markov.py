@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.errors import DataError
 from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
@@ -201,9 +202,3 @@ class HiddenMarkov(TorchDistribution):
 
     def _normalized(self) -> tuple[Tensor, Tensor]:
         return self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
-
-
-def sequence_lengths(x: Float[Tensor, "N T D"]) -> Int[Tensor, " N"]:
-    """Steps up to the last one with anything observed."""
-    seen = ~torch.isnan(x).all(-1)
-    return (seen * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(-1)

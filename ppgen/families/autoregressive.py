@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.errors import DataError
 from ppgen.families._simulation import simulate
 from ppgen.families.completion import Completion
@@ -230,7 +231,7 @@ class Autoregressive(Emission):
         N, T, F = x.shape
         rows = x.reshape(-1, F)
         seen = ~torch.isnan(x)
-        lengths = (seen.any(-1) * torch.arange(1, T + 1)).amax(-1) if T else torch.zeros(N, dtype=torch.long)
+        lengths = sequence_lengths(x)
         if self.subspace is None:
             nothing = rows.new_zeros(0, F)
             partial = torch.zeros(0, dtype=torch.long)

@@ -6,6 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ppgen.data.arrays import lengths
+
 __all__ = ["Batches"]
 
 STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
@@ -17,8 +19,7 @@ class Batches(Sequence[Tensor]):
 
     def __init__(self, data: Tensor, batch_size: int | None) -> None:
         self.data = data
-        seen = ~torch.isnan(data.flatten(2)).all(-1)
-        self.lengths = (seen * torch.arange(1, data.shape[1] + 1)).amax(-1)
+        self.lengths = lengths(data)
         if batch_size is None:
             self.groups = _by_memory(torch.argsort(-self.lengths, stable=True), self.lengths)
         else:
@@ -43,11 +44,11 @@ class Batches(Sequence[Tensor]):
         return len(self.data) / len(self.groups[index])
 
 
-def _by_memory(order: Tensor, lengths: Tensor) -> list[Tensor]:
+def _by_memory(order: Tensor, steps: Tensor) -> list[Tensor]:
     """Fill each batch as far as memory goes; the first of a batch is its longest."""
     groups: list[list[int]] = []
     for n in order.tolist():
-        if groups and (len(groups[-1]) + 1) * int(lengths[groups[-1][0]]) <= STEPS_AT_ONCE:
+        if groups and (len(groups[-1]) + 1) * int(steps[groups[-1][0]]) <= STEPS_AT_ONCE:
             groups[-1].append(n)
         else:
             groups.append([n])

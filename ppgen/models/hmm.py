@@ -28,7 +28,8 @@ from jaxtyping import Float, Int
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from ppgen.distributions.hidden_markov import HiddenMarkov, sequence_lengths
+from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.distributions.hidden_markov import HiddenMarkov
 from ppgen.errors import DataError
 from ppgen.families.autoregressive import Autoregressive
 from ppgen.families.clustering import agglomerate, window_counts

@@ -4,8 +4,8 @@ import torch
 from dense import log_normal, log_paths, normal, paths, spd, z_score
 from hmmlearn.hmm import GaussianHMM
 
+from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.distributions import HiddenMarkov
-from ppgen.distributions.hidden_markov import sequence_lengths
 from ppgen.errors import DataError
 from ppgen.families import Autoregressive, Categorical, Gaussian
 
