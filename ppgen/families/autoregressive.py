@@ -317,7 +317,7 @@ class Autoregressive(Emission):
         rows, moments = [], []
         for o in range(self.lags):
             window = covariance[:, o * D : o * D + span, o * D : o * D + span]
-            exists = frames[:, o] < lengths[n[:, 0]]
+            exists = (frames[:, o] < lengths[n[:, 0]]).nonzero()[:, 0]
             window = window[exists][:, newest_first[:, None], newest_first]
             moments.append(pack(torch.nn.functional.pad(window, (0, 1, 0, 1))))
             rows.append((n[:, 0] * T + frames[:, o])[exists])

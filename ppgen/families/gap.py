@@ -80,11 +80,12 @@ class GapChain:
         J_cross = windows.new_zeros(*self.kept.shape, size, size)
         first, second = slot[n, b], slot[n, b + 1]
         for side, where in ((slice(0, size), first), (slice(size, None), second)):
-            keep = where >= 0
-            J.index_put_((n[keep], where[keep]), pair[keep][:, side, side], accumulate=True)
-            h.index_put_((n[keep], where[keep]), info[keep][:, side], accumulate=True)
-        both = (first >= 0) & (second >= 0)
-        J_cross[n[both], first[both]] = pair[both][:, :size, size:]
+            keep = _rows(where >= 0)
+            place = (n[keep], where[keep])
+            J = torch.index_put(J, place, pair[keep][:, side, side], accumulate=True)
+            h = torch.index_put(h, place, info[keep][:, side], accumulate=True)
+        both = _rows((first >= 0) & (second >= 0))
+        J_cross = torch.index_put(J_cross, (n[both], first[both]), pair[both][:, :size, size:])
         return GapPosterior(self, J, J_cross[:, :-1], h, first, second)
 
     def slots(self) -> Tensor:
@@ -114,7 +115,7 @@ class GapPosterior:
 
     def __init__(self, gap: GapChain, J: Tensor, J_cross: Tensor, h: Tensor, first: Tensor, second: Tensor) -> None:
         self.gap, self.first, self.second, self.h = gap, first, second, h
-        self.chain = gaussian_chain(J, J_cross, h)
+        self.chain = gaussian_chain(J, J_cross, h, strict=False)
 
     @property
     def entropy(self) -> Float[Tensor, " N"]:
@@ -127,10 +128,8 @@ class GapPosterior:
 
     def frames_of(self, blocks: Float[Tensor, "N M LD"]) -> Float[Tensor, "N T D"]:
         """Scatter values of the kept blocks back onto the frames (T rounded up to whole blocks)."""
-        full = self.gap.value.clone()
-        rows = torch.arange(len(full))[:, None].expand_as(self.gap.kept)
-        keep = self.gap.kept >= 0
-        full[rows[keep], self.gap.kept[keep]] = blocks[keep]
+        row, slot = (self.gap.kept >= 0).nonzero().T
+        full = torch.index_put(self.gap.value, (row, self.gap.kept[row, slot]), blocks[row, slot])
         full = torch.where(self.gap.known, self.gap.value, full)
         return full.reshape(len(full), full.shape[1] * self.gap.lags, -1)
 
@@ -146,11 +145,16 @@ class GapPosterior:
         size = blocks.shape[-1]
         out = blocks.new_zeros(len(n), 2 * size, 2 * size)
         for side, where in ((slice(0, size), self.first), (slice(size, None), self.second)):
-            keep = where >= 0
+            keep = _rows(where >= 0)
             out[keep, side, side] = blocks[n[keep], where[keep]]
-        both = (self.first >= 0) & (self.second >= 0)
+        both = _rows((self.first >= 0) & (self.second >= 0))
         cross = self.chain.cross_covariance[n[both], self.first[both]]
         cross = cross * free[n[both], self.first[both]][:, :, None] * free[n[both], self.second[both]][:, None, :]
         out[both, :size, size:] = cross
         out[both, size:, :size] = cross.mT
         return out
+
+
+def _rows(chosen: Bool[Tensor, " P"]) -> Int[Tensor, " m"]:
+    """Where it is true; indices, unlike masks, have one shape while a program is traced."""
+    return chosen.nonzero()[:, 0]

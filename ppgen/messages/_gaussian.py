@@ -1,5 +1,7 @@
 """Gaussian chains on flat batches: J (B or 1, T, L, L), J_cross (B or 1, T - 1, L, L), h (B, T, L), all float64."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,26 +11,27 @@ from ppgen.messages import _gaussian_scan as scan
 from ppgen.messages import _op
 from ppgen.messages._compiled import run_tasks
 
-__all__ = ["MOMENTS", "NAME", "sample"]
+__all__ = ["MOMENTS", "NAME", "OR_NAN", "sample"]
 
 NAME = "gaussian_chain"
 MOMENTS = "gaussian_chain_moments"
+OR_NAN = "_or_nan"  # ends the names of the same operators for which an indefinite row is NaN, not an error for all
 
 
 def moments(
-    J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
+    J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
     if h.device.type != "cpu":
-        return scan.moments(J, J_cross, h, keep)
-    return _run(J, J_cross, h, h.shape[1] // 2, keep, keep)
+        return scan.moments(J, J_cross, h, keep, strict)
+    return _run(J, J_cross, h, h.shape[1] // 2, keep, keep, strict)
 
 
 def compute(
-    J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool
+    J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normalisers (B,) and, if ``keep``, their gradients in J, J_cross and h times ``weights``."""
-    value, covariance, cross, mean = moments(J, J_cross, h, lengths, None, keep)
+    value, covariance, cross, mean = moments(J, J_cross, h, lengths, None, keep, strict)
     if not keep:
         return value, covariance, cross, mean
     weights = h.new_ones(len(h)) if weights is None else weights.detach().contiguous()
@@ -41,6 +44,8 @@ def compute(
 
 _op.register(NAME, compute)
 _op.register(MOMENTS, moments)
+_op.register(NAME + OR_NAN, functools.partial(compute, strict=False))
+_op.register(MOMENTS + OR_NAN, functools.partial(moments, strict=False))
 
 
 def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
 
 
 def _run(
-    J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool
+    J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments."""
     rows, steps, width = h.shape
@@ -84,9 +89,14 @@ def _run(
         bad,
     )
     kernels.join(precision, linear, middle, store, incoming, incoming_h, o, s, value, bad)
-    _refuse_indefinite(bad)
+    if strict:
+        _refuse_indefinite(bad)
     if smooth:
         run_tasks(kernels.spread_out, 2 * rows, work, middle, o, g, s)
+    lost = (bad.reshape(rows, 2) >= 0).any(1)
+    if lost.any():
+        for array in (value[::2], *((o, g, s) if store else ())):
+            array[lost] = np.nan
     if not store:
         return torch.from_numpy(value[::2].copy()), h.new_empty(0), h.new_empty(0), h.new_empty(0)
     return torch.from_numpy(value[::2].copy()), spread, gain, offset

@@ -8,9 +8,11 @@ from torch import Tensor
 __all__ = ["moments", "sample", "statistics"]
 
 
-def moments(J: Tensor, J_cross: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
-    value, factors, gains, offsets = _eliminate(J, J_cross, h)
+def moments(
+    J: Tensor, J_cross: Tensor, h: Tensor, keep: bool, strict: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means; not ``strict``: NaN for some."""
+    value, factors, gains, offsets = _eliminate(J, J_cross, h, strict)
     if not keep:
         return value, h.new_empty(0), h.new_empty(0), h.new_empty(0)
     means, covariances, crosses = [offsets[-1]], [torch.cholesky_inverse(factors[-1])], []
@@ -41,7 +43,9 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     return torch.stack(draws[::-1], 2)
 
 
-def _eliminate(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _eliminate(
+    J: Tensor, J_cross: Tensor, h: Tensor, strict: bool = True
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Cholesky factors, gains and offsets of each block given the next, and the log-normalisers (B,)."""
     J = 0.5 * (J + J.mT)
     precision, linear = J[:, 0].expand(len(h), -1, -1), h[:, 0]
@@ -51,6 +55,7 @@ def _eliminate(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, list[Tens
     for t in range(h.shape[1]):
         factor, info = torch.linalg.cholesky_ex(precision)
         failed[:, t] = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
+        factor = factor.masked_fill(failed[:, t, None, None], math.nan)
         factors.append(factor)
         offsets.append(torch.cholesky_solve(linear[..., None], factor)[..., 0])
         value = value + 0.5 * (linear * offsets[-1]).sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -60,7 +65,8 @@ def _eliminate(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, list[Tens
             precision = J[:, t + 1] + cross.mT @ gains[-1]
             precision = 0.5 * (precision + precision.mT)
             linear = h[:, t + 1] - (cross.mT @ offsets[-1][..., None])[..., 0]
-    _refuse_indefinite(failed)
+    if strict:
+        _refuse_indefinite(failed)
     return value, factors, gains, offsets
 
 

@@ -20,7 +20,11 @@ __all__ = ["GaussianChain", "gaussian_chain"]
 
 
 def gaussian_chain(
-    J: Float[Tensor, "*#B T L L"], J_cross: Float[Tensor, "*#B T-1 L L"], h: Float[Tensor, "*#B T L"]
+    J: Float[Tensor, "*#B T L L"],
+    J_cross: Float[Tensor, "*#B T-1 L L"],
+    h: Float[Tensor, "*#B T L"],
+    *,
+    strict: bool = True,
 ) -> "GaussianChain":
     """Gaussian with precision blocks ``J`` on the diagonal and ``J_cross`` above it; leading dims broadcast.
 
@@ -33,6 +37,9 @@ def gaussian_chain(
         beside a block that is pinned to the identity, cost next to nothing.
     h
         (..., T, L).
+    strict
+        Refuse a batch that holds an indefinite chain. Otherwise the log-normaliser and the moments of that chain alone
+        are NaN, as a sampler wants it, one of whose chains may be lost; drawing from it is refused all the same.
 
     Raises
     ------
@@ -40,14 +47,15 @@ def gaussian_chain(
         For shapes that do not fit together or tensors that are not floating point; and, when something is computed,
         if the precision is not positive definite, with the sequence and block where that shows.
     """
-    return GaussianChain(J, J_cross, h)
+    return GaussianChain(J, J_cross, h, strict=strict)
 
 
 class GaussianChain:
     """What :func:`gaussian_chain` returns: the log-normaliser and the posterior. Computed in float64 when asked for."""
 
-    def __init__(self, J: Tensor, J_cross: Tensor, h: Tensor) -> None:
+    def __init__(self, J: Tensor, J_cross: Tensor, h: Tensor, *, strict: bool = True) -> None:
         _check(J, J_cross, h)
+        self._ending = "" if strict else _gaussian.OR_NAN
         self.batch = torch.broadcast_shapes(J.shape[:-3], J_cross.shape[:-3], h.shape[:-2])
         self.dtype = torch.promote_types(torch.promote_types(J.dtype, J_cross.dtype), h.dtype)
         rows = self.batch.numel()
@@ -61,7 +69,7 @@ class GaussianChain:
     def log_normalizer(self) -> Float[Tensor, "*B"]:
         """Log of the integral over every x, (...). Its gradient is the expected statistics; it has no second one."""
         if self._value is None:
-            self._value = self._shaped(_op.log_normalizer(_gaussian.NAME, *self._inputs))
+            self._value = self._shaped(_op.log_normalizer(_gaussian.NAME + self._ending, *self._inputs))
         return self._value
 
     @property
@@ -91,7 +99,7 @@ class GaussianChain:
 
     def _expected(self, part: int) -> Tensor:
         if self._moments is None:
-            self._moments = _op.expectations(_gaussian.MOMENTS, *self._inputs)
+            self._moments = _op.expectations(_gaussian.MOMENTS + self._ending, *self._inputs)
         return self._shaped(self._moments[part])
 
     def _shaped(self, flat: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from pyro.infer.mcmc.util import initialize_model
 
 from ppgen.errors import DataError, FitError
+from ppgen.families import Autoregressive, Subspace
 from ppgen.inference import tracing
 from ppgen.inference.density import density
+from ppgen.models import HMM
 
 
 def regression(x, y):
@@ -307,3 +309,29 @@ def test_a_function_that_writes_into_a_constant_is_traced_whole():
     run = tracing.build(function, [torch.ones(3, dtype=torch.float64)], "traced", 0)
     for value in (1.0, 5.0, 1.0):
         assert run(torch.full((3,), value, dtype=torch.float64))[0].tolist() == [value + 1] * 3
+
+
+@pytest.mark.parametrize("subspaced", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "subspace"])
+def test_an_autoregression_with_gaps_is_traced_and_has_the_slope_of_its_values(subspaced):
+    """Missing frames are a mean field of five sweeps, so that the slope of its values is its gradient nearly, to 1e-3.
+
+    A chain whose parameters are lost, and with them the precision of its missing frames, is lost alone.
+    """
+    x = 0.3 * torch.randn(2, 20, 3, dtype=torch.float64).cumsum(1)
+    x[0, 5:8], x[0, 12, 0], x[1, 0], x[1, 15:] = (torch.nan,) * 4
+    basis = torch.linalg.qr(torch.randn(3, 2, dtype=torch.float64)).Q
+    subspace = Subspace(torch.zeros(3), basis, torch.ones(2), 0.1) if subspaced else None
+    target = density(HMM(2, emission=Autoregressive(3, 2, subspace=subspace)), x)
+    v = target.start(3, torch.Generator().manual_seed(3), radius=0.3)
+    wanted, slopes = target.compiled(3, mode="eager")(v)
+    for found in (target.value_and_grad(v), (traced := target.compiled(3, mode="traced"))(v)):
+        torch.testing.assert_close(found[0], wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found[1], slopes, rtol=1e-8, atol=1e-8)
+    step = 1e-5 * torch.randn(3, target.size, dtype=torch.float64)
+    change = traced(v + step)[0] - traced(v - step)[0]
+    torch.testing.assert_close(change, 2 * (step * slopes).sum(-1), rtol=1e-3, atol=0.0)
+    v[1] = 1e200
+    value, gradient = traced(v)
+    assert not torch.isfinite(value[1])
+    assert value[[0, 2]].equal(traced(v.clone().index_fill(0, torch.tensor([1]), 0.0))[0][[0, 2]])
+    assert torch.isfinite(gradient[[0, 2]]).all()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from enumeration import dense, random_gaussian
@@ -115,6 +117,24 @@ def test_an_indefinite_precision_is_refused_with_its_place(block):
         ValueError, match=r"gaussian_chain: J must be positive definite, is not at block \d of sequence 1"
     ):
         _ = gaussian_chain(J, J_cross, h).log_normalizer
+
+
+@pytest.mark.parametrize("block", [0, 2, 4])
+@pytest.mark.parametrize("wrong", [-1.0, math.nan])
+def test_an_indefinite_precision_is_nan_in_its_own_chain_where_that_is_asked_for(block, wrong):
+    J, J_cross, h = random_gaussian(5, 3, 2)
+    alone = moments(gaussian_chain(J[:1], J_cross[:1], h[:1]))
+    J[1, block, 1, 1] = wrong
+    for found, wanted in zip(moments(gaussian_chain(J, J_cross, h, strict=False)), alone, strict=True):
+        assert torch.equal(found[:1], wanted)
+        assert found[1].isnan().all()
+    scan = _gaussian.scan.moments(J, J_cross, h, True, strict=False)
+    assert all(part[1].isnan().all() and part[0].isfinite().all() for part in scan)
+    J.requires_grad_()
+    gaussian_chain(J, J_cross, h, strict=False).log_normalizer.nansum().backward()
+    assert J.grad[0].isfinite().all()
+    with pytest.raises(ValueError, match="must be positive definite"):
+        gaussian_chain(J, J_cross, h, strict=False).sample(1)
 
 
 def test_an_improper_walk_and_nan_are_refused():
