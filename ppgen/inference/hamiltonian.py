@@ -1,17 +1,18 @@
 """What Hamiltonian samplers share: where chains are, the leapfrog step as one graph, what is recorded of a draw."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppgen.inference.adaptation import color, color_gradient
-from ppgen.inference.density import Density, Gradient
+from ppgen.inference.density import Gradient
 from ppgen.inference.tracing import Batch, Mode
 
-__all__ = ["DIVERGENCE", "NAMES", "Ensemble", "Leapfrog", "Record", "record"]
+__all__ = ["DIVERGENCE", "NAMES", "Ensemble", "Leapfrog", "Record", "Target", "record"]
 
 DIVERGENCE = 1000.0  # nats of energy that a trajectory may be off
 
@@ -19,6 +20,41 @@ NAMES = ("lp", "energy", "acceptance_rate", "diverging", "n_steps", "step_size")
 
 Record = dict[str, Tensor]
 """What is noted of one draw of every chain, {name: (C,)}, by ArviZ's names."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What a sampler must know of a density over rows of P numbers; :class:`~ppgen.inference.density.Density` has it.
+
+    Each row may have a density of its own, as where many data sets are sampled at once.
+    """
+
+    @property
+    def size(self) -> int:
+        """Length P of a row."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers."""
+
+    def start(self, chains: int, generator: torch.Generator, radius: float = 2.0) -> Float[Tensor, "C P"]:
+        """Places drawn at random around zero."""
+
+    def batch(
+        self,
+        wrap: Callable[[Gradient], Callable[..., tuple[Tensor, ...]]],
+        examples: Sequence[Tensor],
+        *,
+        mode: Mode = "auto",
+        calls: int = 0,
+    ) -> Batch:
+        """A function of tensors that calls the gradient, as one graph."""
+
+    def bad_site(self, v: Float[Tensor, " P"]) -> str:
+        """Words that name the site at fault where the density is not finite."""
+
+
+D = TypeVar("D", bound=Target)
 
 
 @final
@@ -41,13 +77,13 @@ class Ensemble:
 
 
 @final
-class Leapfrog:
+class Leapfrog(Generic[D]):
     """Leapfrog steps of all chains: gradient and update in one graph, traced or compiled once.
 
     ``dense`` fixes whether the metric is a matrix. ``calls`` is how many steps are expected.
     """
 
-    def __init__(self, density: Density, chains: int, *, dense: bool, mode: Mode, calls: int) -> None:
+    def __init__(self, density: D, chains: int, *, dense: bool, mode: Mode, calls: int) -> None:
         self.density, self.chains = density, chains
         P = density.size
         like: dict[str, Any] = {"dtype": density.dtype}

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppgen.errors import FitError
-from ppgen.inference.density import Density
+from ppgen.inference.hamiltonian import Target
 
 __all__ = ["Start", "pathfinder", "uniform"]
 
@@ -39,7 +39,7 @@ class Start(NamedTuple):
     draws: Float[Tensor, "K C P"] | None = None
 
 
-def uniform(density: Density, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Tensor:
+def uniform(density: Target, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Tensor:
     """Uniform places of finite density, nearer and nearer to zero where there are few.
 
     Raises
@@ -69,16 +69,28 @@ def uniform(density: Density, gradient_of: Gradient, chains: int, generator: tor
     return torch.where(bad[:, None], good[torch.arange(chains) % len(good)], v)
 
 
-def pathfinder(density: Density, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Start:
-    """One path per chain; see the module."""
+def pathfinder(
+    density: Target,
+    gradient_of: Gradient,
+    chains: int,
+    generator: torch.Generator,
+    *,
+    groups: int = 1,
+    most_steps: int = MOST_STEPS,
+) -> Start:
+    """One path per chain; see the module.
+
+    The chains may be of several densities, in ``groups`` of equal size one after the other: only paths of one group
+    are compared with each other.
+    """
     v = uniform(density, gradient_of, chains, generator)
     paths = _Paths(v, *gradient_of(v))
     best = paths.approximation(gradient_of, generator)
-    for _ in range(MOST_STEPS):
+    for _ in range(most_steps):
         if paths.step(gradient_of):
             break
         best = best.better(paths.approximation(gradient_of, generator))
-    return best.starts(generator)
+    return best.starts(generator, groups)
 
 
 @final
@@ -111,18 +123,19 @@ class _Best:
             other.peak,
         )
 
-    def starts(self, generator: torch.Generator) -> Start:
-        """One draw of each path by importance, hopeless paths replaced."""
+    def starts(self, generator: torch.Generator, groups: int = 1) -> Start:
+        """One draw of each path by importance, hopeless paths replaced by others of their group."""
         known = torch.isfinite(self.elbo)
         if not known.any():
             return Start(self.peak)
-        limit = self.elbo.max() - HOPELESS - HOPELESS_PER_DIMENSION * self.peak.shape[-1]
-        good = (known & (self.elbo >= limit)).nonzero()[:, 0]
-        weight = torch.softmax(self.ratio.nan_to_num(nan=-math.inf), 0)
-        path = torch.arange(len(self.elbo))
-        path = torch.where(torch.isin(path, good), path, good[path % len(good)])
+        slack = HOPELESS + HOPELESS_PER_DIMENSION * self.peak.shape[-1]
+        elbo = self.elbo.reshape(groups, -1)
+        good = known.reshape(groups, -1) & (elbo >= elbo.amax(1, keepdim=True) - slack)
+        path = _replaced(good)
+        weight = torch.softmax(self.ratio.nan_to_num(nan=-math.inf), 0).nan_to_num(nan=1.0)
         pick = torch.multinomial(weight.T[path], 1, generator=generator)[:, 0]
-        return Start(self.draws[pick, path], self.draws[:, good])
+        v = torch.where(good.any(1).repeat_interleave(elbo.shape[1])[:, None], self.draws[pick, path], self.peak)
+        return Start(v, self.draws[:, good.reshape(-1)] if groups == 1 else self.draws[:, path])
 
 
 @final
@@ -234,6 +247,16 @@ class _Paths:
             lost = _dot(b, w) / curvature
             product = product - lost[..., None] * b + (pair.rho * _dot(pair.y, w))[..., None] * pair.y
         return product
+
+
+def _replaced(good: Bool[Tensor, "G C"]) -> Int[Tensor, " rows"]:
+    """Index of each row, or, where it is not good, of one of its group that is; of itself in a group without any."""
+    count = good.sum(1, keepdim=True)
+    first = torch.argsort(~good, stable=True, dim=1)  # the good ones of each group, in order
+    own = torch.arange(good.shape[1]).expand_as(good)
+    other = first.gather(1, own % count.clamp_min(1))
+    chosen = torch.where(good | (count == 0), own, other)
+    return (chosen + torch.arange(len(good))[:, None] * good.shape[1]).reshape(-1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
