@@ -15,7 +15,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -34,7 +34,7 @@ from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
 from ppgen.rng import private_stream
 
-__all__ = ["Density", "Gradient", "density"]
+__all__ = ["Density", "Gradient", "density", "quiet"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -63,7 +63,7 @@ def density(
     """
     began = time.perf_counter()
     program, arguments, keywords = _prepare(model, args, kwargs, dtype)
-    with private_stream(0), _quiet(dtype):
+    with private_stream(0), quiet(dtype):
         sites, enumerated, depth = learn(program, arguments, keywords)
     if enumerated:
         program = enumerating(program, depth)
@@ -180,7 +180,7 @@ class Density:
         DataError : a prior that cannot be drawn from, as a flat one.
         """
         try:
-            with torch.no_grad(), _quiet(self.dtype):
+            with torch.no_grad(), quiet(self.dtype):
                 runs: list[Any] = [poutine.trace(self.program).get_trace(*self.args, **self.kwargs) for _ in range(n)]
         except NotImplementedError as error:
             raise DataError(f"density: every prior must be one that can be drawn from ({error})") from error
@@ -188,13 +188,22 @@ class Density:
 
     def bad_site(self, v: Float[Tensor, " P"]) -> str:
         """Say which site has a log density that is not finite at ``v``, in words for a message; empty if none."""
-        with torch.no_grad(), _quiet(self.dtype):
-            trace = self._trace(self._values(v))
+        with torch.no_grad(), quiet(self.dtype):
+            trace = self.trace(self._values(v))
             sites: dict[str, Any] = dict(trace.nodes)
             for name, site in sites.items():
                 if site["type"] == "sample" and not torch.isfinite(site["fn"].log_prob(site["value"])).all():
                     return f" (site {name!r})"
         return ""
+
+    def given(self, *args: Any) -> "Density":  # noqa: ANN401 (the program's own)
+        """The density of the same program with other arguments of the same shapes, also under ``torch.func``."""
+        return replace(self, args=args)
+
+    def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
+        """The program run with these values at its continuous latent sites, {site: shape}."""
+        with Place(values, self.enumerated):
+            return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
     def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """Log density of one vector."""
@@ -203,7 +212,7 @@ class Density:
             free = v[site.place].reshape(site.free_shape)
             values[name] = site.transform(free)
             jacobian = jacobian + site.transform.log_abs_det_jacobian(free, values[name]).sum()
-        trace = self._trace(values)
+        trace = self.trace(values)
         return (enumerated_log_prob(trace) if self.enumerated else trace.log_prob_sum()) + jacobian
 
     def _vectorized(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
@@ -213,17 +222,13 @@ class Density:
     def _values(self, v: Float[Tensor, " P"]) -> dict[str, Tensor]:
         return {name: site.transform(v[site.place].reshape(site.free_shape)) for name, site in self.sites.items()}
 
-    def _trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
-        with Place(values, self.enumerated):
-            return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
-
     def _by_rows(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
         """Plain autograd, one row after the other: a program may then look at its values.
 
         A row at which the program refuses its values has density zero.
         """
         values, gradients = [], []
-        with _quiet(self.dtype), torch.enable_grad():
+        with quiet(self.dtype), torch.enable_grad():
             for row in v:
                 leaf = row.detach().requires_grad_()
                 try:
@@ -239,7 +244,7 @@ class Density:
     def _running(self) -> Iterator[None]:
         """The program's own Pyro; errors that only tracing causes are explained."""
         try:
-            with _quiet(self.dtype):
+            with quiet(self.dtype):
                 yield
         except torch.linalg.LinAlgError:
             raise
@@ -276,7 +281,7 @@ def _cast(value: object, dtype: torch.dtype) -> object:
 
 
 @contextmanager
-def _quiet(dtype: torch.dtype) -> Iterator[None]:
+def quiet(dtype: torch.dtype) -> Iterator[None]:
     """A Pyro of one's own, whose new tensors are of ``dtype``."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
