@@ -1,21 +1,214 @@
-"""What a gradient engine needs of a model's guide: its parameters, that it fits the model, and draws of it."""
+r"""Guides by name: what is believed of the continuous latent sites of a program, as distributions with parameters.
+
+All but ``"mean_field"`` draw one flat unconstrained vector :math:`v` with density :math:`q(v)`; a site is a
+differentiable bijection of its part of it, whose Jacobian enters the density of the site.
+
+References: Kucukelbir et al. (2017) for the first two; Ong, Nott & Smith (2018); Tierney & Kadane (1986); Kingma et al.
+(2016) and Durkan et al. (2019) for the flow.
+"""
 
 import copy
-from typing import Any, TypeVar
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, final
 
+import pyro
+import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from jaxtyping import Float
+from pyro.distributions.transforms import AffineAutoregressive, Spline
+from pyro.nn import AutoRegressiveNN
+from torch import Tensor, nn
 
-from ppgen.errors import FitError
-from ppgen.inference.predictive import latent_sites
+from ppgen.errors import DataError, FitError
+from ppgen.inference.sites import Site
 from ppgen.model import Model
 
-__all__ = ["copy_model", "draw_guide", "first_bad_site", "trainable"]
+__all__ = ["NAMES", "Laplace", "copy_model", "named_guide"]
 
+Sites = Mapping[str, Site]
+
+FIRST_SPREAD, FIRST_SCALE = 0.1, 0.1  # of the unconstrained means at the start, and of each draw around them
+LARGEST = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a matrix in memory
+STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS = 1e-4, 20, 1e-9, 64
 
 M = TypeVar("M", bound=Model)
+
+
+def named_guide(name: str, sites: Sites) -> nn.Module:
+    """A guide of one of the kinds in ``NAMES`` for ``sites``, which must be all latent sites of a program.
+
+    Raises
+    ------
+    DataError : an unknown name, or more numbers than the kind is made for.
+    """
+    if name not in NAMES:
+        raise DataError(f"svi: guide must be one of {NAMES}, a function or a module, got {name!r}")
+    size = sum(site.size for site in sites.values())
+    if size > LARGEST.get(name, size):
+        raise DataError(f'svi: guide="{name}" takes at most {LARGEST[name]} numbers, got {size}; use "low_rank"')
+    return _KINDS[name](sites)
+
+
+@final
+class MeanField(nn.Module):
+    """Independent normals on the unconstrained scale; the site's own distribution where that is its scale."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        shapes = [site.free_shape for site in sites.values()]
+        self.centre = nn.ParameterList([nn.Parameter(_first(shape)) for shape in shapes])
+        self.log_scale = nn.ParameterList([nn.Parameter(torch.full(shape, math.log(FIRST_SCALE))) for shape in shapes])
+
+    def forward(self, *_: object, **__: object) -> None:
+        """Draw every site."""
+        for (name, site), centre, log_scale in zip(self.sites.items(), self.centre, self.log_scale, strict=True):
+            normal = dist.Normal(centre, log_scale.exp())
+            if _is_identity(site):
+                pyro.sample(name, normal.to_event(site.event_dim))
+            else:
+                auxiliary = normal.to_event(len(site.free_shape))
+                _sample(site, pyro.sample(f"{name}_free", auxiliary, infer={"is_auxiliary": True}))
+
+
+class FlatGuide(nn.Module, ABC):
+    """A guide that draws all sites as one unconstrained vector (P,)."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__()
+        self.sites = dict(sites)
+        self.size = sum(site.size for site in sites.values())
+        self.centre = nn.Parameter(_first(torch.Size([self.size])))
+
+    @abstractmethod
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        """A vector and the log density of drawing it."""
+
+    def forward(self, *_: object, **__: object) -> None:
+        """Draw every site."""
+        v, log_q = self.draw()
+        pyro.sample("_unconstrained", dist.Delta(v, log_q, event_dim=1), infer={"is_auxiliary": True})
+        for site in self.sites.values():
+            _sample(site, v[site.place].reshape(site.free_shape))
+
+
+@final
+class FullRank(FlatGuide):
+    """A normal with every correlation."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
+        self.lower = nn.Parameter(torch.zeros(self.size, self.size))  # of the factor, its columns in units of the scale
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        noise = torch.randn(self.size, dtype=self.centre.dtype, device=self.centre.device)
+        v = self.centre + self.log_scale.exp() * (noise + self.lower.tril(-1) @ noise)
+        return v, _standard(noise) - self.log_scale.sum()
+
+
+@final
+class LowRank(FlatGuide):
+    """A normal whose covariance is a diagonal plus a matrix of rank about the square root of the size."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        rank = max(1, round(self.size**0.5))
+        self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
+        self.factor = nn.Parameter(torch.randn(self.size, rank) * FIRST_SCALE / rank)
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        normal = dist.LowRankMultivariateNormal(self.centre, self.factor, (2 * self.log_scale).exp())
+        v = normal.rsample()
+        return v, normal.log_prob(v)
+
+
+@final
+class Laplace(FlatGuide):
+    """The mode on the unconstrained scale while it is trained; then a normal with the curvature there."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.register_buffer("root", None)
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        if self.root is None:
+            return self.centre, self.centre.new_zeros(())
+        noise = torch.randn(self.size, dtype=self.root.dtype, device=self.root.device)
+        log_q = _standard(noise) - self.root.diagonal().log().sum()
+        return self.centre + self.root @ noise, log_q
+
+    def finish(self, gradient: Callable[[Tensor], Tensor]) -> None:
+        """Go to the very mode by Newton steps and take the curvature there.
+
+        Parameters
+        ----------
+        gradient : of the log density, (C, P) -> (C, P).
+
+        Raises
+        ------
+        FitError : the curvature is not that of a maximum.
+        """
+        v = self.centre.detach().clone()
+        for _ in range(NEWTON_STEPS):
+            root = self._root(gradient, v)
+            move = root @ (root.T @ gradient(v[None])[0])
+            v = v + move
+            if float(move.abs().max()) <= NEWTON_TOLERANCE * (1 + float(v.abs().max())):
+                break
+        with torch.no_grad():
+            self.centre.copy_(v)
+        self.root = self._root(gradient, v)
+
+    def _root(self, gradient: Callable[[Tensor], Tensor], v: Float[Tensor, " P"]) -> Float[Tensor, "P P"]:
+        """Factor of the inverse of minus the Hessian, by central differences of the gradient."""
+        size = STEP * (1 + v.abs())
+        columns = []
+        for part in torch.arange(self.size).split(ROWS):
+            shift = torch.zeros(len(part), self.size, dtype=v.dtype)
+            shift[torch.arange(len(part)), part] = size[part]
+            columns.append((gradient(v + shift) - gradient(v - shift)) / (2 * size[part, None]))
+        hessian = torch.cat(columns)
+        precision = -(hessian + hessian.T) / 2
+        factor, failed = torch.linalg.cholesky_ex(precision)
+        if int(failed) or not bool(torch.isfinite(factor).all()):
+            index = max(int(failed) - 1, 0)
+            site = next(name for name, one in self.sites.items() if one.place.start <= index < one.place.stop)
+            raise FitError(
+                f"svi: the curvature at the mode must be that of a maximum, it is not (site {site!r}); take more "
+                'steps, tighten the priors, or use guide="mean_field"'
+            )
+        covariance: Tensor = torch.cholesky_inverse(factor)
+        return torch.linalg.cholesky(covariance)
+
+
+@final
+class Flow(FlatGuide):
+    """A normal bent by an elementwise spline and two autoregressive layers, then moved and scaled."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
+        hidden = [max(16, 2 * self.size)] * 2
+        layers: list[nn.Module] = [Spline(self.size)]
+        if self.size > 1:  # in the reverse order for every other layer
+            orders = (torch.arange(self.size), torch.arange(self.size).flip(0))
+            layers += [
+                AffineAutoregressive(AutoRegressiveNN(self.size, hidden, permutation=o), stable=True) for o in orders
+            ]
+        self.layers = nn.ModuleList(layers)
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        noise = torch.randn(self.size, dtype=self.centre.dtype, device=self.centre.device)
+        y, log_q = noise, _standard(noise)
+        for layer in self.layers:
+            bent: Any = layer
+            x, y = y, bent(y)
+            jacobian = bent.log_abs_det_jacobian(x, y)
+            log_q = log_q - jacobian.sum()
+        return self.centre + self.log_scale.exp() * y, log_q - self.log_scale.sum()
 
 
 def copy_model(model: M) -> M:
@@ -26,58 +219,34 @@ def copy_model(model: M) -> M:
     return copied
 
 
-def trainable(model: Model, x: Tensor, u: Tensor | None) -> dict[str, Tensor]:
-    """Everything to be trained, by name: the model's own parameters and those its programs declare.
-
-    The guide runs first, for it may make its parameters when it first sees data.
-    """
-    with poutine.trace(param_only=True) as declared:
-        guide = poutine.trace(model.guide).get_trace(x, u=u, total=len(x))
-        program = poutine.trace(poutine.replay(model.model, guide)).get_trace(x, u=u, total=len(x))
-    _check_cover(guide, program)
-    found: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    known = {id(value) for value in found.values()}
-    sites: dict[str, Any] = dict(declared.trace.nodes)
-    for name, site in sites.items():
-        if site["type"] == "param" and id(value := site["value"].unconstrained()) not in known:
-            found[name] = value
-            known.add(id(value))
-    if not found:
-        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
-    return found
+def _sample(site: Site, free: Tensor) -> None:
+    """Sample a site at its value; its density is what the change of units leaves of the vector's."""
+    value = site.transform(free)
+    jacobian = site.transform.log_abs_det_jacobian(free, value).sum()
+    pyro.sample(site.name, dist.Delta(value, -jacobian, event_dim=value.ndim))
 
 
-def _check_cover(guide: poutine.Trace, program: poutine.Trace) -> None:
-    missing = sorted(set(latent_sites(program)) - set(latent_sites(guide)))
-    extra = sorted(set(latent_sites(guide)) - set(program.nodes))
-    if missing or extra:
-        raise FitError(f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}")
+def _is_identity(site: Site) -> bool:
+    if site.shape != site.free_shape:
+        return False
+    free = torch.linspace(-1.0, 1.0, max(site.size, 2)).reshape(-1)[: site.size].reshape(site.free_shape)
+    return torch.equal(site.transform(free), free)
 
 
-def draw_guide(model: Model, x: Tensor, u: Tensor | None, draws: int) -> tuple[dict[str, Tensor], Tensor]:
-    """``draws`` draws of the guide, {site: (S, ...)}, and their log density (S,)."""
-    values: dict[str, list[Tensor]] = {}
-    log_q: list[Tensor] = []
-    with torch.no_grad():
-        for _ in range(draws):
-            trace = poutine.trace(model.guide).get_trace(x, u=u, total=len(x))
-            for name, site in latent_sites(trace).items():
-                values.setdefault(name, []).append(site["value"])
-            log_q.append(torch.as_tensor(trace.log_prob_sum()))
-    return {name: torch.stack(drawn) for name, drawn in values.items()}, torch.stack(log_q)
+def _first(shape: torch.Size) -> Tensor:
+    return torch.randn(shape) * FIRST_SPREAD
 
 
-def first_bad_site(model: Model, x: Tensor, u: Tensor | None) -> str:
-    """Name the first site whose log-probability is not finite, in the words of a message."""
-    guide = poutine.trace(model.guide).get_trace(x, u=u, total=len(x))
-    program = poutine.trace(poutine.replay(model.model, guide)).get_trace(x, u=u, total=len(x))
-    for name, site in {**_scored(guide), **_scored(program)}.items():
-        if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-            return f' (site "{name}")'
-    return ""
+def _standard(noise: Tensor) -> Tensor:
+    return -0.5 * (noise.square().sum() + noise.numel() * math.log(2 * math.pi))
 
 
-def _scored(trace: poutine.Trace) -> dict[str, Any]:
-    return {
-        name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)
-    }
+_KINDS: dict[str, Callable[[Sites], nn.Module]] = {
+    "mean_field": MeanField,
+    "full_rank": FullRank,
+    "low_rank": LowRank,
+    "laplace": Laplace,
+    "flow": Flow,
+}
+
+NAMES = tuple(_KINDS)

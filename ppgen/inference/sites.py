@@ -14,7 +14,7 @@ from torch.distributions.transforms import Transform
 
 from ppgen.errors import DataError, FitError
 
-__all__ = ["Place", "Program", "Site", "learn"]
+__all__ = ["MOST_ENUMERATED", "Place", "Program", "Site", "check_enumerable", "is_discrete", "learn"]
 
 LARGEST_SUPPORT, MOST_ENUMERATED = 256, 16  # values of one discrete site, and number of such sites
 RADIUS = 2.0  # half-width of the cube of unconstrained values that a program is run at to learn its sites
@@ -25,7 +25,10 @@ Program = Callable[..., Any]
 @final
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One continuous latent site: its shapes in its own units and unconstrained, and its place in the vector."""
+    """One continuous latent site: its shapes in its own units and unconstrained, and its place in the vector.
+
+    ``event_dim`` is how many of its axes are one event of the program's distribution.
+    """
 
     name: str
     shape: torch.Size
@@ -33,6 +36,7 @@ class Site:
     place: slice
     transform: Transform
     plates: Mapping[str, int]
+    event_dim: int
 
     @property
     def size(self) -> int:
@@ -76,7 +80,7 @@ class _Anywhere(Messenger):
         self.found: dict[str, tuple[Transform, Tensor]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
-        if not _latent(msg) or _discrete(msg["fn"]):
+        if not _latent(msg) or is_discrete(msg["fn"]):
             return
         fn = msg["fn"]
         try:
@@ -91,8 +95,12 @@ class _Anywhere(Messenger):
         msg["value"] = transform(free)
 
 
-def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Learned:
+def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, minibatch: bool = False) -> Learned:
     """Run ``program`` at two places and note what it samples.
+
+    Parameters
+    ----------
+    minibatch : plates may be subsampled, if there is no latent site in them.
 
     Raises
     ------
@@ -100,20 +108,21 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     FitError : sites, shapes or supports that differ between the two.
     """
     first, second = (_run(program, args, kwargs) for _ in range(2))
+    _check_whole(first[0], minibatch=minibatch)
     sites, enumerated, depth = {}, [], 0
     start = 0
     for name, node in first[0].items():
         depth = max([depth, *(-frame.dim for frame in node["cond_indep_stack"] if frame.vectorized)])
         if not _latent(node):
             continue
-        if _discrete(node["fn"]):
-            _check_enumerable(name, node["fn"])
+        if is_discrete(node["fn"]):
+            check_enumerable(name, node["fn"])
             enumerated.append(name)
             continue
         transform, free = first[1][name]
         plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
         place = slice(start, start + free.numel())
-        sites[name] = Site(name, node["value"].shape, free.shape, place, transform, plates)
+        sites[name] = Site(name, node["value"].shape, free.shape, place, transform, plates, node["fn"].event_dim)
         start += free.numel()
     _check_same(sites, first[1], second[1])
     if not sites:
@@ -134,24 +143,40 @@ def _run(
     with torch.no_grad(), poutine.trace() as run, _Anywhere() as anywhere:
         program(*args, **kwargs)
     nodes: dict[str, Any] = {name: node for name, node in run.trace.nodes.items() if node["type"] == "sample"}
+    return nodes, anywhere.found
+
+
+def _check_whole(nodes: Mapping[str, Any], *, minibatch: bool) -> None:
+    cut = {
+        name: node for name, node in nodes.items() if site_is_subsample(node) and len(node["value"]) < node["fn"].size
+    }
     for name, node in nodes.items():
-        if site_is_subsample(node) and len(node["value"]) < node["fn"].size:
+        if minibatch and _latent(node):
+            inside = [frame.name for frame in node["cond_indep_stack"] if frame.name in cut]
+            if inside:
+                raise DataError(
+                    f"svi: site {name!r} must have a guide of the model's own, for it has a value per row of the "
+                    f"minibatch plate {inside[0]!r}; write a guide that computes its distribution from the data, or "
+                    "use batch_size=None"
+                )
+        elif not minibatch and name in cut:
             raise DataError(
                 f"density: plate {name!r} must run over all its {node['fn'].size} rows, got {len(node['value'])}; "
                 "a sampler needs the whole density, use svi for minibatches"
             )
-    return nodes, anywhere.found
 
 
 def _latent(msg: Any) -> bool:  # noqa: ANN401 (Pyro's message)
     return not msg["is_observed"] and not site_is_subsample(msg)
 
 
-def _discrete(fn: Any) -> bool:  # noqa: ANN401 (a Pyro distribution)
+def is_discrete(fn: Any) -> bool:  # noqa: ANN401 (a Pyro distribution)
+    """Whether a distribution is over countably many values."""
     return bool(fn.support.is_discrete)
 
 
-def _check_enumerable(name: str, fn: Any) -> None:  # noqa: ANN401 (a Pyro distribution)
+def check_enumerable(name: str, fn: Any) -> None:  # noqa: ANN401 (a Pyro distribution)
+    """Raise `DataError` for a discrete site with too many values to try each."""
     size = len(fn.enumerate_support(expand=False)) if fn.has_enumerate_support else None
     if size is None or size > LARGEST_SUPPORT:
         many = "infinitely many" if size is None else str(size)

@@ -1,0 +1,359 @@
+r"""The evidence lower bound of a model and a guide, and a function whose gradient is that of the bound.
+
+.. math::
+    \mathcal L = \mathrm E_{q(\theta)} \left[ \log p(\theta, x) - \log q(\theta) \right]
+
+Each latent site gets the estimator with the least noise that it allows: a Kullback-Leibler divergence in closed form
+where the pair of distributions has one, reparameterised draws, the sum over all values where they are few and
+discrete, and, where nothing else works, the score function with a running mean as its baseline.
+
+References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2015).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+
+from ppgen.errors import DataError, FitError
+from ppgen.inference.enumeration import enumerated_log_prob, enumerating, expected_bound
+from ppgen.inference.parameters import Placed
+from ppgen.inference.predictive import latent_sites
+from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
+
+__all__ = ["Objective", "OutOfPlace", "Plan", "plan"]
+
+Program = Callable[..., Any]
+Nodes = Mapping[str, Any]
+DRAWN, DRAWN_AT_ONCE = 1 << 27, 1 << 22  # numbers of the guide's draws that are kept, and made together
+WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
+
+log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """How the gradient of each latent site is found.
+
+    ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest.
+    """
+
+    closed: tuple[str, ...]
+    reparameterised: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    scored: tuple[str, ...]
+    summed: tuple[str, ...]
+    depth: int
+
+    def words(self) -> dict[str, str]:
+        """Site -> estimator, in words."""
+        ways = {
+            "closed form": self.closed,
+            "reparameterised": self.reparameterised,
+            "enumerated": self.enumerated,
+            "score function": self.scored,
+            "summed out": self.summed,
+        }
+        return {site: way for way, sites in ways.items() for site in sites}
+
+
+def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    """Run both programs once and choose an estimator for every latent site.
+
+    Raises
+    ------
+    FitError : the guide does not draw the latent sites of the model.
+    DataError : a discrete site that is neither in the guide nor small enough to be summed out.
+    """
+    with torch.no_grad():
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    wanted, drawn = latent_sites(p), latent_sites(q)
+    summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
+    _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
+    for name in summed:
+        check_enumerable(name, wanted[name]["fn"])
+    discrete = [name for name, site in drawn.items() if is_discrete(site["fn"])]
+    enumerated = tuple(name for name in discrete if _is_small(name, drawn[name]["fn"], len(discrete)))
+    scored = tuple(
+        name for name, site in _drawn_sites(q).items() if name not in enumerated and not site["fn"].has_rsample
+    )
+    exact = () if enumerated or summed else tuple(_closed(wanted, drawn, scored))
+    rest = tuple(name for name in drawn if name not in {*enumerated, *scored, *exact})
+    frames = [f for trace in (p, q) for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
+    depth = max((-int(frame.dim or 0) for frame in frames if frame.vectorized), default=0)
+    if enumerated and (summed or scored):
+        other = (*summed, *scored)[0]
+        raise FitError(
+            f"svi: a guide that draws the small discrete site {enumerated[0]!r} must draw every other with small "
+            f"support or by reparameterisation, {other!r} is not; leave the discrete sites out of the guide"
+        )
+    for name in scored:
+        log.warning(
+            "svi: the gradient of site %r comes from its score function (%s has no reparameterisation), which is "
+            "noisy: prefer more particles and a smaller lr",
+            name,
+            type(_inner(_drawn_sites(q)[name]["fn"])).__name__,
+        )
+    return Plan(exact, rest, enumerated, scored, summed, depth)
+
+
+@final
+class Objective(nn.Module):
+    """The bound of two programs as a function of their parameters; ``owners`` are the modules that hold these."""
+
+    def __init__(self, model: Program, guide: Program, owners: tuple[nn.Module, ...]) -> None:
+        super().__init__()
+        self.owners = nn.ModuleList(owners)
+        self.programs = (model, guide)
+        self.plan = Plan((), (), (), (), (), 0)
+
+    def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Choose the estimators."""
+        self.plan = plan(*self.programs, args, kwargs)
+
+    def forward(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        declared: Mapping[str, Tensor],
+        baselines: Tensor,
+        particles: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A scalar whose gradient is the bound's, the bound, and a new value of each baseline (means over particles).
+
+        ``particles`` draws of the guide are made at once; 0 makes one, without a batch dimension.
+        """
+
+        def once(_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with OutOfPlace(), Placed(declared):
+                return self._estimate(args, kwargs, baselines)
+
+        if particles <= 1:
+            return once(baselines)
+        found = vmap(once, randomness="different")(baselines.new_zeros(particles))
+        return tuple(value.mean(0) for value in found)  # type: ignore[return-value]
+
+    def draw(
+        self, n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density (n,).
+
+        All at once where the guide allows it, in parts of bounded memory; fewer than ``n`` where they would not fit.
+        """
+
+        def once(_: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            with OutOfPlace(), Placed(declared):
+                trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
+                values = {name: site["value"] for name, site in latent_sites(trace).items()}
+                return values, torch.as_tensor(trace.log_prob_sum())
+
+        with torch.no_grad():
+            size = sum(value.numel() for value in once(torch.zeros(()))[0].values())
+            n, asked = max(1, min(n, DRAWN // size)), n
+            if n < asked:
+                log.warning("svi: %d of %d draws are kept, for each holds %d numbers", n, asked, size)
+            parts = torch.zeros(n).split(max(1, DRAWN_AT_ONCE // size))
+            try:
+                found = [vmap(once, randomness="different")(part) for part in parts]
+            except (RuntimeError, TypeError, NotImplementedError, ValueError):  # it looks at values
+                one_by_one = [once(torch.zeros(())) for _ in range(n)]
+                found = [({k: v[None] for k, v in values.items()}, log_q[None]) for values, log_q in one_by_one]
+        values = {name: torch.cat([part[name] for part, _ in found]) for name in found[0][0]}
+        return values, torch.cat([log_q for _, log_q in found])
+
+    def bad_site(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]) -> str:
+        """Name of the first site with a log density that is not finite at the present parameters; empty if none."""
+        with torch.no_grad(), Placed(declared):
+            q = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
+            p = poutine.trace(poutine.replay(self.programs[0], trace=q)).get_trace(*args, **kwargs)
+            for name, site in {**_drawn_sites(q), **_drawn_sites(p, observed=True)}.items():
+                if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+                    return name
+        return ""
+
+    def _estimate(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], baselines: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        model, guide = self.programs
+        plan = self.plan
+        if plan.enumerated:
+            guide = enumerating(guide, plan.depth)
+        if plan.enumerated or plan.summed:
+            model = enumerating(model, None if plan.enumerated else plan.depth)
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+        if plan.enumerated:
+            bound = expected_bound(p, q)
+            return bound, bound, baselines
+        bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
+        return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
+
+
+@final
+class OutOfPlace(TorchFunctionMode):
+    """Random numbers that are written into a fresh tensor are returned as a new one: what ``vmap`` and tracing need."""
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        fill = _FILLS.get(func)
+        return func(*args, **kwargs) if fill is None else fill(*args, **kwargs)
+
+
+def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, **_: object) -> Tensor:
+    drawn = torch.randn_like(like)
+    return drawn if (mean, std) == (0, 1) else drawn * std + mean
+
+
+def _uniform(like: Tensor, low: float = 0.0, high: float = 1.0, **_: object) -> Tensor:
+    drawn = torch.rand_like(like)
+    return drawn if (low, high) == (0, 1) else drawn * (high - low) + low
+
+
+def _exponential(like: Tensor, rate: float = 1.0, **_: object) -> Tensor:
+    return -torch.log1p(-torch.rand_like(like)) / rate
+
+
+def _cauchy(like: Tensor, median: float = 0.0, sigma: float = 1.0, **_: object) -> Tensor:
+    return median + sigma * torch.tan(math.pi * (torch.rand_like(like) - 0.5))
+
+
+_FILLS: dict[Any, Callable[..., Tensor]] = {
+    Tensor.normal_: _normal,
+    Tensor.uniform_: _uniform,
+    Tensor.exponential_: _exponential,
+    Tensor.cauchy_: _cauchy,
+}
+
+
+def _closed_bound(p: poutine.Trace, q: poutine.Trace, plan: Plan, joint: Tensor | None) -> Tensor:
+    """The bound at one draw; divergences of the sites in ``plan.closed`` are exact."""
+
+    def sampled(name: str, _: object) -> bool:
+        return name not in plan.closed
+
+    scored = set(plan.scored)
+    bound = p.log_prob_sum(sampled) if joint is None else joint
+    bound = bound - q.log_prob_sum(lambda name, site: sampled(name, site) and name not in scored)
+    for name in scored:  # their gradient has mean zero
+        bound = bound - _score(q.nodes[name]).detach().sum()
+    for name in plan.closed:
+        bound = bound - _divergence(q.nodes[name], p.nodes[name]).sum()
+    return torch.as_tensor(bound)
+
+
+def _with_scores(
+    bound: Tensor, p: poutine.Trace, q: poutine.Trace, plan: Plan, baselines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add to the bound, for each scored site, what brings the gradient of its distribution in.
+
+    A site in plates is weighed by that part of the bound which shares its plates.
+    """
+    surrogate, means = bound, []
+    for number, name in enumerate(plan.scored):
+        site = q.nodes[name]
+        weight = (bound if plan.summed else _share(site, p, q)).detach()
+        score = _score(site) / torch.as_tensor(site["scale"])
+        surrogate = surrogate + (score * (weight - baselines[number])).sum()
+        means.append(weight.mean())
+    return surrogate, bound.detach(), torch.stack(means)
+
+
+def _share(site: Any, p: poutine.Trace, q: poutine.Trace) -> Tensor:  # noqa: ANN401 (a node of a trace)
+    """The bound, summed over all plates but those of ``site``."""
+    own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    total: Tensor | float = 0.0
+    for sign, trace in ((1.0, p), (-1.0, q)):
+        for node in _drawn_sites(trace, observed=True).values():
+            value = node["fn"].log_prob(node["value"])
+            value = scale_and_mask(value, node["scale"], node["mask"])
+            away = [dim for dim in range(-value.ndim, 0) if dim not in own and value.shape[dim] > 1]
+            total = total + sign * (value.sum(away, keepdim=True) if away else value)
+    return torch.as_tensor(total)
+
+
+def _score(site: Any) -> Tensor:  # noqa: ANN401 (a node of a trace)
+    return scale_and_mask(site["fn"].log_prob(site["value"].detach()), site["scale"], site["mask"])
+
+
+def _divergence(q: Any, p: Any) -> Tensor:  # noqa: ANN401 (nodes of traces)
+    return scale_and_mask(kl_divergence(q["fn"], p["fn"]), p["scale"], p["mask"])
+
+
+def _closed(wanted: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[str]:
+    """Sites whose divergence has a closed form.
+
+    What a site depends on in the model comes before it there, and must come before it in the guide too: then the
+    divergence, at the values drawn so far, has the right mean.
+    """
+    order = list(drawn)
+    before: set[str] = set()
+    for name in wanted:
+        if (
+            before <= set(order[: order.index(name)])
+            and name not in scored
+            and _has_closed_form(drawn[name], wanted[name])
+        ):
+            yield name
+        before.add(name)
+
+
+def _has_closed_form(q: Any, p: Any) -> bool:  # noqa: ANN401 (nodes of traces)
+    if isinstance(_inner(q["fn"]), Delta) or q["scale"] is not p["scale"] and q["scale"] != p["scale"]:
+        return False
+    if q["mask"] is not p["mask"]:
+        return False
+    try:
+        return kl_divergence(q["fn"], p["fn"]).shape == p["fn"].batch_shape == q["fn"].batch_shape
+    except NotImplementedError:
+        return False
+
+
+def _drawn_sites(trace: poutine.Trace, *, observed: bool = False) -> dict[str, Any]:
+    """Latent sites, a guide's auxiliary ones among them; with observed sites if asked."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and not poutine.util.site_is_subsample(site)
+        and (observed or not site["is_observed"])
+    }
+
+
+def _check_cover(wanted: set[str], drawn: set[str], known: set[str]) -> None:
+    missing, extra = sorted(wanted - drawn), sorted(drawn - known)
+    if missing or extra:
+        raise FitError(f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}")
+
+
+def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distribution)
+    try:
+        check_enumerable(name, fn)
+    except DataError:
+        return False
+    return count <= MOST_ENUMERATED
+
+
+def _inner(fn: Any) -> Any:  # noqa: ANN401 (a distribution)
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return fn
