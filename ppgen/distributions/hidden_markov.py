@@ -140,7 +140,8 @@ class HiddenMarkov(TorchDistribution):
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
         lengths = sequence_lengths(x)
-        past = self.impute(x)
+        completion = self.complete(x, sweeps=0)
+        past = x if completion is None or completion.complete else self.impute(x)
         path = self._path(past, self.complete(past))
         last = path[torch.arange(len(x)), (lengths - 1).clamp_min(0)]
         log_initial, log_transition = self._normalized()

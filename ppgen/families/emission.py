@@ -69,7 +69,9 @@ class Emission(ABC):
         return None
 
     def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
-        """Draw H observations that follow ``past`` (NaN only past ``lengths``), for given states."""
+        """Draw H observations that follow ``past``, for given states; it has NaN before ``lengths`` only where
+        :meth:`complete` is None, for then observations depend on nothing but their own state.
+        """
         return self.sample(s, z)
 
     def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:

@@ -11,6 +11,7 @@ exactly. Scale your features to about unit variance; the priors assume it. Refer
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppgen.errors import DataError
@@ -84,13 +85,17 @@ class Gaussian(Emission):
         return self.fill(x, s, z)
 
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
-        rows, states = x.reshape(-1, self.features).clone(), z.reshape(-1)
+        rows, states = x.reshape(-1, self.features), z.reshape(-1)
         form = self._form(s)
+        places, drawn = [], []
         for hidden, seen, index in rows_by_pattern(torch.isnan(rows)):
             if hidden:
-                drawn = _conditional_draw(form, hidden, seen, rows[index], states[index])
-                rows[index[:, None], torch.tensor(hidden)] = drawn
-        return rows.reshape(x.shape)
+                places.append(index[:, None] * self.features + torch.tensor(hidden, device=index.device))
+                drawn.append(_conditional_draw(form, hidden, seen, rows[index], states[index]).flatten())
+        if not places:
+            return x.clone()
+        where = torch.cat([place.flatten() for place in places])
+        return rows.flatten().index_put((where,), torch.cat(drawn).to(rows)).reshape(x.shape)
 
     def _form(self, s: Natural) -> Tensor:
         """(K, D+1, D+1): the quadratic form over (x, 1)."""
@@ -124,7 +129,12 @@ def _conditional_draw(form: Tensor, hidden: list[int], seen: list[int], rows: Te
     precision = -2 * form[:, hidden][:, :, hidden]
     regression, _ = solve_spd(precision, 2 * form[:, hidden][:, :, [*seen, rows.shape[-1]]])
     w = torch.nn.functional.pad(rows[:, seen], (0, 1), value=1.0)
-    mean = torch.einsum("kmo,nk,no->nm", regression, torch.nn.functional.one_hot(states, len(form)).to(w), w)
-    factor = torch.linalg.cholesky(precision)
-    noise = torch.randn(len(rows), len(hidden), 1, dtype=rows.dtype, device=rows.device)
-    return mean + torch.linalg.solve_triangular(factor.mT[states], noise, upper=True)[..., 0]
+    identity = torch.eye(len(hidden), dtype=rows.dtype, device=rows.device)
+    root = torch.linalg.solve_triangular(torch.linalg.cholesky(precision).mT, identity, upper=True)
+    noise = torch.randn(len(rows), len(hidden), dtype=rows.dtype, device=rows.device)
+    return _apply(regression, states, w) + _apply(root, states, noise)
+
+
+def _apply(matrices: Float[Tensor, "K m o"], states: Int[Tensor, " n"], vectors: Float[Tensor, "n o"]) -> Tensor:
+    """Each vector times the matrix of its state, (n, m)."""
+    return (matrices[states] * vectors[:, None, :]).sum(-1)

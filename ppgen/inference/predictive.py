@@ -1,37 +1,38 @@
-"""Predictions of any Pyro model given draws of its parameters; knows nothing of engines.
+"""Predictions of any Pyro model given a draw of its parameters; knows nothing of engines.
 
-The model runs once per draw, conditioned on it, as its author wrote it: nothing is vectorised over draws, so event
-dimensions outside plates and plates over rows are right whatever their layout. Next to message passing a run costs
-little. Summed-out latents are found by protocol alone: an observed site whose distribution has ``latents``.
+Each answer is about one draw, with the program run as its author wrote it; :mod:`ppgen.inference.over_draws` makes it
+one about all draws at once. Summed-out latents are found by protocol alone: an observed site whose distribution has
+``latents``. Small discrete sites that the draw leaves out, because a sampler enumerated them, are summed out again, or
+drawn from their posterior given the rest, or, in replicated data, from their prior where each row has its own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import pyro
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.data.arrays import lengths
+from ppgen.distributions.collapsed import Latents as Posterior
 from ppgen.errors import FitError
+from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
+from ppgen.inference.discrete_sites import Discrete, discrete
+from ppgen.inference.over_draws import Theta, at, gather, over_draws
 from ppgen.model import Model
 
 __all__ = [
     "Latents",
     "Theta",
     "at",
-    "combine",
     "data_distribution",
     "exists",
     "forecast",
+    "gather",
     "impute",
     "isolated",
     "latent_sites",
@@ -39,12 +40,12 @@ __all__ = [
     "log_joint",
     "log_likelihood",
     "missing_share",
+    "over_draws",
     "prior",
+    "priors",
     "replicate",
+    "summarized",
 ]
-
-Theta = Mapping[str, Tensor]
-"""One draw of every parameter, site -> value."""
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -58,43 +59,34 @@ class Latents:
     dims: Mapping[str, tuple[str, ...]]
 
 
-@contextmanager
-def isolated() -> Iterator[None]:
-    """A Pyro of one's own: an empty parameter store, parameters local to their modules, no validation of Pyro's.
-
-    Without it two models in one process can share parameters. All is as before on exit.
-    """
-    store, local = pyro.get_param_store().scope(), pyro.settings.context(module_local_params=True)
-    with store, local, pyro.validation_enabled(False):
-        yield
-
-
-def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Draw number ``index`` of {site: (S, ...)}."""
-    return {site: value[index] for site, value in draws.items()}
-
-
-def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
+def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, ""]:
     """Log p(theta, x), latents summed out, in the units of the sites."""
-    return torch.as_tensor(_trace(model, theta, x, u).log_prob_sum())
+    trace = run(model, theta, x, u)
+    sites = discrete(model, theta, x, u, trace)
+    if sites.plates:
+        return sites.log_joint()
+    with isolated():
+        return torch.as_tensor(trace.log_prob_sum())
 
 
 def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, " N"]:
-    """Log p(x | theta) of each row of ``x``: every observed site inside the plate over rows."""
-    total = x.new_zeros(len(x))
-    found = False
-    trace = _trace(model, theta, x, u)
-    trace.compute_log_prob()
-    for site in _observed(trace, theta).values():
-        score = _per_row(site, len(x))
-        found = found or score is not None
-        total = total if score is None else total + score
-    if not found:
+    """Log p(x | theta) of each row of ``x``: every observed site inside the plate over rows.
+
+    Discrete sites of a row are summed out. One that rows share is a parameter, drawn from its posterior given ``x``.
+    """
+    trace = run(model, theta, x, u)
+    sites = discrete(model, theta, x, u, trace)
+    if shared := sites.outside(len(x)):
+        sites, _ = sites.draw(shared)
+        trace = run(model, sites.theta, x, u)
+    scores = [] if sites.plates else _scores(trace, sites.theta, len(x))
+    seen = observed_sites(trace, sites.theta).values()
+    if all(_row_axis(site, len(x)) is None for site in seen):
         raise FitError(
-            f"{_name(model)}: the data must be sampled in a plate over its {len(x)} rows, found none; "
+            f"{name_of(model)}: the data must be sampled in a plate over its {len(x)} rows, found none; "
             "write `with pyro.plate(..., len(x)):` around its site"
         )
-    return total
+    return sites.log_likelihood() if sites.plates else torch.stack(scores).sum(0)
 
 
 def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event"]:
@@ -115,7 +107,7 @@ def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, st
 
     ``start`` is such an ``x`` from another draw of the parameters, for distributions that sample step by step.
     """
-    fn = data_distribution(model, theta, x, u=u)
+    fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
     if hasattr(fn, "impute"):
         with torch.no_grad():
             drawn = fn.impute(x) if start is None else fn.impute(x, start)
@@ -123,7 +115,7 @@ def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, st
         drawn = fn.sample()
     else:
         raise FitError(
-            f"{_name(model)}: the distribution of the data must say how missing entries follow from observed ones, "
+            f"{name_of(model)}: the distribution of the data must say how missing entries follow from observed ones, "
             f"got {type(fn).__name__}; use one whose entries are independent given the parameters, or give it "
             "`impute(x, start=None)`"
         )
@@ -138,10 +130,10 @@ def replicate(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None)
 
 def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor | None = None) -> Tensor:
     """One draw of the ``horizon`` steps that follow each sequence's last observation, (N, horizon, ...)."""
-    fn = data_distribution(model, theta, x, u=u)
+    fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
     if not hasattr(fn, "forecast"):
         raise FitError(
-            f"{_name(model)}: forecast needs a distribution over time series, got {type(fn).__name__}; "
+            f"{name_of(model)}: forecast needs a distribution over time series, got {type(fn).__name__}; "
             "it must have `forecast(x, horizon)`"
         )
     with torch.no_grad():
@@ -152,132 +144,141 @@ def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *,
     """Summed-out latents of ``x``, averaged over draws {site: (S, ...)}, with ``n`` draws of the latents themselves.
 
     Over several draws the mode of a discrete latent is the most probable value of each step under the averaged
-    marginals; with one it is what the distribution says (the most probable path of a hidden Markov model).
+    marginals; with one it is what the distribution says (the most probable path of a hidden Markov model). Of a
+    discrete site that a sampler enumerated, modes and draws are the numbers of its values.
     """
+
+    def posterior(theta: Theta) -> Posterior:
+        return _posterior(model, theta, x, u)
+
     count = len(next(iter(draws.values())))
-    return combine((_latents(model, at(draws, index), x, u) for index in range(count)), count, n)
-
-
-def combine(posteriors: Iterable[Any], count: int, n: int = 0) -> Latents:
-    """Average what ``distribution.latents(x)`` returned for ``count`` draws, and draw ``n`` times, evenly over them."""
-    wanted = [n // count + (index < n % count) for index in range(count)]
+    first = posterior(at(draws, 0))
     averages: dict[str, Tensor] = {}
-    samples: dict[str, list[Tensor]] = {}
-    for posterior, repeats in zip(posteriors, wanted, strict=True):
-        for name, value in posterior.marginals.items():
-            averages[name] = averages[name] + value / count if name in averages else value / count
-        for _ in range(repeats):
-            for name, value in posterior.sample().items():
-                samples.setdefault(name, []).append(value)
-    modes = posterior.mode if count == 1 else {k: _mode(v, averages, k) for k, v in posterior.mode.items()}
-    draws = {name: torch.stack(values) for name, values in samples.items()}
-    return Latents({**averages, **modes}, draws, dict(posterior.dims))
+    for part in over_draws(lambda theta: posterior(theta).marginals, draws):
+        for name, value in part.items():
+            averages[name] = averages.get(name, 0) + value.sum(0) / count
+    modes = first.mode if count == 1 else {name: _mode(mode, averages, name) for name, mode in first.mode.items()}
+    chosen = torch.arange(n) * count // max(n, 1)
+    drawn = gather(lambda theta: posterior(theta).sample(), {k: v[chosen] for k, v in draws.items()}) if n else {}
+    return Latents({**averages, **modes}, drawn, dict(first.dims))
+
+
+def summarized(posterior: Posterior, n: int = 0) -> Latents:
+    """One posterior of summed-out latents with ``n`` draws of it."""
+    drawn = gather(lambda _: posterior.sample(), {"": torch.empty(n)}) if n else {}
+    return Latents({**posterior.marginals, **posterior.mode}, drawn, dict(posterior.dims))
 
 
 def prior(model: Model, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
     """One draw of every parameter from the prior."""
-    with torch.no_grad(), isolated():
-        trace = poutine.trace(model.model).get_trace(x, u=u)
-    return {name: site["value"] for name, site in latent_sites(trace).items()}
+    return {name: site["value"] for name, site in latent_sites(run(model, {}, x, u)).items()}
 
 
-def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Sampled sites of a model's or a guide's trace, without observations, subsamples and a guide's auxiliaries."""
-    sites: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["infer"].get("is_auxiliary")
-        and not site_is_subsample(site)
-    }
+def priors(model: Model, x: Tensor, n: int, *, u: Tensor | None = None) -> dict[str, Tensor]:
+    """``n`` draws of every parameter from the prior, {site: (n, ...)}."""
+    return gather(lambda _: prior(model, x, u=u), {"": torch.empty(n)})
 
 
-def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Any:  # noqa: ANN401
-    """Distribution of the data: that of site ``"x"``, else of the one observed site of the shape of ``x``."""
-    return _unwrap(_data_site(model, _trace(model, theta, x, u), theta, x)["fn"])
+def data_distribution(
+    model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, prior_of_rows: bool = True
+) -> Any:  # noqa: ANN401
+    """Distribution of the data: that of site ``"x"``, else of the one observed site of the shape of ``x``.
+
+    Discrete sites that ``theta`` leaves out are drawn from their posterior given ``x``, those of a row from their
+    prior if ``prior_of_rows``.
+    """
+    trace = run(model, theta, x, u)
+    sites = discrete(model, theta, x, u, trace)
+    if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):
+        sites, _ = sites.draw(names)
+        trace = run(model, sites.theta, x, u)
+    return _unwrap(_data_site(model, trace, sites.theta, x)["fn"])
 
 
 @final
-class _At(Messenger):
-    """Puts drawn parameters in the place of their sites, and refuses one of another shape."""
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """Posterior of enumerated sites, a draw of them, and the posterior of what is summed out given that draw."""
 
-    def __init__(self, theta: Theta, who: str) -> None:
-        super().__init__()
-        self.theta, self.who = theta, who
+    sites: Discrete
+    drawn: Mapping[str, Tensor]
+    rest: Posterior | None
 
-    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
-        if msg["name"] not in self.theta:
-            return
-        value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
-        if value.shape != wanted:
-            raise FitError(
-                f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
-                f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"
-            )
-        msg["value"], msg["is_observed"] = value, True
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        found = {} if self.rest is None else dict(self.rest.dims)
+        for name, frames in self.sites.plates.items():
+            plates = tuple(frame.name for frame in frames)
+            found |= {name: (*plates, f"{name}_value"), f"{name}_mode": plates, f"{name}_draw": plates}
+        return found
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        return self.sites.marginals() | ({} if self.rest is None else self.rest.marginals)
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        own = {f"{name}_mode": value.argmax(-1) for name, value in self.sites.marginals().items()}
+        return own | ({} if self.rest is None else self.rest.mode)
+
+    def sample(self) -> dict[str, Tensor]:
+        own = {f"{name}_draw": value for name, value in self.drawn.items()}
+        return own | ({} if self.rest is None else self.rest.sample())
 
 
-def _trace(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
-    """Run the model at ``theta``, which must hold every latent site."""
-    with torch.no_grad(), isolated(), poutine.trace() as run, _At(theta, _name(model)):
-        model.model(x, u=u)
-    unknown = sorted(latent_sites(run.trace))
-    if unknown:
+def _posterior(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Posterior:
+    trace = run(model, theta, x, u)
+    sites = discrete(model, theta, x, u, trace)
+    if sites.plates:
+        rest, drawn = sites.draw(list(sites.plates))
+        return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))
+    found = _collapsed(trace, theta, x)
+    if found is None:
         raise FitError(
-            f"{_name(model)}: the posterior must hold every latent site, {unknown} not among {sorted(theta)}; "
-            "sum local latents out (see ppgen.distributions)"
+            f"{name_of(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
+            "whose `latents(x)` gives them"
         )
-    return run.trace
+    return found
 
 
-def _observed(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
-    """Observed sites, without the conditioned ones and those that only record a value."""
-    sites: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and not site["infer"].get("_deterministic")
-        and name not in theta
-    }
-
-
-def _latents(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Any:  # noqa: ANN401
-    trace = _trace(model, theta, x, u)
-    for site in _observed(trace, theta).values():
+def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | None:
+    """Posterior of what the distribution of an observed site sums out; None where none does."""
+    for site in observed_sites(trace, theta).values():
         if hasattr(fn := _unwrap(site["fn"]), "latents"):
             with torch.no_grad():
                 return fn.latents(x)
-    raise FitError(
-        f"{_name(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
-        "whose `latents(x)` gives them"
-    )
+    return None
 
 
 def _data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict[str, Any]:
-    observed = _observed(trace, theta)
+    observed = observed_sites(trace, theta)
     if "x" in observed:
         return observed["x"]
     alike = [site for site in observed.values() if isinstance(site["value"], Tensor) and site["value"].shape == x.shape]
     if len(alike) == 1:
         return alike[0]
     raise FitError(
-        f'{_name(model)}: one observed site must be named "x", got {sorted(observed)}; rename the data\'s site'
+        f'{name_of(model)}: one observed site must be named "x", got {sorted(observed)}; rename the data\'s site'
     )
 
 
-def _per_row(site: dict[str, Any], rows: int) -> Tensor | None:
-    """Log-probability of a site per row; None for a site outside the plate over rows."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == rows]
-    if not frames:
-        return None
-    axis = min(frame.dim for frame in frames)
-    score = site["log_prob"]
-    score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
-    return score.movedim(axis, 0).flatten(1).sum(-1) if score.ndim > 1 else score
+def _scores(trace: poutine.Trace, theta: Theta, rows: int) -> list[Tensor]:
+    """Log-probability of each observed site in the plate over rows, per row."""
+    with isolated():
+        trace.compute_log_prob()
+    scores = []
+    for site in observed_sites(trace, theta).values():
+        axis = _row_axis(site, rows)
+        if axis is not None:
+            score = site["log_prob"]
+            score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
+            scores.append(score.movedim(axis, 0).flatten(1).sum(-1) if score.ndim > 1 else score)
+    return scores
+
+
+def _row_axis(site: dict[str, Any], rows: int) -> int | None:
+    """Axis of the plate over rows; None for a site outside it."""
+    return min((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.size == rows), default=None)
 
 
 def _unwrap(fn: Any) -> Any:  # noqa: ANN401
@@ -302,7 +303,7 @@ def _factorises(fn: Any) -> bool:  # noqa: ANN401
 def _reshape(model: Model, drawn: Tensor, x: Tensor) -> Tensor:
     if drawn.numel() != x.numel():
         raise FitError(
-            f"{_name(model)}: a replicate must have the shape of the data {tuple(x.shape)}, got {tuple(drawn.shape)}"
+            f"{name_of(model)}: a replicate must have the shape of the data {tuple(x.shape)}, got {tuple(drawn.shape)}"
         )
     return drawn.reshape(x.shape).to(x.dtype)
 
@@ -311,7 +312,3 @@ def _mode(mode: Tensor, averages: Mapping[str, Tensor], name: str) -> Tensor:
     """Mode under averaged marginals; negative where ``mode`` says that a step does not exist."""
     average = averages[name.removesuffix("_mode")]
     return average if mode.is_floating_point() else torch.where(mode < 0, mode, average.argmax(-1))
-
-
-def _name(model: Model) -> str:
-    return type(model).__name__

@@ -67,24 +67,38 @@ def sample(
     log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor, uniforms: Tensor
 ) -> Tensor:
     """Exact draws (n, B, T) by backward sampling, one of ``uniforms`` (n, B, T) for each state drawn."""
-    a, A, x, n, u = (
-        t.detach().cpu().contiguous().numpy() for t in (log_initial, log_transition, log_potential, lengths, uniforms)
-    )
-    states = torch.empty(uniforms.shape, dtype=torch.long)
-    possible = torch.ones(len(x), dtype=torch.bool)
-    run_tasks(draws.sample, len(x), x.size * x.shape[2], a, A, x, n, u, states.numpy(), possible.numpy())
-    _refuse_impossible(possible)
-    return states.to(log_potential.device)
+    return _draw(*_detached(log_initial, log_transition, log_potential, lengths), uniforms)
 
 
 def mode(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor) -> Tensor:
     """Most probable path (B, T) by the Viterbi algorithm; of equal ones, that with the lowest states from the end."""
-    a, A, x, n = (t.detach().cpu().contiguous().numpy() for t in (log_initial, log_transition, log_potential, lengths))
-    states = torch.empty(x.shape[:2], dtype=torch.long)
-    possible = torch.ones(len(x), dtype=torch.bool)
-    run_tasks(draws.mode, len(x), x.size * x.shape[2], a, A, x, n, states.numpy(), possible.numpy())
+    return _best(*_detached(log_initial, log_transition, log_potential, lengths), None)[0]
+
+
+def _sample(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor) -> Tensor:
+    arrays = [t.cpu().contiguous().numpy() for t in (a, b, c, lengths, uniforms)]
+    states = torch.empty(uniforms.shape, dtype=torch.long)
+    possible = torch.ones(len(c), dtype=torch.bool)
+    run_tasks(draws.sample, len(c), c.numel() * c.shape[2], *arrays, states.numpy(), possible.numpy())
     _refuse_impossible(possible)
-    return states.to(log_potential.device)
+    return states.to(c.device)
+
+
+def _mode(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, _: Tensor | None) -> Tensor:
+    arrays = [t.cpu().contiguous().numpy() for t in (a, b, c, lengths)]
+    states = torch.empty((1, *c.shape[:2]), dtype=torch.long)
+    possible = torch.ones(len(c), dtype=torch.bool)
+    run_tasks(draws.mode, len(c), c.numel() * c.shape[2], *arrays, states[0].numpy(), possible.numpy())
+    _refuse_impossible(possible)
+    return states.to(c.device)
+
+
+_draw = _op.folded(f"{NAME}_sample", _sample)
+_best = _op.folded(f"{NAME}_mode", _mode)
+
+
+def _detached(*inputs: Tensor) -> list[Tensor]:
+    return [t.detach() for t in inputs]
 
 
 def _refuse_impossible(possible: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["expectations", "log_normalizer", "register"]
+__all__ = ["expectations", "folded", "log_normalizer", "register"]
 
 # Above this many potentials, expected statistics are not kept between the forward and the backward pass but computed
 # in the latter: half again the time, and one array less at the peak.
@@ -45,6 +45,40 @@ def register(name: str, compute: Compute) -> None:
 
     operator.register_fake(shapes)
     _operators[name] = operator
+
+
+def folded(name: str, paths: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make ``paths(a, b, c, lengths, uniforms) -> (n, B, T)`` an operator that folds a ``vmap`` into its own batch.
+
+    Inputs are those of `register`, and ``uniforms`` (n, B, T) or None, which is n = 1.
+    """
+
+    def run(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None) -> Tensor:
+        return paths(a, b, c, lengths, uniforms)
+
+    operator = torch.library.custom_op(f"ppgen::{name}", run, mutates_args=())
+
+    def shapes(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None) -> Tensor:
+        return c.new_empty((1 if uniforms is None else len(uniforms), *c.shape[:2]), dtype=torch.long)
+
+    def fold(
+        info: Context, in_dims: tuple, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        if uniforms is not None and in_dims[:4] == (None,) * 4:  # one posterior: so many more draws of it
+            each = uniforms.movedim(in_dims[4], 0)
+            return operator(a, b, c, lengths, each.flatten(0, 1)).unflatten(0, each.shape[:2]), 0
+        rows = (c if in_dims[2] is None else c.movedim(in_dims[2], 0)[0]).shape[0]
+        shared = [_fold(t, dim, size, rows, share=True) for t, dim in zip((a, b), in_dims, strict=False)]
+        own = [_fold(t, dim, size, rows) for t, dim in zip((c, lengths), in_dims[2:4], strict=True)]
+        if uniforms is not None:
+            each = uniforms.unsqueeze(0) if in_dims[4] is None else uniforms.movedim(in_dims[4], 0)
+            uniforms = each.expand(size, *each.shape[1:]).movedim(0, 1).flatten(1, 2)
+        return operator(*shared, *own, uniforms).unflatten(1, (size, rows)), 1
+
+    operator.register_fake(shapes)
+    operator.register_vmap(fold)
+    return operator
 
 
 def log_normalizer(name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
+from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, like, to_tensor
 from ppgen.errors import DataError
@@ -26,6 +27,7 @@ from ppgen.rng import private_stream
 __all__ = ["Fit", "fit_result", "load"]
 
 AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
+DELAY = 2  # seconds before a progress bar is shown
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,14 +91,10 @@ class Fit:
         size = int(hidden.sum()) if sparse else data.numel()
         require_memory("impute", draws, size, "pass sparse=True or fewer draws")
 
-        full: Tensor | None = None
+        def fill(theta: predictive.Theta, start: Tensor | None = None) -> Tensor:
+            return predictive.impute(self.model, theta, data, u=inputs, start=start)
 
-        def fill(theta: predictive.Theta) -> Tensor:
-            nonlocal full
-            full = predictive.impute(self.model, theta, data, u=inputs, start=full)
-            return full[hidden] if sparse else full
-
-        values = self._predict(fill, draws, random_seed)
+        values = self._predict("impute", fill, draws, random_seed, then=fill, keep=hidden if sparse else None)
         if not sparse:
             return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
         places = np.argwhere(hidden.numpy())
@@ -118,7 +116,10 @@ class Fit:
         dims = ["ahead" if dim == "time" else dim for dim in self.model.data_dims]
         require_memory("forecast", draws, len(data) * horizon * data[0, 0].numel(), "pass fewer draws")
         values = self._predict(
-            lambda theta: predictive.forecast(self.model, theta, data, horizon, u=inputs), draws, random_seed
+            "forecast",
+            lambda theta: predictive.forecast(self.model, theta, data, horizon, u=inputs),
+            draws,
+            random_seed,
         )
         answer = self._label(observations, values, ("draw", *dims)).rename(observations.name)
         return answer.assign_coords(ahead=np.arange(1, horizon + 1))
@@ -130,7 +131,10 @@ class Fit:
         observations, data, inputs = self._read(x, u)
         require_memory("posterior_predictive", draws, data.numel(), "pass fewer draws")
         values = self._predict(
-            lambda theta: predictive.replicate(self.model, theta, data, u=inputs), draws, random_seed
+            "posterior_predictive",
+            lambda theta: predictive.replicate(self.model, theta, data, u=inputs),
+            draws,
+            random_seed,
         )
         return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
 
@@ -139,8 +143,12 @@ class Fit:
     ) -> xr.DataArray:
         """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta)."""
         observations, data, inputs = self._read(x, u)
+        require_memory("log_likelihood", draws, len(data), "pass fewer draws")
         values = self._predict(
-            lambda theta: predictive.log_likelihood(self.model, theta, data, u=inputs), draws, random_seed
+            "log_likelihood",
+            lambda theta: predictive.log_likelihood(self.model, theta, data, u=inputs),
+            draws,
+            random_seed,
         )
         mean = torch.logsumexp(values, 0) - np.log(draws)
         return self._label(observations, mean, self.model.data_dims[:1]).rename("log_likelihood")
@@ -202,23 +210,34 @@ class Fit:
         if isinstance(self.posterior, Factors) and isinstance(self.model, Conjugate):
             with torch.no_grad():
                 exact = self.model.likelihood(self.posterior.statistics()).latents(data)
-                return predictive.combine([exact], 1, draws)
+                return predictive.summarized(exact, draws)
         theta = self.posterior.draws(
             AVERAGED if isinstance(self.posterior, Factors) else min(AVERAGED, self.posterior.size)
         )
         return predictive.latents(self.model, theta, data, draws, u=inputs)
 
-    def _predict(self, answer: Callable[[predictive.Theta], Tensor], draws: int, random_seed: int | None) -> Tensor:
-        """``answer`` at each of ``draws`` draws, stacked, written into one array."""
+    def _predict(
+        self,
+        who: str,
+        answer: Callable[[predictive.Theta], Tensor],
+        draws: int,
+        random_seed: int | None,
+        *,
+        then: Callable[[predictive.Theta, Tensor], Tensor] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """``answer`` at each of ``draws`` draws, written into one array; of each only the entries to ``keep``."""
         require_at_least("Fit: draws", draws, 1)
-        with private_stream(random_seed):
-            theta = self.posterior.draws(draws)
-            first = answer(predictive.at(theta, 0))
-            values = first.new_empty(draws, *first.shape)
-            values[0] = first
-            for index in range(1, draws):
-                values[index] = answer(predictive.at(theta, index))
-        return values
+        found: list[Tensor] = []
+        done = 0
+        with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
+            for part in predictive.over_draws(answer, self.posterior.draws(draws), then):
+                chosen = part if keep is None else part[:, keep]
+                values = found[0] if found else chosen.new_empty(draws, *chosen.shape[1:])
+                found, done = [values], done + len(chosen)
+                values[done - len(chosen) : done] = chosen
+                bar.update(len(chosen))
+        return found[0]
 
     def _label(self, observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:
         coords = {dim: list(labels) for dim, labels in self.model.coords.items() if dim in dims}

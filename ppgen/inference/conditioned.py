@@ -1,0 +1,108 @@
+"""A run of a model's program at given parameters, in a Pyro of its own, and the kinds of sites in it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppgen.errors import FitError
+from ppgen.inference.over_draws import Theta
+from ppgen.model import Model
+
+__all__ = ["conditioned", "isolated", "latent_sites", "name_of", "observed_sites", "run"]
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """A Pyro of one's own: an empty parameter store, parameters local to their modules, no validation of Pyro's.
+
+    Without it two models in one process can share parameters. All is as before on exit.
+    """
+    store, local = pyro.get_param_store().scope(), pyro.settings.context(module_local_params=True)
+    with store, local, pyro.validation_enabled(False):
+        yield
+
+
+def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
+    """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior."""
+    with torch.no_grad(), isolated():
+        return poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
+
+
+def conditioned(model: Model, theta: Theta) -> Callable[..., None]:
+    """The program with ``theta`` in the place of its sites."""
+
+    def program(x: Tensor, *, u: Tensor | None) -> None:
+        with _At(theta, name_of(model)):
+            model.model(x, u=u)
+
+    return program
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sampled sites of a model's or a guide's trace, without observations, subsamples and a guide's auxiliaries."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not site_is_subsample(site)
+    }
+
+
+def observed_sites(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
+    """Observed sites, without the conditioned ones and those that only record a value."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and name not in theta
+    }
+
+
+def name_of(model: Model) -> str:
+    """What messages call a model."""
+    return type(model).__name__
+
+
+@final
+class _At(Messenger):
+    """Puts drawn parameters in the place of their sites, and refuses one of another shape and a part of a plate."""
+
+    def __init__(self, theta: Theta, who: str) -> None:
+        super().__init__()
+        self.theta, self.who = theta, who
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        if site_is_subsample(msg):
+            self._check_whole(msg)
+        if msg["name"] not in self.theta:
+            return
+        value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
+        if value.shape != wanted:
+            raise FitError(
+                f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
+                f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"
+            )
+        msg["value"], msg["is_observed"] = value, True
+
+    def _check_whole(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        size, taken = msg["fn"].size, msg["fn"].subsample_size
+        if msg["value"] is not None:
+            taken = len(msg["value"])
+        if taken is not None and taken < size:
+            raise FitError(
+                f"{self.who}: plate {msg['name']!r} must run over all its {size} rows to predict them, got {taken}; "
+                "let the plate take as many as there are rows in the data it is called with"
+            )

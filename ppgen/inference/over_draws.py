@@ -1,0 +1,221 @@
+r"""An answer about one draw of the parameters, for all draws at once.
+
+The answer is a function of one draw, written without a thought of the others; ``torch.func.vmap`` turns it into one
+of many. So the layout of a program stays its author's: event dimensions, plates and indexing mean what they say, where
+broadcasting draws against them (as Pyro's ``Predictive(parallel=True)`` does) mistakes one for the other. Random
+numbers differ between draws. Draws go through in chunks of bounded memory.
+
+A program that looks at its values (``if``, ``.item()``, numpy) cannot be run so, nor can one with an operator that has
+no rule for it; then each draw is a run of its own. The answers have the same distribution, but other random numbers.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.distributions import dirichlet
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ppgen.errors import DataError, PpgenError
+
+__all__ = ["CHUNK_BYTES", "Theta", "at", "gather", "over_draws"]
+
+Theta = Mapping[str, Tensor]
+"""One draw of every parameter, site -> value."""
+
+Answer = Callable[[Theta], Any]
+"""What is asked of one draw: a tensor, or a dict of tensors."""
+
+CHUNK_BYTES = 1 << 27  # what the results of all operators of one chunk may take together, were none ever freed
+
+UNABLE = (RuntimeError, TypeError, NotImplementedError, ValueError)  # what vmap raises where it cannot
+
+_log = logging.getLogger("ppgen")
+_told: set[str] = set()
+
+
+def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Draw number ``index`` of {site: (S, ...)}."""
+    return {site: value[index] for site, value in draws.items()}
+
+
+def gather(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
+    """Every answer of `over_draws` in one tensor (S, ...), or one dict of them."""
+    parts = list(over_draws(answer, draws))
+    return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+
+
+def over_draws(
+    answer: Answer, draws: Mapping[str, Tensor], then: Callable[[Theta, Any], Any] | None = None
+) -> Iterator[Any]:
+    """Answer for each of the draws, chunk by chunk in their order.
+
+    Parameters
+    ----------
+    answer : a function of one draw {site: value} without a gradient.
+    draws : {site: (S, ...)}.
+    then : where each draw is a run of its own, the answer from the second draw on, given that of the draw before.
+
+    Yields
+    ------
+    Tensor or dict of them, (c, ...) for the next c draws.
+
+    Notes
+    -----
+    A chunk holds one draw at least, and else as many that the results of all operators of its run, were none of them
+    ever freed, take 128 MB at most; the first draw goes through alone to see that. With one draw nothing is vectorised.
+    """
+    count = min((len(value) for value in draws.values()), default=0)
+    if count == 0:
+        raise DataError("over_draws: there must be a draw of the parameters at least, got none; ask for more")
+    first, size = (None, 1) if count == 1 else _first(answer, draws)
+    if first is None:
+        yield from _one_by_one(answer, draws, count, then)
+        return
+    yield first
+    for start in range(1, count, size):
+        yield _vectorized(answer, {site: value[start : min(start + size, count)] for site, value in draws.items()})
+
+
+def _one_by_one(
+    answer: Answer, draws: Mapping[str, Tensor], count: int, then: Callable[[Theta, Any], Any] | None
+) -> Iterator[Any]:
+    found = answer(at(draws, 0))
+    yield _row(found)
+    for index in range(1, count):
+        theta = at(draws, index)
+        found = answer(theta) if then is None else then(theta, found)
+        yield _row(found)
+
+
+def _row(found: Any) -> Any:  # noqa: ANN401 (what the answer is)
+    return tree_map(lambda value: value[None], found)
+
+
+def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
+    """Answer for the first draw, vectorised over it alone, and how many to take at once; None where it cannot be."""
+    state = torch.get_rng_state()
+    try:
+        with _Weigh() as weight:
+            found = _vectorized(answer, {site: value[:1] for site, value in draws.items()})
+    except PpgenError:
+        raise
+    except UNABLE as error:
+        torch.set_rng_state(state)
+        _tell(f"a run of the program for each draw, not all draws at once: {str(error).strip().splitlines()[0]}")
+        return None, 1
+    return found, max(1, CHUNK_BYTES // max(1, weight.bytes))
+
+
+def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
+    """Answers for all of ``draws`` at once."""
+
+    def one(marker: Tensor, theta: Theta) -> Any:  # noqa: ANN401
+        with _Memory(marker):
+            return answer(theta)
+
+    marker = next(iter(draws.values())).new_empty(len(next(iter(draws.values()))), dtype=torch.float64)
+    with torch.no_grad(), _plain_dirichlet():
+        return vmap(one, randomness="different")(marker, dict(draws))
+
+
+@final
+class _Weigh(TorchDispatchMode):
+    """Sums up the bytes of everything that operators return, views aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 (an operator)
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 (whatever the operator returns)
+        found = func(*args, **(kwargs or {}))
+        if not (func.is_view or func._schema.is_mutable):
+            self.bytes += sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
+        return found
+
+
+@final
+class _Memory(TorchFunctionMode):
+    """Fresh memory holds a tensor for each draw.
+
+    Many distributions draw by filling fresh memory with random numbers, which vmap refuses where it is one tensor for
+    all draws. ``marker`` is any tensor that has a value for each.
+    """
+
+    def __init__(self, marker: Tensor) -> None:
+        super().__init__()
+        self.marker = marker
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401 (a function of torch)
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 (whatever the function returns)
+        kwargs = kwargs or {}
+        asked = _asked_memory(func, args, kwargs)
+        if asked is None or _inside_operator():
+            return func(*args, **kwargs)
+        shape, dtype, device = asked
+        return self.marker.new_empty(shape, dtype=dtype, device=device)
+
+
+def _asked_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any] | None:  # noqa: ANN401
+    """Shape, dtype and device of the fresh memory that a call asks for; None if that is not what it does."""
+    if func is torch.Tensor.new and not kwargs and len(args) > 1:
+        shape = args[1] if isinstance(args[1], torch.Size) else args[1:]
+        return (shape, args[0].dtype, args[0].device) if _is_shape(shape) else None
+    if func is torch.empty and set(kwargs) <= {"dtype", "device"} and args:
+        shape = args if isinstance(args[0], int) else args[0]
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        return (shape, dtype, kwargs.get("device")) if _is_shape(shape) else None
+    return None
+
+
+def _is_shape(shape: Any) -> bool:  # noqa: ANN401
+    return isinstance(shape, tuple | list) and all(isinstance(size, int) for size in shape)
+
+
+def _inside_operator() -> bool:
+    """Whether vmap has handed over to an operator, whose memory is its own."""
+    return torch._C._functorch.maybe_current_level() is None
+
+
+@contextmanager
+def _plain_dirichlet() -> Iterator[None]:
+    """Dirichlet (and so beta) draws without their gradient, whose autograd function does not run under vmap."""
+    before = dirichlet._Dirichlet
+    dirichlet._Dirichlet = _Draw  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        dirichlet._Dirichlet = before  # type: ignore[misc]
+
+
+@final
+class _Draw:
+    """What stands in for torch's function with a gradient."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        return torch._sample_dirichlet(concentration)
+
+
+def _tell(message: str) -> None:
+    """Log a message once in this process."""
+    if message not in _told:
+        _told.add(message)
+        _log.info("predictive: %s", message)
