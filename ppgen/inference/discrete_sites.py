@@ -162,9 +162,8 @@ def _ordinal(trace: poutine.Trace, frames: Collection[Any]) -> frozenset[str]:
 
 def _packed(trace: poutine.Trace, name: str, frames: Collection[Any], weight: Tensor) -> Any:  # noqa: ANN401
     """A weight of each value of a site as a factor that names its axes, those of length one left out."""
-    symbols = [trace.plate_to_symbol[frame.name] for frame in frames] + [
-        trace.nodes[name]["infer"]["_enumerate_symbol"]
-    ]
+    site: Any = trace.nodes[name]
+    symbols = [*(trace.plate_to_symbol[frame.name] for frame in frames), site["infer"]["_enumerate_symbol"]]
     term: Any = weight.squeeze()
     term._pyro_dims = "".join(symbol for symbol, size in zip(symbols, weight.shape, strict=True) if size > 1)
     return term
@@ -172,7 +171,7 @@ def _packed(trace: poutine.Trace, name: str, frames: Collection[Any], weight: Te
 
 def _values(trace: poutine.Trace, name: str) -> Tensor:
     """Values (K, *event) that a site can take."""
-    fn = trace.nodes[name]["fn"]
+    fn: Any = trace.nodes[name]["fn"]
     support = fn.enumerate_support(expand=False)
     return support.reshape(len(support), *fn.event_shape)
 

@@ -1,4 +1,8 @@
-"""Paths of a discrete chain in compiled loops: backward sampling and the Viterbi algorithm, on logarithms."""
+"""Paths of a discrete chain in compiled loops: backward sampling, and the Viterbi algorithm on logarithms.
+
+Draws come from messages that are probabilities rescaled at every step; where those are not to be trusted, from
+logarithms, as in :mod:`ppgen.messages._discrete_kernels`.
+"""
 
 import math
 
@@ -7,6 +11,7 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 from ppgen.messages._discrete_exact import filter_exactly
+from ppgen.messages._discrete_kernels import carry
 
 __all__ = ["mode", "sample"]
 
@@ -31,6 +36,63 @@ def _draw(weights: Array, u: float) -> int:
 
 
 @njit(**KERNEL)
+def _draw_plainly(weights: Array, u: float) -> int:
+    """Index drawn in proportion to ``weights``, by one uniform number; never one of weight zero."""
+    total = 0.0
+    for k in range(weights.shape[0]):
+        total += weights[k]
+    left = u * total
+    last = 0
+    for k in range(weights.shape[0]):
+        if weights[k] > 0.0:
+            last = k
+            left -= weights[k]
+            if left < 0.0:
+                break
+    return last
+
+
+@njit(**KERNEL)
+def _trace_back(log_A: Array, messages: Array, n: int, uniforms: Array, states: Array) -> None:
+    """Fill ``states`` (n, T) from messages that are probabilities."""
+    steps, K = log_A.shape[:2]
+    into = np.empty((K, K))
+    w = np.empty(K)
+    top = log_A[0].max()
+    for i in range(K):
+        for j in range(K):
+            into[j, i] = exp(log_A[0, i, j] - top)
+    for draw in range(states.shape[0]):
+        z = _draw_plainly(messages[n - 1], uniforms[draw, n - 1])
+        states[draw, n - 1 :] = z
+        for t in range(n - 2, -1, -1):
+            if steps > 1:
+                top = log_A[t, :, z].max()
+                for k in range(K):
+                    into[z, k] = exp(log_A[t, k, z] - top)
+            for k in range(K):
+                w[k] = messages[t, k] * into[z, k]
+            z = _draw_plainly(w, uniforms[draw, t])
+            states[draw, t] = z
+
+
+@njit(**KERNEL)
+def _trace_back_exactly(log_A: Array, messages: Array, n: int, uniforms: Array, states: Array) -> None:
+    """Fill ``states`` (n, T) from messages that are logarithms."""
+    steps, K = log_A.shape[:2]
+    w = np.empty(K)
+    for draw in range(states.shape[0]):
+        z = _draw(messages[n - 1], uniforms[draw, n - 1])
+        states[draw, n - 1 :] = z
+        for t in range(n - 2, -1, -1):
+            step = t if steps > 1 else 0
+            for k in range(K):
+                w[k] = messages[t, k] + log_A[step, k, z]
+            z = _draw(w, uniforms[draw, t])
+            states[draw, t] = z
+
+
+@njit(**KERNEL)
 def sample(
     start: int,
     stop: int,
@@ -45,27 +107,20 @@ def sample(
     """Fill ``states`` (n, B, T); ``possible`` (B,) says where there is anything to draw."""
     T, K = x.shape[1:]
     messages = np.empty((T, K))
-    w = np.empty(K)
+    edge = np.empty(K)
     for b in range(start, stop):
         A = log_A[b if log_A.shape[0] > 1 else 0]
         n = lengths[b]
         first = log_initial[b if log_initial.shape[0] > 1 else 0]
-        possible[b] = abs(filter_exactly(first, A, x[b], n, True, messages)) < math.inf
         states[:, b, :] = -1
-        if not possible[b] or n == 0:
+        if n == 0:
             continue
-        turned = np.empty_like(A[:, :, :])
-        for s in range(A.shape[0]):
-            turned[s] = A[s].T
-        for draw in range(states.shape[0]):
-            z = _draw(messages[n - 1], uniforms[draw, b, n - 1])
-            states[draw, b, n - 1 :] = z
-            for t in range(n - 2, -1, -1):
-                into = turned[t if A.shape[0] > 1 else 0, z]
-                for k in range(K):
-                    w[k] = messages[t, k] + into[k]
-                z = _draw(w, uniforms[draw, b, t])
-                states[draw, b, t] = z
+        if carry(first, A, x[b], 0, n, 1, True, messages, edge)[1]:
+            _trace_back(A, messages, n, uniforms[:, b], states[:, b])
+            continue
+        possible[b] = abs(filter_exactly(first, A, x[b], n, True, messages)) < math.inf
+        if possible[b]:
+            _trace_back_exactly(A, messages, n, uniforms[:, b], states[:, b])
 
 
 @njit(**KERNEL)

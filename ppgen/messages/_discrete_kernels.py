@@ -16,7 +16,18 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 
-__all__ = ["CHUNK", "IMPOSSIBLE", "absorb", "join", "load_emissions", "load_transition", "multiply", "padded", "sweep"]
+__all__ = [
+    "CHUNK",
+    "IMPOSSIBLE",
+    "absorb",
+    "carry",
+    "join",
+    "load_emissions",
+    "load_transition",
+    "multiply",
+    "padded",
+    "sweep",
+]
 
 CHUNK = 64  # steps whose exponentials are taken at once
 _LOST = 1e-200  # a message entry below this has lost, or will lose, its digits
@@ -140,7 +151,7 @@ def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bo
 
 
 @njit(**KERNEL)
-def _sweep_one(
+def carry(
     first: Array, log_A: Array, x: Array, start: int, stop: int, step: int, store: bool, messages: Array, edge: Array
 ) -> tuple[float, bool]:
     """Carry a message from ``start`` up to, not including, ``stop``; return its log scale and whether to trust it."""
@@ -215,11 +226,9 @@ def sweep(
         log_scale[task] = 0.0
         trusted[task] = True
         if task % 2 == 0 and n > 0:
-            log_scale[task], trusted[task] = _sweep_one(first, A, x[b], 0, middle, 1, store, messages[b], edge[task])
+            log_scale[task], trusted[task] = carry(first, A, x[b], 0, middle, 1, store, messages[b], edge[task])
         elif task % 2 == 1 and n > 1:
-            log_scale[task], trusted[task] = _sweep_one(
-                flat, A, x[b], n - 1, middle - 1, -1, store, messages[b], edge[task]
-            )
+            log_scale[task], trusted[task] = carry(flat, A, x[b], n - 1, middle - 1, -1, store, messages[b], edge[task])
 
 
 @njit(**KERNEL)
