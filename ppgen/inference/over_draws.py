@@ -10,8 +10,10 @@ no rule for it; then each draw is a run of its own. The answers have the same di
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -32,6 +34,9 @@ Theta = Mapping[str, Tensor]
 Answer = Callable[[Theta], Any]
 """What is asked of one draw: a tensor, or a dict of tensors."""
 
+Then = Callable[[Theta, Any], Any]
+"""What is asked of a draw, given the answer for the draw before."""
+
 CHUNK_BYTES = 1 << 27  # what the results of all operators of one chunk may take together, were none ever freed
 
 UNABLE = (RuntimeError, TypeError, NotImplementedError, ValueError)  # what vmap raises where it cannot
@@ -45,15 +50,36 @@ def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {site: value[index] for site, value in draws.items()}
 
 
-def gather(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
-    """Every answer of `over_draws` in one tensor (S, ...), or one dict of them."""
-    parts = list(over_draws(answer, draws))
-    return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+def gather(
+    answer: Answer,
+    draws: Mapping[str, Tensor],
+    then: Then | None = None,
+    *,
+    keep: Tensor | None = None,
+    done: Callable[[int], object] = lambda count: None,
+) -> Any:  # noqa: ANN401 (what the answer is)
+    """Every answer of `over_draws` in one tensor (S, ...), or one dict of them.
+
+    ``keep`` chooses entries of each answer, and ``done`` is told how many draws a chunk answered.
+    """
+    whole: Any = None
+    start, total = 0, _count(draws)
+    for part in over_draws(answer, draws, then):
+        chosen = part if keep is None else tree_map(lambda leaf: leaf[:, keep], part)
+        if whole is None:
+            whole = tree_map(lambda leaf: leaf.new_empty(total, *leaf.shape[1:]), chosen)
+        count = len(tree_leaves(chosen)[0])
+        tree_map(partial(_write, start), whole, chosen)
+        start += count
+        done(count)
+    return whole
 
 
-def over_draws(
-    answer: Answer, draws: Mapping[str, Tensor], then: Callable[[Theta, Any], Any] | None = None
-) -> Iterator[Any]:
+def _write(start: int, whole: Tensor, part: Tensor) -> None:
+    whole[start : start + len(part)] = part
+
+
+def over_draws(answer: Answer, draws: Mapping[str, Tensor], then: Then | None = None) -> Iterator[Any]:
     """Answer for each of the draws, chunk by chunk in their order.
 
     Parameters
@@ -71,9 +97,7 @@ def over_draws(
     A chunk holds one draw at least, and else as many that the results of all operators of its run, were none of them
     ever freed, take 128 MB at most; the first draw goes through alone to see that. With one draw nothing is vectorised.
     """
-    count = min((len(value) for value in draws.values()), default=0)
-    if count == 0:
-        raise DataError("over_draws: there must be a draw of the parameters at least, got none; ask for more")
+    count = _count(draws)
     first, size = (None, 1) if count == 1 else _first(answer, draws)
     if first is None:
         yield from _one_by_one(answer, draws, count, then)
@@ -83,9 +107,16 @@ def over_draws(
         yield _vectorized(answer, {site: value[start : min(start + size, count)] for site, value in draws.items()})
 
 
-def _one_by_one(
-    answer: Answer, draws: Mapping[str, Tensor], count: int, then: Callable[[Theta, Any], Any] | None
-) -> Iterator[Any]:
+def _count(draws: Mapping[str, Tensor]) -> int:
+    counts = {site: len(value) for site, value in draws.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(
+            f"over_draws: every site must have as many draws, one at least, got {counts or 'no site'}; ask for more"
+        )
+    return next(iter(counts.values()))
+
+
+def _one_by_one(answer: Answer, draws: Mapping[str, Tensor], count: int, then: Then | None) -> Iterator[Any]:
     found = answer(at(draws, 0))
     yield _row(found)
     for index in range(1, count):
@@ -121,7 +152,8 @@ def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: AN
             return answer(theta)
 
     marker = next(iter(draws.values())).new_empty(len(next(iter(draws.values()))), dtype=torch.float64)
-    with torch.no_grad(), _plain_dirichlet():
+    with torch.no_grad(), _plain_dirichlet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # where vmap loops by itself
         return vmap(one, randomness="different")(marker, dict(draws))
 
 
@@ -166,6 +198,8 @@ class _Memory(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the function returns)
         kwargs = kwargs or {}
+        if func is torch.Tensor.clamp_:  # of which vmap makes a loop over draws, and warns of it
+            return args[0].copy_(torch.clamp(*args, **kwargs))
         asked = _asked_memory(func, args, kwargs)
         if asked is None or _inside_operator():
             return func(*args, **kwargs)
