@@ -1,6 +1,6 @@
 """A fit in the ArviZ schema."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import arviz_base
@@ -50,13 +50,12 @@ def _without_empty_rows(tree: xr.DataTree, x: Tensor, row: str) -> xr.DataTree:
 
 
 def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Group]:
-    """Likelihood, predictive and prior groups, one run of the model per draw."""
+    """Likelihood, predictive and prior groups."""
     shape = next(iter(theta.values())).shape[:2]
     count = shape.numel()
     require_memory("to_arviz", count + PRIOR_DRAWS, x.numel(), "pass fewer draws, or no x")
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
-    posterior = [predictive.at(flat, index) for index in range(count)]
-    prior = [predictive.prior(fit.model, x, u=u) for _ in range(min(count, PRIOR_DRAWS))]
+    prior = predictive.priors(fit.model, x, min(count, PRIOR_DRAWS), u=u)
 
     def likelihood(theta: predictive.Theta) -> Tensor:
         return predictive.log_likelihood(fit.model, theta, x, u=u)
@@ -66,19 +65,16 @@ def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | No
 
     constant = {} if u is None else {"constant_data": _numpy({"u": u})}
     return {
-        "log_likelihood": _stack(likelihood, posterior, shape),
-        "posterior_predictive": _stack(replicate, posterior, shape),
-        "prior": _numpy({site: torch.stack([theta[site] for theta in prior])[None] for site in prior[0]}),
-        "prior_predictive": _stack(replicate, prior, torch.Size([1, len(prior)])),
+        "log_likelihood": _answers(likelihood, flat, shape),
+        "posterior_predictive": _answers(replicate, flat, shape),
+        "prior": _numpy({site: value[None] for site, value in prior.items()}),
+        "prior_predictive": _answers(replicate, prior, torch.Size([1, min(count, PRIOR_DRAWS)])),
         "observed_data": _numpy({"x": x}),
     } | constant
 
 
-def _stack(
-    answer: Callable[[predictive.Theta], Tensor], thetas: Sequence[predictive.Theta], shape: torch.Size
-) -> Group:
-    values = torch.stack([answer(theta) for theta in thetas])
-    return _numpy({"x": values.unflatten(0, shape)})
+def _answers(answer: Callable[[predictive.Theta], Tensor], draws: Mapping[str, Tensor], shape: torch.Size) -> Group:
+    return _numpy({"x": predictive.gather(answer, draws).unflatten(0, shape)})
 
 
 def _tree(
