@@ -195,8 +195,7 @@ class Autoregressive(Emission):
         age = lengths[:, None] + torch.arange(z.shape[1])
         state = torch.where(age == 0, K, torch.where(age < self.lags, K + 1, z))
         noise = (root[state] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
-        arrays = (regression, state, noise, past)
-        return torch.from_numpy(simulate(*(a.detach().contiguous().numpy() for a in arrays)))
+        return simulate(regression, state, noise, past)
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""

@@ -39,6 +39,7 @@ Then = Callable[[Theta, Any], Any]
 
 CHUNK_BYTES = 1 << 27  # what the results of all operators of one chunk may take together, were none ever freed
 
+NOISE = ("There is a performance drop", "An output with one or more elements was resized")  # of vmap's own making
 UNABLE = (RuntimeError, TypeError, NotImplementedError, ValueError)  # what vmap raises where it cannot
 
 _log = logging.getLogger("ppgen")
@@ -147,14 +148,14 @@ def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
 def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
     """Answers for all of ``draws`` at once."""
 
-    def one(marker: Tensor, theta: Theta) -> Any:  # noqa: ANN401
-        with _Memory(marker):
+    def one(theta: Theta) -> Any:  # noqa: ANN401
+        with _Memory(next(iter(theta.values()))):
             return answer(theta)
 
-    marker = next(iter(draws.values())).new_empty(len(next(iter(draws.values()))), dtype=torch.float64)
     with torch.no_grad(), _plain_dirichlet(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # where vmap loops by itself
-        return vmap(one, randomness="different")(marker, dict(draws))
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+        return vmap(one, randomness="different")(dict(draws))
 
 
 @final
