@@ -14,7 +14,7 @@ References: Bingham et al. (2019) for the programs; Carpenter et al. (2017) for 
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -29,12 +29,12 @@ from ppgen.errors import DataError, FitError
 from ppgen.inference.enumeration import enumerated_log_prob, enumerating
 from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import isolated
-from ppgen.inference.sites import Place, Program, Site, learn
+from ppgen.inference.sites import Last, Place, Program, Site, learn
 from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
 from ppgen.rng import private_stream
 
-__all__ = ["Density", "Gradient", "density", "quiet"]
+__all__ = ["Density", "Gradient", "density", "home", "quiet"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -46,6 +46,7 @@ def density(
     model: Callable[..., Any] | Model,
     *args: Any,  # noqa: ANN401 (the program's own)
     dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> "Density":
     """Learn the sites of a Pyro program and return its density.
@@ -55,6 +56,7 @@ def density(
     model : any callable with ``pyro.sample`` sites, or a :class:`~ppgen.model.Model`. It is not changed.
     args, kwargs : what it is called with; floating arrays and tensors are cast to ``dtype``.
     dtype : of the density.
+    device : where the program, its arguments and the vectors go; None leaves them where the first tensor is.
 
     Raises
     ------
@@ -62,14 +64,15 @@ def density(
     FitError : the program's sites depend on their values; or, in float32, rounding moves the density by 0.01 nat.
     """
     began = time.perf_counter()
-    program, arguments, keywords = _prepare(model, args, kwargs, dtype)
-    with private_stream(0), quiet(dtype):
+    device = home(model, args) if device is None else device
+    program, arguments, keywords = _prepare(model, args, kwargs, dtype, device)
+    with private_stream(0), quiet(dtype, device):
         sites, enumerated, depth = learn(program, arguments, keywords)
     if enumerated:
         program = enumerating(program, depth)
-    found = Density(program, arguments, keywords, sites, enumerated, dtype, time.perf_counter() - began)
+    found = Density(program, arguments, keywords, sites, enumerated, dtype, time.perf_counter() - began, device)
     if dtype != torch.float64:
-        _check_noise(found, density(model, *args, **kwargs))
+        _check_noise(found, density(model, *args, device=device, **kwargs))
     return found
 
 
@@ -89,6 +92,7 @@ class Density:
     enumerated: tuple[str, ...]
     dtype: torch.dtype
     seconds: float
+    device: torch.device = torch.device("cpu")
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{site.name} {tuple(site.shape)}" for site in self.sites.values())
@@ -162,7 +166,7 @@ class Density:
         self._check_values(values)
         flat = []
         for name, site in self.sites.items():
-            value = torch.as_tensor(values[name], dtype=self.dtype)
+            value = torch.as_tensor(values[name], dtype=self.dtype, device=self.device)
             batch = value.shape[: value.ndim - len(site.shape)]
             rows = vmap(lambda one, site=site: site.transform.inv(one).reshape(-1))(value.reshape(-1, *site.shape))
             flat.append(rows.reshape(*batch, site.size))
@@ -170,7 +174,8 @@ class Density:
 
     def start(self, chains: int, generator: torch.Generator, radius: float = 2.0) -> Float[Tensor, "C P"]:
         """Uniform draws from the cube of half-width ``radius`` around zero on the unconstrained scale."""
-        return (torch.rand(chains, self.size, generator=generator, dtype=self.dtype) * 2 - 1) * radius
+        share = torch.rand(chains, self.size, generator=generator, dtype=self.dtype, device=generator.device)
+        return (share.to(self.device) * 2 - 1) * radius
 
     def prior(self, n: int) -> dict[str, Tensor]:
         """``n`` draws of the sites from the prior, {site: (n, *shape)}, from torch's global generator.
@@ -179,16 +184,20 @@ class Density:
         ------
         DataError : a prior that cannot be drawn from, as a flat one.
         """
+        last = Last()
         try:
-            with torch.no_grad(), quiet(self.dtype):
+            with torch.no_grad(), quiet(self.dtype, self.device), last:
                 runs: list[Any] = [poutine.trace(self.program).get_trace(*self.args, **self.kwargs) for _ in range(n)]
         except NotImplementedError as error:
-            raise DataError(f"density: every prior must be one that can be drawn from ({error})") from error
+            raise DataError(
+                f"density: the prior of site {last.name!r} must be one that can be drawn from, got one that cannot; "
+                "write a proper prior, or choose another start"
+            ) from error
         return {name: torch.stack([run.nodes[name]["value"] for run in runs]) for name in self.sites}
 
     def bad_site(self, v: Float[Tensor, " P"]) -> str:
         """Say which site has a log density that is not finite at ``v``, in words for a message; empty if none."""
-        with torch.no_grad(), quiet(self.dtype):
+        with torch.no_grad(), quiet(self.dtype, self.device):
             trace = self.trace(self._values(v))
             sites: dict[str, Any] = dict(trace.nodes)
             for name, site in sites.items():
@@ -228,7 +237,7 @@ class Density:
         A row at which the program refuses its values has density zero.
         """
         values, gradients = [], []
-        with quiet(self.dtype), torch.enable_grad():
+        with quiet(self.dtype, self.device), torch.enable_grad():
             for row in v:
                 leaf = row.detach().requires_grad_()
                 try:
@@ -244,7 +253,7 @@ class Density:
     def _running(self) -> Iterator[None]:
         """The program's own Pyro; errors that only tracing causes are explained."""
         try:
-            with quiet(self.dtype):
+            with quiet(self.dtype, self.device):
                 yield
         except torch.linalg.LinAlgError:
             raise
@@ -259,34 +268,45 @@ class Density:
 
 
 def _prepare(
-    model: Callable[..., Any] | Model, args: tuple[object, ...], kwargs: Mapping[str, object], dtype: torch.dtype
+    model: Callable[..., Any] | Model,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Program, tuple[Any, ...], dict[str, Any]]:
-    """A private program and arguments in ``dtype``."""
+    """A private program and arguments in ``dtype`` on ``device``."""
     program: Program = model
     if isinstance(model, Model):
-        program = copy_model(model).to(dtype).requires_grad_(False).model
+        program = copy_model(model).to(device, dtype).requires_grad_(False).model
     elif isinstance(model, nn.Module):
-        program = copy.deepcopy(model).to(dtype).requires_grad_(False)
-    return program, tuple(_cast(arg, dtype) for arg in args), {name: _cast(arg, dtype) for name, arg in kwargs.items()}
+        program = copy.deepcopy(model).to(device, dtype).requires_grad_(False)
+    keywords = {name: _cast(arg, dtype, device) for name, arg in kwargs.items()}
+    return program, tuple(_cast(arg, dtype, device) for arg in args), keywords
 
 
-def _cast(value: object, dtype: torch.dtype) -> object:
-    """Arrays as tensors, floating ones in ``dtype``; anything else as it is."""
+def home(model: object, args: tuple[object, ...]) -> torch.device:
+    """Where the first tensor of the arguments or of the model is."""
+    own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return next((value.device for value in (*args, *own) if isinstance(value, Tensor)), torch.device("cpu"))
+
+
+def _cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
+    """Arrays as tensors on ``device``, floating ones in ``dtype``; anything else as it is."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.tensor(value)
     if isinstance(value, Tensor):
-        value = value.detach()
+        value = value.detach().to(device)
         return value.to(dtype) if value.is_floating_point() else value
     return value
 
 
 @contextmanager
-def quiet(dtype: torch.dtype) -> Iterator[None]:
-    """A Pyro of one's own, whose new tensors are of ``dtype``."""
+def quiet(dtype: torch.dtype, device: torch.device | None = None) -> Iterator[None]:
+    """A Pyro of one's own, whose new tensors are of ``dtype``, and on ``device`` where that is not the CPU."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with isolated():
+        with isolated(), nullcontext() if device is None or device.type == "cpu" else device:
             yield
     finally:
         torch.set_default_dtype(before)

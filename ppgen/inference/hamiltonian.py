@@ -86,9 +86,9 @@ class Leapfrog(Generic[D]):
     def __init__(self, density: D, chains: int, *, dense: bool, mode: Mode, calls: int) -> None:
         self.density, self.chains = density, chains
         P = density.size
-        like: dict[str, Any] = {"dtype": density.dtype}
-        self.identity = torch.eye(P, **like) if dense else torch.ones(P, **like)
         v = density.start(chains, torch.Generator().manual_seed(0))
+        like: dict[str, Any] = {"dtype": density.dtype, "device": v.device}
+        self.identity = torch.eye(P, **like) if dense else torch.ones(P, **like)
         examples = [v, torch.zeros_like(v), torch.zeros_like(v), torch.ones(chains, 1, **like), self.identity]
         self.batch: Batch = density.batch(_step, examples, mode=mode, calls=calls)
 

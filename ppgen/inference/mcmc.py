@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
+from ppgen.inference.chains import LEAST, default_chains
 from ppgen.inference.chees import Chees
-from ppgen.inference.density import Density, density
+from ppgen.inference.density import Density, density, home
 from ppgen.inference.guides import copy_model
 from ppgen.inference.hamiltonian import Leapfrog
 from ppgen.inference.nuts import Nuts
@@ -32,7 +33,7 @@ from ppgen.inference.starts import Start, pathfinder, uniform
 from ppgen.inference.store import MEMORY, Arrays, Saved
 from ppgen.inference.tracing import Mode
 from ppgen.model import Model
-from ppgen.results.arguments import as_inputs, require_at_least
+from ppgen.results.arguments import as_device, as_inputs, require_at_least
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
 from ppgen.rng import private_stream
@@ -42,7 +43,6 @@ __all__ = ["fit"]
 STARTS = ("pathfinder", "prior", "uniform")
 MODES = ("auto", "compiled", "traced", "eager")
 TUNE = {"chees": 300, "nuts": 1000}
-CHAINS = {"chees": 64, "nuts": 4}
 LEAPFROGS = {"chees": 5, "nuts": 15}  # steps an iteration is expected to take, to judge whether to compile
 CHUNK = 1 << 22  # numbers of draws that are converted at a time
 DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
@@ -61,6 +61,7 @@ def fit(
     dense_mass: bool | str = "auto",
     start: Fit | str = "pathfinder",
     compile: str = "auto",  # noqa: A002 (the keyword of every engine)
+    device: str = "auto",
     dtype: torch.dtype = torch.float64,
     random_seed: int | None = None,
     progressbar: bool = True,
@@ -78,15 +79,18 @@ def fit(
     u : inputs of a `Model`.
     draws : kept draws of each chain.
     tune : iterations of each chain before them, to learn metric and step size; 300 for chees, 1000 for nuts.
-    chains : 64 for chees, 4 for nuts. One alone cannot check itself.
+    chains : 64 for chees and 4 for nuts, on CUDA 1024 and 64; of chees fewer, down to 16, where a gradient for all
+        would be slow or large. One alone cannot check itself.
     sampler : ``"chees"`` or ``"nuts"``.
-    target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.8 for nuts); nearer 1 takes
-        smaller steps.
+    target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.88, mean of all chains,
+        for nuts); nearer 1 takes smaller steps.
     max_tree_depth : of nuts: at most 2 to this power leapfrog steps a draw.
     dense_mass : learn correlations as well as scales; ``"auto"`` where there are draws enough for it.
     start : ``"pathfinder"`` (draws from normal approximations found on the way up), ``"prior"``, ``"uniform"``
         (between -2 and 2 on the unconstrained scale), or an earlier fit, from whose draws the chains start.
     compile : see :meth:`ppgen.inference.density.Density.batch`.
+    device : ``"auto"`` (where the data or the model are), ``"cpu"``, ``"cuda"`` or another of torch's. Draws come back
+        on the CPU.
     dtype : of the density; float32 is refused where rounding would show.
     random_seed : the same seed gives the same draws on the same machine.
     checkpoint : a folder that the run is saved in; a run that finds itself there goes on, bit for bit.
@@ -106,12 +110,14 @@ def fit(
     """
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
     _check_options(counts, sampler, target_accept, start, compile)
+    place = as_device("mcmc", device) or home(model, args)
     tune = TUNE[sampler] if tune is None else tune
-    chains = CHAINS[sampler] if chains is None else chains
     began = time.perf_counter()
     model, observations, arguments, keywords = _read(model, args, u)
     with private_stream(random_seed) as seed:
-        target = density(model.function if isinstance(model, Function) else model, *arguments, dtype=dtype, **keywords)
+        program = model.function if isinstance(model, Function) else model
+        target = density(program, *arguments, dtype=dtype, device=place, **keywords)
+        chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         calls = (tune + draws) * LEAPFROGS[sampler]
         leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=calls)
@@ -136,6 +142,7 @@ def fit(
         "interrupted": run.interrupted,
         "seconds": time.perf_counter() - began,
         "tune": tune,
+        "device": str(target.device),
         "compile": leapfrog.batch.mode,
         "compile_reason": leapfrog.batch.reason,
         "compile_seconds": {"learn": target.seconds, **leapfrog.batch.seconds},
@@ -150,7 +157,7 @@ def _check_options(
 ) -> None:
     for name, value in counts.items():
         if value is not None:
-            require_at_least(f"mcmc: {name}", value, 0 if name == "tune" else 1)
+            require_at_least(f"mcmc: {name}", value, 1)
     for name, given, known in (("sampler", sampler, tuple(TUNE)), ("compile", mode, MODES)):
         if given not in known:
             raise DataError(f"mcmc: {name} must be one of {known}, got {given!r}")
@@ -198,11 +205,11 @@ def _begin(
     saved: Saved | None,
 ) -> Run:
     """A new run, or the one that was saved."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(leapfrog.density.device).manual_seed(seed)
     before = None if saved is None else saved.load()
     if before is None:
         found = _start(start, leapfrog, generator)
-        tuning = first_tuning(leapfrog, found)
+        tuning = first_tuning(leapfrog, found, generator)
         run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays)
         if not bool(torch.isfinite(run.place.value).any()):
             raise FitError(
@@ -264,7 +271,7 @@ def _gather(run: Run, target: Density) -> Draws:
     rows = max(1, CHUNK // (chains * target.size))
     for first in range(0, run.kept, rows):
         part = slice(first, min(first + rows, run.kept))
-        for name, value in target.constrain(run.v[part]).items():
+        for name, value in target.constrain(run.v[part].to(target.device)).items():
             sites[name][:, part] = value.movedim(0, 1)
     bad = sorted(site for site, value in sites.items() if not bool(torch.isfinite(value).all()))
     if bad:

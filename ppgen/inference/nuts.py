@@ -21,6 +21,9 @@ from ppgen.inference.hamiltonian import DIVERGENCE, NAMES, Ensemble, Leapfrog, R
 
 __all__ = ["Nuts"]
 
+# Adapted chain by chain from noisy rates, 0.8 ends near 0.88 in other samplers; from the mean of all chains it would be
+# met, with five times the divergent draws on eight schools.
+TARGET = 0.88
 LOOKS = 8  # leaves between two looks at whether any chain still grows
 
 
@@ -32,7 +35,7 @@ class Nuts:
 
     def __init__(self, leapfrog: Leapfrog, target: float | None = None, max_depth: int = 10) -> None:
         self.leapfrog, self.max_depth = leapfrog, max_depth
-        self.target = 0.8 if target is None else target
+        self.target = TARGET if target is None else target
 
     def transition(
         self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
@@ -44,7 +47,7 @@ class Nuts:
         """
         stream = _stream(generator)
         step = tuning.step.now if adapt else tuning.step.final
-        momentum = torch.randn(place.v.shape, generator=stream, dtype=place.v.dtype)
+        momentum = torch.randn(place.v.shape, generator=stream, dtype=place.v.dtype, device=place.v.device)
         tree = _Tree(place, momentum)
         for depth in range(self.max_depth):
             subtree = self._grow(tree, depth, step, tuning.factor, stream)
@@ -60,7 +63,7 @@ class Nuts:
 
     def _grow(self, tree: "_Tree", depth: int, step: float, factor: Tensor, stream: torch.Generator) -> "_Subtree":
         """Add ``2**depth`` leaves on the side each chain drew."""
-        forwards = torch.rand(len(tree.growing), generator=stream, dtype=tree.energy.dtype) < 0.5
+        forwards = _uniform(tree.energy, stream) < 0.5
         place, momentum = tree.end(forwards)
         size = (step * torch.where(forwards, 1.0, -1.0).to(tree.energy.dtype))[:, None]
         subtree = _Subtree(
@@ -84,8 +87,7 @@ class Nuts:
         tree.diverging |= lost
         subtree.whole = subtree.whole & ~lost
         weight = torch.logaddexp(subtree.weight, gain)
-        uniform = torch.rand(len(gain), generator=stream, dtype=gain.dtype)
-        taken = subtree.whole & (uniform.log() < gain - weight)
+        taken = subtree.whole & (_uniform(gain, stream).log() < gain - weight)
         subtree.weight = torch.where(subtree.whole, weight, subtree.weight)
         subtree.proposal = subtree.proposal.moved(taken, place)
         subtree.energy = torch.where(taken, energy, subtree.energy)
@@ -146,8 +148,7 @@ class _Tree:
         """Take in a whole subtree (biased towards its draw), and see whether the tree has turned."""
         forwards, whole = subtree.forwards, subtree.whole
         span, row = subtree.spans[-1], whole[:, None]
-        uniform = torch.rand(len(whole), generator=stream, dtype=self.weight.dtype)
-        taken = whole & (uniform.log() < subtree.weight - self.weight)
+        taken = whole & (_uniform(self.weight, stream).log() < subtree.weight - self.weight)
         self.proposal = self.proposal.moved(taken, subtree.proposal)
         self.energy = torch.where(taken, subtree.energy, self.energy)
         self.weight = torch.where(whole, torch.logaddexp(self.weight, subtree.weight), self.weight)
@@ -181,5 +182,9 @@ def _turned(first: Tensor, last: Tensor, total: Tensor) -> Bool[Tensor, " C"]:
 
 def _stream(generator: torch.Generator) -> torch.Generator:
     """A stream for one transition, from one number of the run's."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator().manual_seed(seed)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(generator.device).manual_seed(seed)
+
+
+def _uniform(like: Float[Tensor, " C"], stream: torch.Generator) -> Float[Tensor, " C"]:
+    return torch.rand(len(like), generator=stream, dtype=like.dtype, device=like.device)

@@ -23,6 +23,7 @@ __all__ = ["Run", "Sampler", "first_tuning", "worst_rhat"]
 HISTORY = ("lp", "acceptance_rate", "n_steps", "step_size", "diverging", "trajectory_length")
 WHOLE = ("n_steps", "tree_depth")
 FIRST_STEP = 0.7  # in whitened coordinates, times P^(-1/4)
+ACCEPTED, HALVINGS = 0.8, 30  # of one step, and how often it is halved at most
 DELAY = 1.0  # seconds before a bar is shown
 REFRESH = 0.5  # seconds between looks at R-hat
 RHAT_DRAWS = 200  # newest draws that the R-hat of the bar looks at
@@ -96,8 +97,9 @@ class Run:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a state that `save` wrote."""
-        self.tuning = unpack(self.tuning, dict(tensors), "tuning")
-        self.place = Ensemble(*(tensors[f"place/{name}"] for name in ("v", "value", "gradient")))
+        there = {name: value.to(self.place.v.device) for name, value in tensors.items()}
+        self.tuning = unpack(self.tuning, there, "tuning")
+        self.place = Ensemble(*(there[f"place/{name}"] for name in ("v", "value", "gradient")))
         self.generator.set_state(tensors["generator"])
         self.kept = max(0, self.tuning.iteration - self.tune)
 
@@ -133,23 +135,40 @@ class Run:
     def _note(self, number: int, record: Record) -> None:
         row = [record[name].sum() if name == "diverging" else _mean(record[name]) for name in HISTORY[:-1]]
         length = self.tuning.trajectory.log_length
-        self.history[number] = torch.stack([*row, torch.tensor(math.exp(length), dtype=torch.float64)])
+        self.history[number, :-1] = torch.stack(row)
+        self.history[number, -1] = math.exp(length)
         if number >= self.tune:
             self.v[number - self.tune] = self.place.v
             self.stats[number - self.tune] = torch.stack([record[name].double() for name in self.sampler.names])
             self.kept = number - self.tune + 1
 
 
-def first_tuning(leapfrog: Leapfrog, start: Start) -> Tuning:
-    """A metric from draws around the starting places, where there are some; else none."""
+def first_tuning(leapfrog: Leapfrog, start: Start, generator: torch.Generator | None = None) -> Tuning:
+    """A metric from draws around the starting places, where there are some; and a step that ``generator`` tries."""
     factor = leapfrog.identity
     if start.draws is not None:
         spread = Spread.empty(start.draws[0], factor)
         for draw in start.draws:
             spread.learn(draw, torch.isfinite(draw).all(-1))
         factor = spread.factor(factor)
-    step = StepSize(math.log(FIRST_STEP * leapfrog.density.size**-0.25))
-    return Tuning(factor, step, Spread.empty(start.v, factor))
+    size = FIRST_STEP * leapfrog.density.size**-0.25
+    if generator is not None:
+        size = _tried(leapfrog, leapfrog.at(start.v, factor), factor, size, generator)
+    return Tuning(factor, StepSize(math.log(size)), Spread.empty(start.v, factor))
+
+
+def _tried(leapfrog: Leapfrog, place: Ensemble, factor: Tensor, size: float, generator: torch.Generator) -> float:
+    """Halve the step size until one step is accepted most of the time (Hoffman & Gelman 2014, algorithm 4)."""
+    momentum = torch.randn(place.v.shape, generator=generator, dtype=place.v.dtype, device=place.v.device)
+    trusted, before = torch.isfinite(place.value), 0.5 * momentum.square().sum(-1) - place.value
+    for _ in range(HALVINGS):
+        end, last = leapfrog(place, momentum, size, 1, factor)
+        gain = before - (0.5 * last.square().sum(-1) - end.value)
+        acceptance = torch.nan_to_num(gain, nan=-math.inf, posinf=-math.inf).clamp_max(0.0).exp()
+        if not trusted.any() or float(acceptance[trusted].mean()) >= ACCEPTED:
+            break
+        size /= 2
+    return size
 
 
 @final

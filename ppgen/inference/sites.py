@@ -14,7 +14,7 @@ from torch.distributions.transforms import Transform
 
 from ppgen.errors import DataError, FitError
 
-__all__ = ["MOST_ENUMERATED", "Place", "Program", "Site", "check_enumerable", "is_discrete", "learn"]
+__all__ = ["MOST_ENUMERATED", "Last", "Place", "Program", "Site", "check_enumerable", "is_discrete", "learn"]
 
 LARGEST_SUPPORT, MOST_ENUMERATED = 256, 16  # values of one discrete site, and number of such sites
 RADIUS = 2.0  # half-width of the cube of unconstrained values that a program is run at to learn its sites
@@ -69,6 +69,16 @@ class Place(Messenger):
                 "a site must not depend on the value of another"
             )
         msg["value"] = self.values[msg["name"]]
+
+
+@final
+class Last(Messenger):
+    """Remembers the name of the newest sample site."""
+
+    name = ""
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        self.name = msg["name"]
 
 
 @final

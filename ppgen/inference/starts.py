@@ -253,10 +253,10 @@ def _replaced(good: Bool[Tensor, "G C"]) -> Int[Tensor, " rows"]:
     """Index of each row, or, where it is not good, of one of its group that is; of itself in a group without any."""
     count = good.sum(1, keepdim=True)
     first = torch.argsort(~good, stable=True, dim=1)  # the good ones of each group, in order
-    own = torch.arange(good.shape[1]).expand_as(good)
+    own = torch.arange(good.shape[1], device=good.device).expand_as(good)
     other = first.gather(1, own % count.clamp_min(1))
     chosen = torch.where(good | (count == 0), own, other)
-    return (chosen + torch.arange(len(good))[:, None] * good.shape[1]).reshape(-1)
+    return (chosen + torch.arange(len(good), device=good.device)[:, None] * good.shape[1]).reshape(-1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

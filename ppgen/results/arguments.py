@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppgen.errors import DataError
 
-__all__ = ["as_inputs", "require_at_least", "require_memory"]
+__all__ = ["as_device", "as_inputs", "require_at_least", "require_memory"]
 
 MEMORY = 4 * 2**30  # bytes that one answer may take
 
@@ -31,6 +31,24 @@ def as_inputs(who: str, u: object, x: Tensor) -> Tensor | None:
             f"{who}: u must be finite, got {values[place]} at {place}; only x may have gaps, fill or drop them"
         )
     return torch.tensor(values, dtype=x.dtype)
+
+
+def as_device(who: str, name: str) -> torch.device | None:
+    """The device of this name; None for ``"auto"``, which is where the data or the model are.
+
+    Raises
+    ------
+    DataError : torch has no such device here.
+    """
+    if name == "auto":
+        return None
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).strip().split("\n")[0].rstrip(".")
+        raise DataError(
+            f'{who}: device must be "auto" or one that torch has here, got {name!r} ({cause}); "cpu" always works'
+        ) from error
 
 
 def require_at_least(what: str, value: int, smallest: int) -> None:

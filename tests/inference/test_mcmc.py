@@ -15,8 +15,11 @@ from arviz_stats.base import array_stats
 
 from ppgen.errors import DataError, FileError, FitError
 from ppgen.inference import mcmc
+from ppgen.inference.chains import default_chains, written
 from ppgen.inference.chees import Chees
+from ppgen.inference.density import density
 from ppgen.inference.hamiltonian import Ensemble
+from ppgen.inference.nuts import Nuts
 from ppgen.model import Model
 from ppgen.results.posterior import Draws
 
@@ -55,7 +58,8 @@ def whole(sampler="chees"):
     return sample(Centre(), sampler=sampler)
 
 
-SAMPLERS = pytest.mark.parametrize("sampler", ["chees", "nuts"])
+ENGINES = {"chees": Chees, "nuts": Nuts}
+SAMPLERS = pytest.mark.parametrize("sampler", ENGINES)
 
 
 @SAMPLERS
@@ -139,9 +143,9 @@ def test_the_same_seed_gives_the_same_draws_and_leaves_globals_alone(sampler):
     assert not dict(pyro.get_param_store())
 
 
-def stop_at(monkeypatch, number, error=KeyboardInterrupt):
+def stop_at(monkeypatch, number, error=KeyboardInterrupt, engine=Chees):
     """The sampler's transition number ``number`` (from 1) raises."""
-    whole, count = Chees.transition, 0
+    whole, count = engine.transition, 0
 
     def transition(self, *args, **kwargs):
         nonlocal count
@@ -150,7 +154,7 @@ def stop_at(monkeypatch, number, error=KeyboardInterrupt):
             raise error
         return whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(Chees, "transition", transition)
+    monkeypatch.setattr(engine, "transition", transition)
 
 
 def test_an_interruption_keeps_every_finished_draw(monkeypatch):
@@ -169,36 +173,45 @@ def test_an_interruption_before_the_first_draw_is_not_swallowed(monkeypatch):
         sample(Centre())
 
 
+@SAMPLERS
 @pytest.mark.parametrize("number", [25, 65])
-def test_a_run_that_was_killed_goes_on_bit_for_bit(monkeypatch, tmp_path, number):
+def test_a_run_that_was_killed_goes_on_bit_for_bit(monkeypatch, tmp_path, number, sampler):
     """In tuning, and in sampling; the last checkpoint is five iterations or so old."""
-    options = {"checkpoint": tmp_path / "run", "checkpoint_every": 10}
-    stop_at(monkeypatch, number, SystemExit)
+    options = {"checkpoint": tmp_path / "run", "checkpoint_every": 10, "sampler": sampler}
+    stop_at(monkeypatch, number, SystemExit, ENGINES[sampler])
     with pytest.raises(SystemExit):
         sample(Centre(), **options)
     monkeypatch.undo()
-    fit = sample(Centre(), **options)
-    assert fit.posterior.sites["centre"].equal(whole().posterior.sites["centre"])
-    for name, value in whole().posterior.stats.items():
+    fit, undisturbed = sample(Centre(), **options), whole(sampler)
+    assert fit.posterior.sites["centre"].equal(undisturbed.posterior.sites["centre"])
+    for name, value in undisturbed.posterior.stats.items():
         assert fit.posterior.stats[name].equal(value)
-    assert fit.history.equals(whole().history)
+    assert fit.history.equals(undisturbed.history)
     again = sample(Centre(), **options)  # a finished one is read back
-    assert again.posterior.sites["centre"].equal(whole().posterior.sites["centre"])
+    assert again.posterior.sites["centre"].equal(undisturbed.posterior.sites["centre"])
 
 
 @pytest.mark.slow
 @SAMPLERS
 def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
+    """By SIGKILL: in tuning, at iteration 48 of 100, and again in sampling, at 235; checkpoints are at 40 and 220."""
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent(
             f"""
-            import sys, pyro, torch, pyro.distributions as dist
+            import os, signal, sys, pyro, torch, pyro.distributions as dist
             from ppgen.inference import mcmc
+            from ppgen.inference.sampling import Run
             def program():
                 a = pyro.sample("a", dist.Normal(0., 1.))
                 pyro.sample("x", dist.Normal(a, 1.), obs=torch.tensor(1.))
-            folder = sys.argv[1] if len(sys.argv) > 1 else None
+            folder, last = (sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else (None, -1)
+            note = Run._note
+            def dying(self, number, record):
+                note(self, number, record)
+                if number == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            Run._note = dying
             fit = mcmc.fit(program, sampler={sampler!r}, draws=300, tune=100, random_seed=3, compile="traced",
                            progressbar=False, checkpoint=folder, checkpoint_every=20)
             print(fit.posterior.sites["a"].double().numpy().tobytes().hex())
@@ -207,20 +220,16 @@ def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
     )
     run = [sys.executable, "-W", "ignore", str(script)]
     whole = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    state = tmp_path / "folder" / "state.safetensors"
-    for size in (1, 2):
-        process = subprocess.Popen([*run, str(tmp_path / "folder")], stdout=subprocess.DEVNULL)
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
-            pass
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert state.exists(), size
-    resumed = subprocess.run([*run, str(tmp_path / "folder")], capture_output=True, text=True, check=True).stdout
+    folder = str(tmp_path / "folder")
+    for iteration in ("48", "235"):
+        killed = subprocess.run([*run, folder, iteration], capture_output=True, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert (tmp_path / "folder" / "state.safetensors").exists()
+    resumed = subprocess.run([*run, folder, "-1"], capture_output=True, text=True, check=True).stdout
     assert resumed == whole
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
     folder, short = tmp_path / "run", {"draws": 4, "tune": 4, "checkpoint": tmp_path / "run"}
     sample(Centre(), **short)
     with pytest.raises(FileError, match="must hold this run, but its density, data differ"):
@@ -229,6 +238,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         sample(Centre(), **(short | {"draws": 5}))
     with pytest.raises(FileError, match="must hold this run, but its density differ"):
         sample(Centre(floor=2.0), **short)
+    with monkeypatch.context() as patch:
+        patch.setattr(mcmc, "version", lambda _: "0.0.0")
+        with pytest.raises(FileError, match="must hold this run, but its versions differ"):
+            sample(Centre(), **short)
     blob = bytearray((folder / "state.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "state.safetensors").write_bytes(blob)
@@ -256,6 +269,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(monkeypatch, tmp_path
     monkeypatch.undo()
     fit = sample(Centre(), checkpoint=folder, checkpoint_every=10)
     assert fit.posterior.sites["centre"].equal(whole().posterior.sites["centre"])
+
+
+def test_draws_that_do_not_fit_on_the_disk_are_refused_at_once(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(FileError, match="must have room for .* GB of draws, got: No space left on device; free some"):
+        sample(Centre(), checkpoint=tmp_path / "run")
 
 
 def test_draws_beyond_the_memory_limit_go_to_disk_and_are_the_same():
@@ -288,12 +310,53 @@ def test_one_bad_chain_never_touches_another(sampler, monkeypatch):
 
 def test_chains_can_start_from_an_earlier_fit():
     for start in (whole(), "prior", "uniform"):
-        assert sample(Centre(), tune=0, draws=1, start=start).posterior.shape == (4, 1)
+        assert sample(Centre(), tune=20, draws=1, start=start).posterior.shape == (4, 1)
 
 
 def test_a_model_without_a_finite_start_is_refused_in_words():
     with pytest.raises(FitError, match=r"mcmc: a starting point must have finite density and gradient.*site 'x'"):
         sample(Centre(floor=torch.nan))
+
+
+def flat():
+    pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+def wandering():
+    n = pyro.sample("n", dist.Normal(0.0, 1.0))
+    pyro.sample("b", dist.Normal(torch.zeros(1 if n > 0 else 2), 1.0).to_event(1))
+
+
+def fixed():
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "error", "message"),
+    [
+        (fixed, {}, DataError, "must have a continuous latent site, found none; there is nothing to sample"),
+        (wandering, {}, FitError, "site 'b' must have one shape, got .* its shape depends on values"),
+        (flat, {"start": "prior"}, DataError, "the prior of site 'a' must be one that can be drawn from"),
+    ],
+)
+def test_programs_that_cannot_be_sampled_are_refused_in_words(program, options, error, message):
+    with pytest.raises(error, match=message):
+        sample(program, **options)
+
+
+def test_the_number_of_chains_goes_by_what_a_gradient_writes_never_by_the_clock():
+    def program(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    sizes = (10, 100_000, 1_000_000)
+    targets = [density(program, torch.zeros(n)) for n in sizes]
+    assert [default_chains(target, "chees") for target in targets] == [64, 32, 16]
+    assert default_chains(targets[-1], "nuts") == 4
+    counts = [written(target) for target in targets]
+    assert (counts[2] - counts[1]) * (sizes[1] - sizes[0]) == (counts[1] - counts[0]) * (sizes[2] - sizes[1])
 
 
 def test_float32_is_for_densities_that_can_bear_it():
@@ -303,13 +366,10 @@ def test_float32_is_for_densities_that_can_bear_it():
         sample(Centre(), 1e4 + X, dtype=torch.float32)
 
 
-def test_only_divergent_draws_are_refused_in_words():
-    def cliff():
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        pyro.factor("wall", torch.where(a > -9, 0.0, -1e9) - 1e12 * torch.relu(a.abs() - 1e-9))
-
+def test_only_divergent_draws_are_refused_in_words(monkeypatch):
+    monkeypatch.setattr("ppgen.inference.chees.DIVERGENCE", -math.inf)  # so that every trajectory is one
     with pytest.raises(FitError, match="mcmc: some draws must come without divergence, all have one; raise target"):
-        sample(cliff, tune=0, start="uniform")
+        sample(Centre())
 
 
 def test_the_bar_says_how_it_goes(capsys, monkeypatch):
@@ -325,7 +385,12 @@ def test_the_bar_says_how_it_goes(capsys, monkeypatch):
     ("options", "message"),
     [
         ({"draws": 0}, "mcmc: draws must be at least 1, got 0"),
-        ({"tune": -1}, "mcmc: tune must be at least 0, got -1"),
+        ({"tune": 0}, "mcmc: tune must be at least 1, got 0"),
+        (
+            {"device": "cuda:99"},
+            "mcmc: device must be \"auto\" or one that torch has here, got 'cuda:99'.*always works",
+        ),
+        ({"device": "abacus"}, "mcmc: device must be \"auto\" or one that torch has here, got 'abacus'"),
         ({"chains": 0}, "mcmc: chains must be at least 1, got 0"),
         ({"checkpoint_every": 0}, "mcmc: checkpoint_every must be at least 1, got 0"),
         ({"target_accept": 1.0}, "mcmc: target_accept must be between 0 and 1, got 1.0"),

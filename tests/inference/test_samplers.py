@@ -220,3 +220,18 @@ def test_running_rhat_sees_chains_that_disagree():
     assert worst_rhat(same) < 1.05
     assert worst_rhat(same + torch.arange(4)[:, None]) > 1.4
     assert math.isnan(worst_rhat(same[:3]))
+
+
+def test_a_step_that_is_not_accepted_is_halved_before_the_first_iteration():
+    """A normal a hundred times narrower than its metric says takes steps a hundred times shorter, within a factor 4."""
+
+    def narrow():
+        pyro.sample("x", dist.Normal(torch.zeros(4), 0.01).to_event(1))
+
+    found = []
+    for program, width in ((gaussian, 1.0), (narrow, 0.01)):
+        rows = Leapfrog(density(program), 32, dense=True, mode="traced", calls=0)
+        v = width * torch.randn(32, rows.density.size, generator=stream(), dtype=torch.float64)
+        found.append(first_tuning(rows, Start(v), stream()).step.now)
+    assert found[0] > 0.1
+    assert 0.0025 < found[1] < 0.04
