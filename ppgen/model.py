@@ -40,6 +40,10 @@ class Model(nn.Module, ABC):
 
     data_dims: ClassVar[tuple[str, ...]] = ("sequence", "time", "feature")
 
+    exchangeable: ClassVar[tuple[str, ...]] = ()
+    """Axes of ``dims`` whose labels carry no meaning of their own, as ``("state",)``: p(theta, x) is the same under any
+    other numbering of them, made in every site at once, along ``next_<axis>`` too. Draws are aligned by them."""
+
     @property
     @abstractmethod
     def dims(self) -> Mapping[str, tuple[str, ...]]:

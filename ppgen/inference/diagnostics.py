@@ -1,18 +1,29 @@
 r"""Can this fit be trusted? Checks on plain arrays, each a line in words; the verdict fails closed.
 
-Every check is written so that NaN fails it. What is checked, and where the thresholds come from: rank-normalised
-split :math:`\hat R` and effective sample sizes (Vehtari et al. 2021), divergences and E-BFMI (Betancourt 2016), the
-Pareto shape :math:`\hat k` of importance ratios :math:`p/q` (Vehtari et al. 2024; Yao et al. 2018).
+Every check is written so that NaN fails it; what could not be checked is said. Thresholds, and where they come from:
+
+- :math:`\hat R` at most 1.01 (Vehtari et al. 2021), nested for 16 chains or more (:mod:`ppgen.inference.convergence`);
+  where many entries are compared, at most what chains that agree would reach by chance in one run of a thousand, and
+  never above 1.05;
+- effective sizes of 400 in all (the same), enough for the other numbers here to be known, and for an error of the mean
+  (MCSE) of 0.05 standard deviations. Not 100 per chain: with many chains nothing needs so many;
+- a chain is odd when it is 0.3 pooled standard deviations from the rest (what :math:`\hat R` sees of one among four)
+  and Grubbs's test says the same;
+- tail shape at most 0.7, beyond which means and their errors are not to be had from any number of draws (Vehtari et al.
+  2024); the same number is the limit of the importance ratios :math:`p/q` of a variational fit (Yao et al. 2018);
+- E-BFMI at least 0.3 (Betancourt 2016), over 1,000 draws or more: of a group of chains where they are shorter.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
+
+from ppgen.inference.convergence import MANY, Convergence, convergence
+from ppgen.inference.modes import modes
+from ppgen.inference.relabel import Alignment
+from ppgen.inference.verdict import MODES, Check, Report, report
 
 __all__ = [
     "Check",
@@ -24,6 +35,7 @@ __all__ = [
     "check_interrupted",
     "check_labels",
     "check_missing",
+    "check_modes",
     "check_restarts",
     "check_sampler",
     "report",
@@ -31,60 +43,54 @@ __all__ = [
 
 Array = np.ndarray
 
-RHAT, ESS_PER_CHAIN, EBFMI, DIVERGENT_SHARE = 1.01, 100, 0.3, 0.0
+RHAT, HIGHEST_RHAT, FALSE_ALARMS = 1.01, 1.05, 1e-3
+ESS, MCSE, ODD, SHAPE, MOVES = 400, 0.05, 0.3, 0.7, 0.1
+SHORT = 99  # steps of a chain under which its halves are too short to see that one stands still
+EBFMI, EBFMI_DRAWS, DIVERGENT_SHARE = 0.3, 1000, 0.0
 MISSING_SHARE, RESTART_NATS, ELBO_DROP = 0.5, 10.0, 1e-8
-
-
-class Check(NamedTuple):
-    """One line of a report."""
-
-    check: str
-    value: float
-    threshold: str
-    ok: bool
-    advice: str
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """Whether a fit can be trusted: ``ok``, a ``verdict`` in words, and a ``table`` with one row per check."""
-
-    ok: bool
-    verdict: str
-    table: pd.DataFrame
-
-    def __str__(self) -> str:
-        return "\n".join([self.verdict, *(_line(Check(*row)) for row in self.table.itertuples(index=False))])
-
-
-def report(checks: Sequence[Check]) -> Report:
-    """Verdict over all checks; without any check it is not good, for nothing was shown."""
-    table = pd.DataFrame(list(checks), columns=list(Check._fields))
-    failed = [check for check in checks if not check.ok]
-    if not checks:
-        return Report(False, "Not to be trusted: nothing could be checked.", table)
-    if failed:
-        names = ", ".join(dict.fromkeys(check.check.split(" of ")[0] for check in failed))
-        return Report(
-            False, f"Not to be trusted as it is: {len(failed)} of {len(checks)} checks failed ({names}).", table
-        )
-    return Report(True, f"No problem found: {len(checks)} of {len(checks)} checks passed.", table)
+UNCLEAR_SHARE = 0.1  # of draws in which two labels could as well be exchanged
+GAIN, SETTLED_STEPS = 1.0, 100  # nats still gained over the last tenth of a run, of so many steps at least
 
 
 def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Check]:
-    """R-hat and effective sample sizes of every site, its worst entry; chains that never moved.
+    """R-hat, effective sizes, errors, tails and odd chains of every site, its worst entry; chains that did not move.
 
-    What is constant by construction (the zeros of a triangle, the one probability of a single state) is left out; if
-    nothing moves at all, that is a failure.
+    Entries that are 0 or 1 in every draw are constant by construction (a triangle's zeros, the one probability of a
+    single state) and left out; any other constant is a failure, and so is it if nothing moves at all.
     """
     values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
-    moving = {
-        site: value for site, value in values.items() if value.size and not np.all(np.ptp(value, axis=(0, 1)) == 0)
-    }
+    moving = {site: value for site, value in values.items() if value.size and not _constant(value).all()}
     if not moving:
         yield Check("moving chains", 0.0, "= 100%", False, "no chain ever moved: the start or the step size is bad")
-    for site, value in moving.items():
-        yield from _check_site(site, value)
+    entries = {site: _entries(value) for site, value in moving.items()}
+    if entries:
+        yield _distinct(next(iter(entries.values()))[0])
+    rate = FALSE_ALARMS / max(1, sum(len(entry) for entry in entries.values()))
+    for site, entry in entries.items():
+        yield from _check_site(site, entry, rate)
+
+
+def check_modes(
+    draws: Mapping[str, Float[Array, "C S *event"]], lp: Float[Array, "C S"] | None = None
+) -> Iterator[Check]:
+    """Whether all chains share one place; labels must have been aligned, ``lp`` is the log density."""
+    values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
+    values = {site: value for site, value in values.items() if value.size}
+    if not values or len(next(iter(values.values()))) < 2:
+        return
+    finite = all(np.isfinite(value).all() for value in values.values())
+    found = modes(values) if finite else None
+    count = math.nan if found is None else float(len(found.counts))
+    yield Check(
+        MODES,
+        count,
+        "= 1",
+        count == 1,
+        "draws are not finite, modes cannot be told"
+        if found is None
+        else f"{found.words(lp)}; how many chains are in each says where they began, not what it weighs: if one is a "
+        "trap, start the chains elsewhere (or from a fit); if all are real, say so, or add what tells them apart",
+    )
 
 
 def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
@@ -140,12 +146,18 @@ def check_elbo(elbo: Float[Array, " I"], *, monotone: bool) -> Iterator[Check]:
 
 
 def check_convergence(converged: bool | None, elbo: Float[Array, " I"]) -> Iterator[Check]:
-    """Whether the engine's own test of convergence was met; the slope shown is that of the last tenth of the run."""
+    """Whether the engine's own test of convergence was met, and the bound has stopped rising.
+
+    The number is the slope over the last tenth of the run. Where that is 100 steps or more of a noisy bound, what they
+    gained must be under a nat, or within three standard errors.
+    """
+    slope, error, steps = _last_slope(np.asarray(elbo, dtype=float))
+    settled = steps < SETTLED_STEPS or slope * steps <= max(GAIN, 3 * error * steps)
     yield Check(
         "ELBO slope",
-        _last_slope(np.asarray(elbo, dtype=float)),
+        slope,
         "converged by the engine's test, nats per step",
-        converged is True,
+        converged is True and settled,
         "it stopped before it was done: raise max_steps",
     )
 
@@ -180,81 +192,111 @@ def check_restarts(elbos: Sequence[float]) -> Iterator[Check]:
         )
 
 
-def check_labels(draws: Mapping[str, Float[Array, "C S *event"]], axes: Mapping[str, int]) -> Iterator[Check]:
-    """Label switching: chains that agree once the entries along an axis are sorted, and not before.
-
-    ``axes`` gives, per site, the event axis that labels can permute.
-    """
-    sites = {site: np.asarray(draws[site], dtype=float) for site in axes if site in draws and len(draws[site]) > 1}
-    for site, value in sites.items():
-        plain, ordered = _worst_rhat(value), _worst_rhat(np.sort(value, axis=2 + axes[site]))
-        if np.ptp(value) > 0:
-            switched = not plain <= RHAT and ordered <= max(RHAT, 1 + (plain - 1) / 4)
-            yield Check(
-                f"label switching of {site}",
-                plain,
-                "R-hat as good as that of sorted labels",
-                not switched,
-                f"R-hat falls to {ordered:.3f} when labels are sorted: chains number the states differently; compare "
-                "only what does not depend on labels, or relabel first",
-            )
-
-
-def _check_site(site: str, value: Array) -> Iterator[Check]:
-    moved = float(_moved(value))
+def check_labels(name: str, alignment: Alignment) -> Iterator[Check]:
+    """Whether the labels called ``name`` can be told apart at all; how much they switched is no failure, but said."""
+    unclear = alignment.unclear
     yield Check(
-        f"moving chains of {site}", moved, "= 100%", moved == 1.0, "a chain never moved: its start or step size is bad"
+        f"labels of {name}",
+        unclear,
+        f"<= {UNCLEAR_SHARE:.0%} of draws with two that could be exchanged",
+        unclear <= UNCLEAR_SHARE,
+        f"some of them cannot be told apart, and a summary of one alone means little: fewer ({name}), a prior that "
+        "separates them, or only what does not depend on labels",
     )
-    rhat = _worst_rhat(value) if moved == 1.0 else math.nan
+    yield Check(f"label switching of {name}", alignment.moved, "said, aligned", True, "")
+
+
+def _check_site(site: str, entry: Float[Array, "P C S"], rate: float) -> Iterator[Check]:
+    """Every line about one site."""
+    moved = _moved(entry)
+    advice = "a chain (or an entry of all) never moved: its start or step size is bad"
+    if not np.isfinite(entry).all():
+        advice = f"{np.isfinite(entry).mean():.2%} of draws are finite: the density or its gradient is not"
+    yield Check(f"moving chains of {site}", moved, "= 100%", moved == 1.0, advice)
+    known = convergence(entry if moved == 1.0 else entry[:, :, :0], rate)
+    yield _rhat_check(site, entry.shape[1], known)
+    for kind, sizes in (("bulk", known.bulk), ("tail", known.tail)):
+        ess = float(sizes.min())
+        yield Check(f"ESS ({kind}) of {site}", ess, f">= {ESS}", ess >= ESS, "too few independent draws: more draws")
+    error = float(np.max(1 / np.sqrt(known.mean)))
     yield Check(
-        f"R-hat of {site}", rhat, f"<= {RHAT}", rhat <= RHAT, "chains disagree: run longer (tune, draws), more chains"
+        f"MCSE of {site}", error, f"<= {MCSE} sd", error <= MCSE, "the mean is not known well enough: more draws"
     )
-    wanted = ESS_PER_CHAIN * value.shape[0]
-    for kind in ("bulk", "tail"):
-        ess = _worst_ess(value, kind) if moved == 1.0 else math.nan
-        yield Check(
-            f"ESS ({kind}) of {site}", ess, f">= {wanted}", ess >= wanted, "too few independent draws: more draws"
-        )
+    shape = float(known.shape.max())
+    yield Check(
+        f"tail shape of {site}",
+        shape,
+        f"<= {SHAPE}",
+        shape <= SHAPE,
+        "tails so heavy that its mean and sd are not to be had: quote quantiles, or give it a prior with lighter tails",
+    )
+    worst = int(np.argmax(known.apart))
+    yield Check(
+        f"odd chain of {site}",
+        float(known.apart[worst]),
+        f"<= {ODD} sd from the rest, or chance",
+        bool(known.apart[worst] <= ODD),
+        "chains did not move, nothing can be said"
+        if math.isnan(known.odd[worst])
+        else f"chain {known.odd[worst]:.0f} is elsewhere than the others, or wider or narrower: look at it alone",
+    )
 
 
-def _moved(value: Array) -> float:
-    """Share of chains in which every entry moved; NaN where a draw is not finite."""
-    if not np.isfinite(value).all():
-        return math.nan
-    return float((np.ptp(_entries(value), axis=2) > 0).all(0).mean())
+def _distinct(entry: Float[Array, "C S"]) -> Check:
+    """Chains that repeat each other are one: a seed was shared."""
+    count = len(np.unique(entry, axis=0))
+    wanted = len(entry)
+    return Check("distinct chains", count, f"= {wanted}", count == wanted, "chains repeat each other: give other seeds")
 
 
-def _entries(value: Array) -> Array:
-    """Draws as (entries, C, S), without the entries that are constant by construction."""
+def _rhat_check(site: str, chains: int, known: Convergence) -> Check:
+    """R-hat of the entry that is worst beside what chance allows it."""
+    limits = np.clip(known.noise, RHAT, HIGHEST_RHAT)
+    worst = int(np.argmax(known.rhat - limits))
+    value, limit = float(known.rhat[worst]), float(limits[worst])
+    chance = "" if limit == RHAT else ", by chance"
+    name = "R-hat" if chains < MANY else "nested R-hat"
+    advice = (
+        "one chain cannot check itself: run four or more"
+        if chains == 1
+        else "chains disagree: run longer (tune, draws)"
+    )
+    return Check(f"{name} of {site}", value, f"<= {limit:.3g}{chance}", value <= limit, advice)
+
+
+def _constant(value: Float[Array, "C S *event"]) -> Bool[Array, " P"]:
+    """Entries that are 0 or 1 in every draw."""
+    flat = value.reshape(*value.shape[:2], -1)
+    return (np.ptp(flat, axis=(0, 1)) == 0) & ((flat[0, 0] == 0) | (flat[0, 0] == 1))
+
+
+def _entries(value: Array) -> Float[Array, "P C S"]:
+    """Draws of each entry, without those that are constant by construction."""
     flat = np.moveaxis(value.reshape(*value.shape[:2], -1), -1, 0)
-    return flat[~(np.ptp(flat, axis=(1, 2)) == 0)]
+    return flat[~_constant(value)]
 
 
-def _worst_rhat(value: Array) -> float:
-    from arviz_stats.base import array_stats  # slow to import, and only a report needs it
-
-    entries = _entries(value)
-    if value.shape[0] < 2 or not len(entries):
+def _moved(entry: Float[Array, "P C S"]) -> float:
+    """Share of chains that move: every entry, and at one step in ten of each half. NaN where a draw is not finite."""
+    if not np.isfinite(entry).all():
         return math.nan
-    return float(np.max(array_stats.rhat(entries, chain_axis=-2, draw_axis=-1, method="rank")))
+    moves = np.diff(entry, axis=2) != 0
+    if not moves.size:
+        return 0.0
+    parts = np.array_split(moves.mean(0), 1 if moves.shape[2] < SHORT else 2, axis=1)
+    return float((moves.any(2).all(0) & (np.min([part.mean(1) for part in parts], 0) >= MOVES)).mean())
 
 
-def _worst_ess(value: Array, kind: str) -> float:
-    from arviz_stats.base import array_stats
-
-    entries = _entries(value)
-    if not len(entries):
+def _ebfmi(energy: Float[Array, "C S"]) -> float:
+    """Mean squared change of energy over its variance, of the worst group of chains with draws enough."""
+    C, S = energy.shape
+    if S < 3 or not np.isfinite(energy).all():
         return math.nan
-    prob = {"prob": (0.05, 0.95)} if kind == "tail" else {}
-    return float(np.min(array_stats.ess(entries, chain_axis=-2, draw_axis=-1, method=kind, **prob)))
-
-
-def _ebfmi(energy: Array) -> float:
-    """Worst chain's mean squared change of energy over its variance."""
-    if energy.shape[1] < 3 or not np.isfinite(energy).all():
+    changes, variances = (np.diff(energy, axis=1) ** 2).mean(1), energy.var(1, ddof=1)
+    groups = np.array_split(np.arange(C), max(1, C // math.ceil(EBFMI_DRAWS / S)))
+    if not (variances > 0).all():
         return math.nan
-    variance = np.var(energy, axis=1, ddof=1)
-    return float(np.min(np.mean(np.diff(energy, axis=1) ** 2, axis=1) / variance)) if (variance > 0).all() else math.nan
+    return float(min(changes[group].mean() / variances[group].mean() for group in groups))
 
 
 def _pareto_shape(log_ratio: Array) -> float:
@@ -270,17 +312,18 @@ def _pareto_shape(log_ratio: Array) -> float:
     return float(shape)
 
 
-def _last_slope(elbo: Array) -> float:
-    """Gain per step over the last tenth of the steps (two at least)."""
+def _last_slope(elbo: Array) -> tuple[float, float, int]:
+    """Gain per step over the last tenth of the steps (two at least) by least squares, its standard error, the steps."""
     tail = elbo[-max(2, elbo.size // 10) :]
-    return float((tail[-1] - tail[0]) / (tail.size - 1)) if tail.size > 1 else math.nan
+    if tail.size < 2:
+        return math.nan, math.nan, 0
+    steps = np.arange(tail.size) - (tail.size - 1) / 2
+    slope = float(steps @ tail / (steps @ steps))
+    rest = tail - tail.mean() - slope * steps
+    error = math.sqrt(float(rest @ rest) / max(1, tail.size - 2) / float(steps @ steps))
+    return slope, error, tail.size
 
 
 def _share(flags: Array) -> float:
     values = np.asarray(flags, dtype=float)
     return float(values.mean()) if values.size else math.nan
-
-
-def _line(row: Check) -> str:
-    mark, advice = ("ok  ", "") if row.ok else ("FAIL", f": {row.advice}")
-    return f"{mark} {row.check}: {row.value:.4g} (wanted {row.threshold}){advice}"

@@ -64,6 +64,8 @@ class HMM(Conjugate):
     usage_concentration : :math:`\gamma`; small values empty more states.
     """
 
+    exchangeable = ("state",)
+
     def __init__(
         self,
         states: SupportsIndex | Sequence[str],

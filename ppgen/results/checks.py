@@ -1,6 +1,6 @@
 """Which checks a fit gets, and the arrays they need."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +9,8 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.inference import diagnostics, predictive
-from ppgen.inference.diagnostics import Check, Report
+from ppgen.inference.verdict import Check, Report, report
+from ppgen.results.labels import aligned, declared
 from ppgen.results.posterior import Draws, Factors
 
 if TYPE_CHECKING:
@@ -19,22 +20,28 @@ __all__ = ["diagnose"]
 
 Read = tuple[xr.DataArray, Tensor, Tensor | None]
 
-PERMUTABLE = ("state", "component", "topic")  # axes whose labels carry no meaning of their own
+LP = "log density"  # what the sampler's record of it is called among the sites
 
 
 def diagnose(fit: "Fit", read: Read | None, draws: int) -> Report:
     """Report on ``fit``; ``read`` holds the data (labelled, tensor, inputs), which importance ratios need."""
-    return diagnostics.report(list(_checks(fit, read, draws)))
+    notes: list[str] = list(fit.attrs.get("relabelled", []))
+    return report(list(_checks(fit, read, draws, notes)), notes)
 
 
-def _checks(fit: "Fit", read: Read | None, draws: int) -> Iterator[Check]:
+def _checks(fit: "Fit", read: Read | None, draws: int, notes: list[str]) -> Iterator[Check]:
+    """Every check; ``notes`` gets what is to be said beside them."""
     if fit.attrs.get("interrupted"):
         yield from diagnostics.check_interrupted()
     if isinstance(fit.posterior, Draws) and "log_q" not in fit.posterior.stats:
-        yield from _chain_checks(fit, fit.posterior)
+        yield from _chain_checks(fit, fit.posterior, notes)
     else:
         yield from _bound_checks(fit)
-        if read is not None:
+        if read is None:
+            notes.append(
+                "Not checked: Pareto k-hat, whether q can stand in for the posterior (give diagnose the data)."
+            )
+        else:
             _, x, u = read
             yield from diagnostics.check_importance(_log_ratio(fit, x, u, draws))
     share = fit.attrs.get("missing_share") if read is None else predictive.missing_share(fit.model, read[1])
@@ -42,11 +49,22 @@ def _checks(fit: "Fit", read: Read | None, draws: int) -> Iterator[Check]:
         yield from diagnostics.check_missing(share)
 
 
-def _chain_checks(fit: "Fit", posterior: Draws) -> Iterator[Check]:
+def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Check]:
+    """Chains, compared after labels without a meaning of their own were aligned."""
+    stats = {name: value.numpy(force=True) for name, value in posterior.stats.items()}
+    absent = [name for name in ("diverging", "energy") if name not in stats]
+    if absent:
+        notes.append(f"Not checked: {' and '.join(absent)}, which the sampler did not record.")
+    if all(torch.isfinite(value).all() for value in posterior.sites.values()):
+        posterior, alignments = aligned(posterior, declared(fit.model, posterior))
+        for name, alignment in alignments.items():
+            notes.append(alignment.words(name))
+            yield from diagnostics.check_labels(name, alignment)
     sites = {name: value.numpy(force=True) for name, value in posterior.sites.items()}
-    yield from diagnostics.check_chains(sites)
-    yield from diagnostics.check_sampler({name: value.numpy(force=True) for name, value in posterior.stats.items()})
-    yield from diagnostics.check_labels(sites, _permutable(fit.model.dims))
+    lp = {LP: stats["lp"]} if "lp" in stats else {}
+    yield from diagnostics.check_chains({**sites, **lp})
+    yield from diagnostics.check_modes(sites, stats.get("lp"))
+    yield from diagnostics.check_sampler(stats)
 
 
 def _bound_checks(fit: "Fit") -> Iterator[Check]:
@@ -68,11 +86,5 @@ def _log_ratio(fit: "Fit", x: Tensor, u: Tensor | None, draws: int) -> np.ndarra
     else:
         theta = posterior.draws(min(draws, posterior.size))
         log_q = posterior.draw_stats(len(next(iter(theta.values()))))["log_q"]
-    joint = [predictive.log_joint(fit.model, predictive.at(theta, i), x, u=u) for i in range(len(log_q))]
-    return (torch.stack(joint) - log_q).numpy(force=True)
-
-
-def _permutable(dims: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Site -> its one event axis whose labels can be permuted; sites with two such axes are left out."""
-    axes = {site: [i for i, dim in enumerate(names) if dim in PERMUTABLE] for site, names in dims.items()}
-    return {site: found[0] for site, found in axes.items() if len(found) == 1 and "next_state" not in dims[site]}
+    joint = predictive.gather(lambda one: predictive.log_joint(fit.model, one, x, u=u), theta)
+    return (joint - log_q).numpy(force=True)

@@ -1,7 +1,8 @@
 """What a fit gives back: labelled answers about any data its model takes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ppgen.inference.diagnostics import Report
 from ppgen.model import Conjugate, Model
 from ppgen.results.arguments import as_inputs, require_at_least, require_memory
 from ppgen.results.checks import diagnose
+from ppgen.results.labels import aligned, declared
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.storage import read_folder, versions, write_folder
 from ppgen.results.stored import describe_fit, restore_parts
@@ -178,6 +180,28 @@ class Fit:
         with private_stream(random_seed):
             return diagnose(self, None if x is None else self._read(x, u), draws)
 
+    def relabel(self, labels: Mapping[str, int | tuple[int, ...]] | None = None) -> "Fit":
+        """Number exchangeable labels alike in every draw; see :mod:`ppgen.inference.relabel`.
+
+        Parameters
+        ----------
+        labels : of a plain function, the sites that have labels and the axes (of the site's own, from 0) that they
+            number, ``{"mu": 0, "weight": 0}``; of a model that names its ``exchangeable`` axes, nothing.
+
+        `diagnose`, `latents` and `to_arviz` do this themselves where a model names its axes. Variational factors have
+        one numbering.
+
+        Raises
+        ------
+        DataError : labels of sites or axes that are not there.
+        """
+        if labels is None or not isinstance(self.posterior, Draws):
+            return self if self._numbered is self.posterior else replace(self, posterior=self._numbered)
+        axes = {site: (axis,) if isinstance(axis, int) else tuple(axis) for site, axis in labels.items()}
+        posterior, found = aligned(self.posterior, {"the draws": axes})
+        words = [alignment.words(name) for name, alignment in found.items()]
+        return replace(self, posterior=posterior, attrs={**self.attrs, "relabelled": words})
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write this fit to a new ``folder``, all or nothing; ``overwrite`` replaces an earlier fit there.
 
@@ -206,14 +230,21 @@ class Fit:
             raise DataError(f"Fit: x must have the {axis}s of the fit, {wanted}, got {given}; rename or select them")
         return observations.sel({axis: wanted})
 
+    @cached_property
+    def _numbered(self) -> Factors | Draws:
+        """The posterior; of chains, with exchangeable labels numbered alike in every draw."""
+        if not isinstance(self.posterior, Draws) or "log_q" in self.posterior.stats:
+            return self.posterior
+        labels = declared(self.model, self.posterior)
+        return aligned(self.posterior, labels)[0] if labels else self.posterior
+
     def _latents(self, data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
         if isinstance(self.posterior, Factors) and isinstance(self.model, Conjugate):
             with torch.no_grad():
                 exact = self.model.likelihood(self.posterior.statistics()).latents(data)
                 return predictive.summarized(exact, draws)
-        theta = self.posterior.draws(
-            AVERAGED if isinstance(self.posterior, Factors) else min(AVERAGED, self.posterior.size)
-        )
+        posterior = self._numbered
+        theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
         return predictive.latents(self.model, theta, data, draws, u=inputs)
 
     def _predict(
@@ -226,18 +257,10 @@ class Fit:
         then: Callable[[predictive.Theta, Tensor], Tensor] | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """``answer`` at each of ``draws`` draws, written into one array; of each only the entries to ``keep``."""
+        """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
         require_at_least("Fit: draws", draws, 1)
-        found: list[Tensor] = []
-        done = 0
         with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
-            for part in predictive.over_draws(answer, self.posterior.draws(draws), then):
-                chosen = part if keep is None else part[:, keep]
-                values = found[0] if found else chosen.new_empty(draws, *chosen.shape[1:])
-                found, done = [values], done + len(chosen)
-                values[done - len(chosen) : done] = chosen
-                bar.update(len(chosen))
-        return found[0]
+            return predictive.gather(answer, self.posterior.draws(draws), then, keep=keep, done=bar.update)
 
     def _label(self, observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:
         coords = {dim: list(labels) for dim, labels in self.model.coords.items() if dim in dims}

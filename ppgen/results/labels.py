@@ -1,0 +1,43 @@
+"""The draws of a fit with labels that mean the same in all of them."""
+
+from collections.abc import Mapping
+
+import torch
+
+from ppgen.inference.relabel import Alignment, align, label_axes, permuted
+from ppgen.model import Model
+from ppgen.results.posterior import Draws
+
+__all__ = ["aligned", "declared"]
+
+Labels = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Name of the labels -> site -> its event axes that hold them."""
+
+
+def declared(model: Model, posterior: Draws) -> Labels:
+    """The labels that ``model`` calls exchangeable, where there are two or more of them."""
+    found = {}
+    for name in model.exchangeable:
+        axes = {site: places for site, places in label_axes(model.dims, name).items() if site in posterior.sites}
+        if any(posterior.sites[site].shape[2 + place] > 1 for site, places in axes.items() for place in places):
+            found[name] = axes
+    return found
+
+
+def aligned(posterior: Draws, labels: Labels) -> tuple[Draws, dict[str, Alignment]]:
+    """Draws with every set of labels aligned in turn, and how.
+
+    Raises
+    ------
+    DataError : labels of sites or axes that are not there.
+    """
+    sites = {name: value.numpy(force=True) for name, value in posterior.sites.items()}
+    lp = posterior.stats["lp"].numpy(force=True) if "lp" in posterior.stats else None
+    found = {}
+    for name, axes in labels.items():
+        found[name] = align(sites, axes, lp)
+        if found[name].moved:
+            moved = {site: permuted(sites[site], found[name].permutation, places) for site, places in axes.items()}
+            sites |= moved
+    values = {name: torch.as_tensor(sites[name]).to(value.device) for name, value in posterior.sites.items()}
+    return Draws(values, posterior.stats), found
