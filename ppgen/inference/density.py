@@ -111,7 +111,7 @@ class Density:
     def log_density(self, v: Float[Tensor, "C P"]) -> Float[Tensor, " C"]:
         """Log density of each row, on the unconstrained scale."""
         with self._running():
-            return vmap(self._one)(v).detach()
+            return vmap(self.one)(v).detach()
 
     def value_and_grad(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
         """Log density and its gradient at each row, straight through the program (see `compiled` for many calls)."""
@@ -214,8 +214,8 @@ class Density:
         with Place(values, self.enumerated):
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
-    def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, ""]:
-        """Log density of one vector."""
+    def one(self, v: Float[Tensor, " P"]) -> Float[Tensor, ""]:
+        """Log density of one vector, to be mapped over and differentiated."""
         values, jacobian = {}, v.new_zeros(())
         for name, site in self.sites.items():
             free = v[site.place].reshape(site.free_shape)
@@ -225,7 +225,7 @@ class Density:
         return (enumerated_log_prob(trace) if self.enumerated else trace.log_prob_sum()) + jacobian
 
     def _vectorized(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
-        gradient, value = vmap(grad_and_value(self._one))(v)
+        gradient, value = vmap(grad_and_value(self.one))(v)
         return value, gradient
 
     def _values(self, v: Float[Tensor, " P"]) -> dict[str, Tensor]:
@@ -241,7 +241,7 @@ class Density:
             for row in v:
                 leaf = row.detach().requires_grad_()
                 try:
-                    value = self._one(leaf)
+                    value = self.one(leaf)
                     gradients.append(torch.autograd.grad(value, leaf)[0])
                     values.append(value.detach())
                 except (ValueError, torch.linalg.LinAlgError):

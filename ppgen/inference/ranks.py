@@ -89,7 +89,9 @@ def power(replications: int, tests: int, level: float) -> float:
     return float(stats.chi2.sf(edge * NARROW**2, free))
 
 
-def verdict(values: Mapping[str, Float[Array, "R *q"]], sizes: Shaped[Array, " R"], level: float) -> Report:
+def verdict(
+    values: Mapping[str, Float[Array, "R *q"]], sizes: Shaped[Array, " R"], level: float, failed: str = ""
+) -> Report:
     """What the ranks of all quantities say together, failing closed.
 
     Parameters
@@ -97,12 +99,13 @@ def verdict(values: Mapping[str, Float[Array, "R *q"]], sizes: Shaped[Array, " R
     values : PIT values of every quantity; NaN is a replication that failed.
     sizes : independent draws behind each replication; 0 where it failed.
     level : probability of any false alarm of the z-tests if everything is right.
+    failed : what is to be said of replications that failed.
     """
     found = {name: scores(value) for name, value in values.items()}
     adjusted = _holm(np.array([p for rows in found.values() for row in rows for p in (row.p_centre, row.p_width)]))
     tests = iter(adjusted.reshape(-1, 2))
     rows = [check for name, entries in found.items() for check in _tests(name, entries, tests, level)]
-    made = report([*_whole(values, sizes), *_enough(sizes, adjusted.size, level), *rows])
+    made = report([*_whole(values, sizes, failed), *_enough(sizes, adjusted.size, level), *rows])
     return Report(made.ok, _words(made, len(sizes)), made.table)
 
 
@@ -150,13 +153,13 @@ def _wrong_width(score: Score) -> str:
     return f"posteriors are too {side}: true values scatter {score.sd:.2f} times as far as they should"
 
 
-def _whole(values: Mapping[str, Array], sizes: Array) -> Iterator[Check]:
+def _whole(values: Mapping[str, Array], sizes: Array, failed: str) -> Iterator[Check]:
     lost = np.zeros(len(sizes), dtype=bool)
     for value in values.values():
         lost |= np.isnan(value.reshape(len(value), -1)).any(1)
     lost |= sizes == 0
     count = int(lost.sum())
-    yield Check("failed replications", count, "= 0", count == 0, "ranks of the others are those of easy data sets")
+    yield Check("failed replications", count, "= 0", count == 0, failed or "a quantity is NaN there")
 
 
 def _enough(sizes: Array, tests: int, level: float) -> Iterator[Check]:
