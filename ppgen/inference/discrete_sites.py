@@ -79,7 +79,7 @@ class Discrete:
             trace = self._enumerated(theta)
             drawn[name] = dist.Categorical(self._probabilities(trace, [name])[name]).sample()
             values = _values(trace, name)
-            theta[name] = values[drawn[name]].reshape(*_batch_shape(self.plates[name]), *values.shape[1:])
+            theta[name] = values[drawn[name]].reshape(_batch_shape(self.plates[name]) + values.shape[1:])
         rest = {name: frames for name, frames in self.plates.items() if name not in names}
         return Discrete(self.model, theta, self.x, self.u, rest, self.depth), drawn
 
@@ -126,14 +126,14 @@ def _by_row(trace: poutine.Trace, rows: int, without: Collection[str] = ()) -> T
     frames = {f.name: f for site in sites.values() if site["type"] == "sample" for f in _frames(site)}
     alike = sorted((f for f in frames.values() if f.size == rows), key=lambda frame: frame.dim)
     symbols = [trace.plate_to_symbol[frame.name] for frame in alike]
-    total = torch.zeros(rows)
+    scores = []
     tree = contract_tensor_tree(_factors(trace, without), _summed(trace), ring=_Sums())
     for ordinal, terms in tree.items():
         row = next((symbol for symbol in symbols if symbol in ordinal), None)
         for term in terms if row is not None else []:
             others = [i for i, symbol in enumerate(term._pyro_dims) if symbol != row]
-            total = total + (term.sum(others) if others else term)
-    return total
+            scores.append((term.sum(others) if others else term).expand(rows))
+    return torch.stack(scores).sum(0) if scores else torch.zeros(rows)
 
 
 def _factors(trace: poutine.Trace, without: Collection[str] = ()) -> OrderedDict[frozenset[str], list[Tensor]]:
@@ -173,13 +173,13 @@ def _values(trace: poutine.Trace, name: str) -> Tensor:
     """Values (K, *event) that a site can take."""
     fn: Any = trace.nodes[name]["fn"]
     support = fn.enumerate_support(expand=False)
-    return support.reshape(len(support), *fn.event_shape)
+    return support.reshape((len(support), *fn.event_shape))
 
 
-def _batch_shape(frames: Collection[Any]) -> list[int]:
+def _batch_shape(frames: Collection[Any]) -> torch.Size:
     """Shape of a site in these plates: length one where there is none."""
     sizes = {frame.dim: frame.size for frame in frames}
-    return [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
+    return torch.Size([sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)])
 
 
 def _has_few_values(fn: Any) -> bool:  # noqa: ANN401 (a Pyro distribution)

@@ -213,7 +213,7 @@ def _asked_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     if func is torch.Tensor.new and not kwargs and len(args) > 1:
         shape = args[1] if isinstance(args[1], torch.Size) else args[1:]
         return (shape, args[0].dtype, args[0].device) if _is_shape(shape) else None
-    if func is torch.empty and set(kwargs) <= {"dtype", "device"} and args:
+    if func is torch.empty and set(kwargs) <= {"dtype", "device"} and args and kwargs.get("device") != "meta":
         shape = args if isinstance(args[0], int) else args[0]
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
         return (shape, dtype, kwargs.get("device")) if _is_shape(shape) else None
