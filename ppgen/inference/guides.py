@@ -194,10 +194,9 @@ class Flow(FlatGuide):
         hidden = [max(16, 2 * self.size)] * 2
         layers: list[nn.Module] = [Spline(self.size)]
         if self.size > 1:  # in the reverse order for every other layer
-            orders = (torch.arange(self.size), torch.arange(self.size).flip(0))
-            layers += [
-                AffineAutoregressive(AutoRegressiveNN(self.size, hidden, permutation=o), stable=True) for o in orders
-            ]
+            orders: list[Any] = [torch.arange(self.size), torch.arange(self.size).flip(0)]
+            nets = [AutoRegressiveNN(self.size, hidden, permutation=order) for order in orders]
+            layers += [AffineAutoregressive(net, stable=True) for net in nets]
         self.layers = nn.ModuleList(layers)
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:

@@ -104,7 +104,7 @@ def fit(
     clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened.
     batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them.
     particles : draws of the guide a step, made at once.
-    averaging : give back the mean of the parameters since the bound settled (Polyak & Juditsky 1992).
+    averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
     early_stopping : stop when the bound has settled; without it all steps are taken.
     held_out : observations whose bound is looked at every 200 steps, instead of the smoothed one; the parameters with
         the best are given back. ``held_out_u`` are their inputs.
@@ -349,6 +349,7 @@ def _prepare(task: _Task, guide: Guide, batch_size: int | None) -> tuple[Objecti
         q = named = named_guide(guide or "mean_field", sites).to(_place(args))
     else:
         q = guide
+        _make_local(_owners(guide))
     owners = [model, *_owners(program), *_owners(q)]
     objective = Objective(program, q, tuple(dict.fromkeys(owners)))
     with torch.no_grad():
@@ -365,6 +366,14 @@ def _owners(program: Callable[..., Any]) -> list[nn.Module]:
     """The module whose method a program is, or the program itself."""
     owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     return [owner] if isinstance(owner, nn.Module) else []
+
+
+def _make_local(modules: Sequence[nn.Module]) -> None:
+    """Let Pyro modules that were made outside run with parameters of their own, as all do here."""
+    for module in (part for owner in modules for part in owner.modules()):
+        context = getattr(module, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}  # what Pyro gives those made inside
 
 
 def _place(args: Sequence[object]) -> torch.device:

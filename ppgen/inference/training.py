@@ -3,7 +3,7 @@
 The random numbers of a step depend on the seed and the number of the step alone, so that a run goes on from a
 checkpoint as if it had not stopped.
 
-References: Kingma & Ba (2015); Polyak & Juditsky (1992).
+References: Kingma & Ba (2015); Polyak & Juditsky (1992) and Shamir & Zhang (2013) for the average of the iterates.
 """
 
 import functools
@@ -30,6 +30,7 @@ DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before
 PATIENCE = 3  # windows without progress in a row that end a run whose learning rate goes by a plan, or by held-out data
 SCHEDULES = ("plateau", "constant", "cosine")
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adagrad", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "ASGD")
+AVERAGING = 3  # power of the step's number that an iterate weighs in the average
 BASELINE_WEIGHT = 0.1  # of the newest value in a running baseline
 
 Gradient = Callable[..., Sequence[Tensor]]
@@ -126,7 +127,7 @@ class Run:
         self.flat = parameters.flat()
         group.copy_first(*self.flat)
         self.baselines = torch.zeros(scored, dtype=self.flat[0].dtype, device=self.flat[0].device)
-        self.average, self.averaged = [torch.zeros_like(vector) for vector in self.flat], 0
+        self.average = [vector.clone() for vector in self.flat]
         self.best = [vector.clone() for vector in self.flat]
         self.trained, self.pieces = self._trained()
         make = options.optimizer or functools.partial(torch.optim.Adam, fused=True)
@@ -160,9 +161,9 @@ class Run:
         progress.norms.append(found[1])
         progress.rates.append(rate)
         if self.options.averaging:
-            self.averaged += 1
+            weight = (AVERAGING + 1) / (self.steps + AVERAGING)
             for mean, vector in zip(self.average, self.flat, strict=True):
-                mean += (vector - mean) / self.averaged
+                mean.lerp_(vector, weight)
         if self.steps % WINDOW == 0:
             self._decide()
 
@@ -200,7 +201,6 @@ class Run:
         state = self.optimizer.state_dict()["state"]
         content = {
             "identity": self.identity,
-            "averaged": self.averaged,
             "optimizer": _take_apart(state, "optimizer", tensors),
             **{name: value for name, value in vars(progress).items() if name not in lists},
         }
@@ -225,7 +225,6 @@ class Run:
                 for i, vector in enumerate(getattr(self, name)):
                     vector.copy_(tensors[f"{name}/{i}"])
             self.baselines.copy_(tensors["baselines"])
-        self.averaged = content["averaged"]
         lists: dict[str, Any] = {name: tensors[f"progress/{name}"].tolist() for name in ("bounds", "norms", "rates")}
         held_out = [(int(step), value) for step, value in tensors["progress/held_out"].reshape(-1, 2).tolist()]
         rest = {name: content[name] for name in ("decays", "stalled", "decided", "converged")}
@@ -238,7 +237,8 @@ class Run:
         """What the optimiser is given: the flat vectors if it treats entries alike, else views with their shapes."""
         make: Any = self.options.optimizer
         kind = make.func if isinstance(make, functools.partial) else make
-        if kind is None or getattr(kind, "__name__", "") in ELEMENTWISE:
+        kinds = {base.__name__ for base in getattr(kind, "__mro__", ())}
+        if kind is None or kinds & set(ELEMENTWISE):
             return list(self.flat), []
         views = list(self.parameters.named(self.flat).values())
         return views, views
@@ -292,8 +292,6 @@ class Run:
             return
         progress.stalled = 0 if risen else progress.stalled + 1
         falls = self.options.schedule == "plateau"
-        if risen or falls and progress.stalled:
-            self.averaged = 0  # the average is over iterates that have settled
         if falls and progress.stalled >= (1 if self.evaluate is None else PATIENCE):
             progress.decays, progress.stalled, progress.decided = progress.decays + 1, 0, self.steps
             progress.converged = progress.decays > DECAYS
@@ -319,7 +317,7 @@ class Run:
 
     def _present(self) -> list[Tensor]:
         """The parameters as they would be given back now, without regard to held-out rows."""
-        use = self.average if self.options.averaging and self.averaged else self.flat
+        use = self.average if self.options.averaging else self.flat
         return [vector.detach() for vector in use]
 
     def _final(self) -> list[Tensor]:
