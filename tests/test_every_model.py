@@ -19,6 +19,7 @@ from ppgen.families.categorical import Categorical
 from ppgen.families.gaussian import Gaussian
 from ppgen.families.poisson import Poisson
 from ppgen.inference import guides, predictive, svi, vb
+from ppgen.inference.relabel import label_axes, permuted
 from ppgen.model import Conjugate, Model
 from ppgen.models.hmm import HMM
 
@@ -171,19 +172,22 @@ def test_gradients_are_finite_whatever_is_missing(given, hide):
     assert all(entry.isfinite().all() for entry in gradient.values())
 
 
-def test_relabelling_the_states_changes_nothing(given):
-    axes = {
-        site: [i for i, dim in enumerate(names) if dim.endswith("state")] for site, names in given.model.dims.items()
-    }
-    if not any(axes.values()):
-        pytest.skip("no states")
-    order = torch.randperm(given.model.states)
-    theta = dict(given.theta)
-    for site, positions in axes.items():
-        for axis in positions:
-            theta[site] = theta[site].index_select(axis, order)
-    relabelled = predictive.log_likelihood(given.model, theta, given.x)
-    torch.testing.assert_close(relabelled, likelihood(given, given.x), rtol=1e-9, atol=1e-9)
+def test_exchangeable_labels_carry_no_meaning(given):
+    """Parameters under another numbering have the same density, prior and likelihood both."""
+    model, x, u, theta = given.model, given.x, given.u, given.theta
+    if not model.exchangeable:
+        pytest.skip("no labels")
+    draws = {site: value[None, None] for site, value in theta.items()}
+    for labels in model.exchangeable:
+        axes = {site: places for site, places in label_axes(model.dims, labels).items() if site in theta}
+        assert axes
+        count = next(draws[site].shape[2 + places[0]] for site, places in axes.items())
+        order = np.roll(np.arange(count), 1)[None, None]
+        other = theta | {
+            site: torch.as_tensor(permuted(draws[site].numpy(), order, places)[0, 0]) for site, places in axes.items()
+        }
+        expected = predictive.log_joint(model, theta, x, u=u)
+        torch.testing.assert_close(predictive.log_joint(model, other, x, u=u), expected, rtol=1e-10, atol=1e-9)
 
 
 def test_imputation_keeps_every_observed_entry_and_fills_every_gap(given):

@@ -1,4 +1,10 @@
-"""A fit in the ArviZ schema."""
+"""A fit in the ArviZ schema.
+
+Beside the groups of the schema, ``sample_stats`` of a variational fit holds ``log_q`` and, with the data, ``lp``: the
+log densities of each draw under q and under the model, which ``arviz_stats.loo_approximate_posterior`` takes. The unit
+of leave-one-out is a row of the data: a whole sequence of a time series, whose steps are not independent given the
+parameters. A row of which nothing was observed has no log-likelihood. See `by_entry` for what needs one per entry.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -27,8 +33,8 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
     theta = fit.posterior.chains(draws)
     groups = {"posterior": _numpy(theta)}
-    if isinstance(fit.posterior, Draws) and fit.posterior.stats:
-        groups["sample_stats"] = _numpy(fit.posterior.chain_stats(draws))
+    stats = _sample_stats(fit, theta, read, draws)
+    groups |= {"sample_stats": _numpy(stats)} if stats else {}
     dims = {site: list(names) for site, names in fit.model.dims.items()}
     coords: dict[str, Any] = {axis: list(labels) for axis, labels in fit.model.coords.items()}
     coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in fit.model.data_dims[:2]}
@@ -42,9 +48,25 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     return tree if read is None else _without_empty_rows(tree, read[1], fit.model.data_dims[0])
 
 
+def _sample_stats(
+    fit: "Fit", theta: Mapping[str, Tensor], read: tuple[xr.DataArray, Tensor, Tensor | None] | None, draws: int
+) -> Mapping[str, Tensor]:
+    """What the sampler recorded; of a variational fit the log densities of ``theta`` under q, and under the model."""
+    flat = {site: value.flatten(0, 1) for site, value in theta.items()}
+    if isinstance(fit.posterior, Draws):
+        stats = fit.posterior.chain_stats(draws)
+    else:
+        stats = {"log_q": fit.posterior.log_prob(flat)[None]}
+    if read is None or "log_q" not in stats:
+        return stats
+    _, x, u = read
+    joint = predictive.gather(lambda one: predictive.log_joint(fit.model, one, x, u=u), flat)
+    return {**stats, "lp": joint.reshape(stats["log_q"].shape)}
+
+
 def _without_empty_rows(tree: xr.DataTree, x: Tensor, row: str) -> xr.DataTree:
     """Leave rows in which nothing was observed out of the log-likelihood: they have none, and break PSIS."""
-    seen = (~torch.isnan(x)).flatten(1).any(1).nonzero()[:, 0].numpy()
+    seen = (~torch.isnan(x)).reshape(len(x), -1).any(1).nonzero()[:, 0].numpy()
     tree["log_likelihood"] = xr.DataTree(tree["log_likelihood"].to_dataset().isel({row: seen}))
     return tree
 

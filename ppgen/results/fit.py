@@ -161,13 +161,14 @@ class Fit:
         """ArviZ's DataTree of this fit: at most ``draws`` draws of each chain.
 
         Without ``x`` the groups posterior and sample_stats; with the data also prior, prior_predictive,
-        posterior_predictive, log_likelihood (per sequence or row), observed_data and constant_data.
+        posterior_predictive, log_likelihood (per sequence or row), observed_data and constant_data. Exchangeable
+        labels are numbered alike in every draw (`relabel`).
         """
         from ppgen.results.arviz import to_arviz  # ArviZ is slow to import
 
         read = None if x is None else self._read(x, u)
         with private_stream(random_seed):
-            return to_arviz(self, read, draws)
+            return to_arviz(self.relabel(), read, draws)
 
     def diagnose(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None

@@ -1,5 +1,7 @@
 """Small fits that several tests of results look at."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyro
@@ -71,3 +73,16 @@ def line():
     history = pd.DataFrame({"step": [1, 2], "energy": [0.1, np.nan], "tuning": [True, False], "note": ["a", "b, c"]})
     observations = as_observations(x, dims=Line.data_dims)
     return fit_result(Line(), draws, history, {"engine": "mcmc", "random_seed": 3}, observations), x, u
+
+
+@pytest.fixture(scope="session")
+def chains(hmm_fit):
+    """Four chains of draws of the two-state posterior, the second and the last of them numbered the other way round."""
+    theta = hmm_fit.posterior.draws(1000)
+    sites = {site: value.unflatten(0, (4, 250)).clone() for site, value in theta.items()}
+    for site, value in sites.items():
+        for axis, dim in enumerate(hmm_fit.model.dims[site]):
+            if dim.endswith("state"):
+                value[1::2] = value[1::2].flip(2 + axis)
+    stats = {"energy": torch.randn(4, 250).double(), "diverging": torch.zeros(4, 250, dtype=torch.bool)}
+    return replace(hmm_fit, posterior=Draws(sites, stats), attrs={"engine": "mcmc"})
