@@ -6,7 +6,9 @@ r"""Draws from the posterior of every simulated data set, by any engine: all at 
 - anything else: one fit after the other, or in processes where joblib is installed.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast, final
 
 import pyro
@@ -93,7 +95,11 @@ def draw(
                 raise
     if batched:
         raise DataError(f"calibrate: these replications cannot be fitted as one batch ({reason}); pass batched=False")
-    return _one_by_one(joint, engine, data, seeds, draws, options, n_jobs, reason)
+    if engine == "vb" and not isinstance(joint.model, Conjugate):
+        raise DataError(f"calibrate: vb needs a conjugate model, got {type(joint.model).__name__}; use svi or mcmc")
+    shapes = {name: tuple(site.shape) for name, site in joint.density.sites.items()}
+    task = _Task(engine, joint.model, joint.args, joint.u, draws, dict(options), shapes)
+    return _one_by_one(task, data, seeds, n_jobs, reason)
 
 
 def _why_not(joint: Joint, engine: Engine, options: Mapping[str, Any]) -> str:
@@ -149,9 +155,13 @@ class _Product(Model):
         """Log density of each row under its own data set."""
         flat = dist.Normal(x.new_zeros(len(x), self.density.size), 1.0).mask(False).to_event(2)
         v = pyro.sample("v", flat)
-        with poutine.block(), quiet(self.density.dtype), SharedGaps():
-            value = vmap(lambda data, row: self.density.given(data).one(row))(self.data, v)
+        with poutine.block(), quiet(self.density.dtype):
+            value = vmap(self._of_set)(self.data, v)
         pyro.factor("density", value.sum())
+
+    def _of_set(self, data: Data, v: Tensor) -> Tensor:
+        with SharedGaps():
+            return self.density.given(data).one(v)
 
 
 def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Sequence[int]) -> Drawn:
@@ -178,93 +188,65 @@ def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Se
     return Drawn({name: _blank(value, bad) for name, value in theta.items()}, True, lost, "one call of the engine")
 
 
-def _one_by_one(
-    joint: Joint, engine: Engine, data: Data, seeds: Sequence[int], draws: int, options: Mapping[str, Any], n_jobs: int,
-    reason: str,
-) -> Drawn:  # fmt: skip
-    shapes = {name: tuple(site.shape) for name, site in joint.density.sites.items()}
-    tasks = [
-        (
-            engine,
-            joint.model,
-            joint.args,
-            joint.u,
-            tree_map(lambda leaf, r=r: leaf[r], data),
-            seed,
-            draws,
-            options,
-            shapes,
-        )
-        for r, seed in enumerate(seeds)
-    ]
-    found = _run(tasks, n_jobs)
+def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, reason: str) -> Drawn:
+    found = _run(task, [tree_map(lambda leaf, r=r: leaf[r], data) for r in range(len(seeds))], seeds, n_jobs)
     failures = {r: result for r, result in enumerate(found) if isinstance(result, str)}
     good = [result for result in found if not isinstance(result, str)]
     way = f"one by one ({reason})" if reason else "one by one"
     if not good:
-        raise FitError(
-            f"calibrate: at least one replication must be fitted, all failed ({way}); the first: {failures[0]}"
-        )
+        raise FitError(f"calibrate: some replication must be fitted, all failed ({way}); the first: {failures[0]}")
     like = good[0][0]
-    lengths = {tuple(next(iter(result[0].values())).shape[:2]) for result in good}
+    lengths = {tuple(next(iter(theta.values())).shape[:2]) for theta, _ in good}
     if len(lengths) > 1:
         raise DataError(f"calibrate: the engine must return equally many draws each time, got {sorted(lengths)}")
     lost = {name: torch.full_like(value, torch.nan) for name, value in like.items()}
     rows = [lost if isinstance(result, str) else result[0] for result in found]
     theta = {name: torch.stack([row[name] for row in rows]) for name in like}
-    return Drawn(
-        theta, all(result[1] for result in good), failures, f"one by one ({reason})" if reason else "one by one"
-    )
+    return Drawn(theta, all(independent for _, independent in good), failures, way)
 
 
-def _run(tasks: Sequence[tuple[Any, ...]], n_jobs: int) -> list[Any]:
-    """Every task, in processes if asked for; results do not depend on that."""
-    if n_jobs == 1:
-        return [_fitted(*task) for task in tasks]
-    try:
-        from joblib import Parallel, delayed
-    except ImportError:
-        return [_fitted(*task) for task in tasks]
-    return list(Parallel(n_jobs=n_jobs)(delayed(_fitted)(*task) for task in tasks))
+def _run(task: "_Task", data: Sequence[Data], seeds: Sequence[int], n_jobs: int) -> list[Any]:
+    """Every fit, in processes if asked for; results do not depend on that."""
+    if n_jobs != 1:
+        with contextlib.suppress(ImportError):
+            from joblib import Parallel, delayed
+
+            fits = (delayed(task.run)(one, seed) for one, seed in zip(data, seeds, strict=True))
+            return list(Parallel(n_jobs=n_jobs)(fits))
+    return [task.run(one, seed) for one, seed in zip(data, seeds, strict=True)]
 
 
-def _fitted(
-    engine: Engine,
-    model: Model | Callable[..., Any],
-    args: tuple[Any, ...],
-    u: Tensor | None,
-    draws: int,
-    options: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    data: Data,
-    seed: int,
-) -> tuple[dict[str, Tensor], bool] | str:
-    """Draws {site: (C, S, *shape)} of one posterior and whether they are independent; or what went wrong."""
-    try:
-        with private_stream(seed):
-            result = engine(data, seed) if callable(engine) else _fit(engine, model, args, u, options, data, seed)
-            theta, independent = _draws_of(result, draws)
-        return {name: _checked(name, theta, shape) for name, shape in shapes.items()}, independent
-    except Exception as error:  # noqa: BLE001 (whatever an engine raises, it counts against it)
-        return f"{type(error).__name__}: {error}"
+@final
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is fitted to each data set, by itself: it goes to other processes."""
 
+    engine: Engine
+    model: Model | Callable[..., Any]
+    args: tuple[Any, ...]
+    u: Tensor | None
+    draws: int
+    options: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
 
-def _fit(
-    engine: str,
-    model: Model | Callable[..., Any],
-    args: tuple[Any, ...],
-    u: Tensor | None,
-    options: Mapping[str, Any],
-    data: Data,
-    seed: int,
-) -> Fit:
-    settings = ALONE[engine] | {"random_seed": seed, "progressbar": False} | dict(options)
-    if engine == "vb":
-        return vb.fit(cast(Conjugate, model), data, **settings)
-    fit = svi.fit if engine == "svi" else mcmc.fit
-    if isinstance(model, Model):
-        return fit(model, data, u=u, **settings)
-    return fit(poutine.condition(model, data=cast(dict[str, Tensor], data)), *args, **settings)
+    def run(self, data: Data, seed: int) -> tuple[dict[str, Tensor], bool] | str:
+        """Draws {site: (C, S, *shape)} of one posterior and whether they are independent; or what went wrong."""
+        try:
+            with private_stream(seed):
+                result = self.engine(data, seed) if callable(self.engine) else self._fit(self.engine, data, seed)
+                theta, independent = _draws_of(result, self.draws)
+            return {name: _checked(name, theta, shape) for name, shape in self.shapes.items()}, independent
+        except Exception as error:  # noqa: BLE001 (whatever an engine raises, it counts against it)
+            return f"{type(error).__name__}: {error}"
+
+    def _fit(self, engine: str, data: Data, seed: int) -> Fit:
+        settings = ALONE[engine] | {"random_seed": seed, "progressbar": False} | dict(self.options)
+        if engine == "vb":
+            return vb.fit(cast(Conjugate, self.model), data, **settings)
+        fit = svi.fit if engine == "svi" else mcmc.fit
+        if isinstance(self.model, Model):
+            return fit(self.model, data, u=self.u, **settings)
+        return fit(poutine.condition(self.model, data=cast(dict[str, Tensor], data)), *self.args, **settings)
 
 
 def _draws_of(result: Any, draws: int) -> tuple[dict[str, Tensor], bool]:  # noqa: ANN401 (what an engine returned)

@@ -122,7 +122,7 @@ def _summary(hidden: Tensor) -> Tensor:
 def _each(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
     """``function`` of every draw {site: (R, M, *shape)} and its data set: mapped where it can be, else one by one."""
     try:
-        with torch.no_grad(), SharedGaps(), _seeded():
+        with torch.no_grad(), _seeded():
             return _mapped(function, theta, data)
     except Exception:  # noqa: BLE001 (whatever cannot be mapped: the slow way shows whether it is wrong)
         with torch.no_grad():
@@ -131,8 +131,12 @@ def _each(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
 
 def _mapped(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
     sets, draws = next(iter(theta.values())).shape[:2]
-    inner = vmap(function, in_dims=(0, None), randomness="different")
-    both = vmap(inner, in_dims=(0, 0), randomness="different")
+
+    def of_set(draws: dict[str, Tensor], observed: Data) -> Tensor:
+        with SharedGaps():
+            return vmap(function, in_dims=(0, None), randomness="different")(draws, observed)
+
+    both = vmap(of_set, randomness="different")
     step = max(1, ROWS // sets)
     parts = []
     for first in range(0, draws, step):

@@ -100,7 +100,7 @@ class Replications:
     ) -> Batch:
         """A function that calls the gradient. The program is one graph; the coordinates, which change, stay outside."""
         if self.plain is None:
-            with quiet(self.dtype), SharedGaps():
+            with quiet(self.dtype):
                 self.plain = build(self._rows, [examples[0]], mode, calls)
         plain = self.plain
         return Batch(wrap(self._in_coordinates), plain.mode, plain.reason, plain.seconds, plain.nodes)
@@ -131,8 +131,12 @@ class Replications:
     def _rows(self, v: Float[Tensor, "rows P"]) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows P"]]:
         """Value and gradient of every row under its own data set."""
         chains = v.unflatten(0, (self.sets, self.chains))
-        value, gradient = vmap(lambda data, rows: self.density.given(data).value_and_grad(rows))(self.data, chains)
+        value, gradient = vmap(self._of_set)(self.data, chains)
         return value.flatten(0, 1), gradient.flatten(0, 1)
+
+    def _of_set(self, data: Data, rows: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
+        with SharedGaps():
+            return self.density.given(data).value_and_grad(rows)
 
     def _in_coordinates(self, y: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = cast(Batch, self.plain)(self.place(y))

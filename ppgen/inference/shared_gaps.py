@@ -21,12 +21,16 @@ __all__ = ["SharedGaps"]
 
 @final
 class SharedGaps(TorchFunctionMode):
-    """Inside, ``isnan`` of values that only data sets differ in is that of the first, if all have the same gaps.
+    """Inside the function that is mapped over data sets: ``isnan`` of what depends on the data alone is a constant.
 
     Raises
     ------
-    FitError : the gaps differ.
+    FitError : the gaps of two data sets differ.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = _functorch.maybe_current_level()
 
     def __torch_function__(
         self,
@@ -35,16 +39,29 @@ class SharedGaps(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the function returns)
-        if func in (torch.isnan, Tensor.isnan) and _functorch.is_batchedtensor(args[0]):
-            inner, dim = _functorch.get_unwrapped(args[0]), _functorch.maybe_get_bdim(args[0])
-            if not _functorch.is_functorch_wrapped_tensor(inner):
-                return _common(inner, dim)
+        if func in (torch.isnan, Tensor.isnan) and _levels(args[0]) == [self.level]:
+            with disable_proxy_modes_tracing(), temporarily_clear_interpreter_stack():
+                return _gaps(args[0])
         return func(*args, **(kwargs or {}))
 
 
-def _common(values: Tensor, dim: int) -> Tensor:
-    with disable_proxy_modes_tracing(), temporarily_clear_interpreter_stack():
-        gaps = torch.isnan(values).movedim(dim, 0)
-        if not bool((gaps == gaps[:1]).all()):
-            raise FitError("replications: all data sets must have the same gaps, they differ; sample them one by one")
-        return gaps[0].clone()
+def _levels(value: Tensor) -> list[int]:
+    """Of which maps a tensor has one value for each element."""
+    found = []
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            found.append(_functorch.maybe_get_level(value))
+        value = _functorch.get_unwrapped(value)
+    return found
+
+
+def _gaps(value: Tensor) -> Tensor:
+    if not _functorch.is_functorch_wrapped_tensor(value):
+        return torch.isnan(value)
+    inner = _gaps(_functorch.get_unwrapped(value))
+    if not _functorch.is_batchedtensor(value):
+        return inner
+    each = inner.movedim(_functorch.maybe_get_bdim(value), 0)
+    if not bool((each == each[:1]).all()):
+        raise FitError("replications: all data sets must have the same gaps, they differ; fit them one by one")
+    return each[0].clone()
