@@ -18,24 +18,24 @@ def by_entry(tree: xr.DataTree, name: str = "x") -> xr.DataTree:
     tree : of `Fit.to_arviz`, with the data.
     name : of the data.
     """
-    observed = tree["observed_data"][name]
+    groups = {key: node.to_dataset() for key, node in tree.children.items()}
+    observed = groups["observed_data"][name]
     dims, row = list(observed.dims), observed.dims[0]
     flat = observed.stack(entry=dims)
     seen = np.flatnonzero(flat.notnull().values)
     rows = xr.DataArray(np.repeat(np.arange(observed.sizes[row]), observed[0].size)[seen], dims="entry")
-    likelihood = tree["log_likelihood"][name]
+    likelihood = groups["log_likelihood"][name]
     if row in observed.coords:  # rows without observations are not there
         likelihood = likelihood.reindex({row: observed[row]})
     entries = {
         "observed_data": flat.isel(entry=seen),
         "log_likelihood": likelihood.isel({row: rows}),
         **{
-            group: tree[group][name].stack(entry=dims).isel(entry=seen)
+            group: groups[group][name].stack(entry=dims).isel(entry=seen)
             for group in ("posterior_predictive", "prior_predictive")
-            if group in tree.children
+            if group in groups
         },
     }
-    groups = {key: node.to_dataset() for key, node in tree.children.items()}
     for group, values in entries.items():
         plain = values.drop_vars(["entry", *dims], errors="ignore").assign_coords(entry=np.arange(len(seen)))
         places = {dim: ("entry", place) for dim, place in _places(observed, seen).items()}
