@@ -27,7 +27,7 @@ def by_entry(tree: xr.DataTree, name: str = "x") -> xr.DataTree:
     likelihood = groups["log_likelihood"][name]
     if row in observed.coords:  # rows without observations are not there
         likelihood = likelihood.reindex({row: observed[row]})
-    entries = {
+    entries: dict[str, xr.DataArray] = {
         "observed_data": flat.isel(entry=seen),
         "log_likelihood": likelihood.isel({row: rows}),
         **{
