@@ -15,15 +15,13 @@ Every check is written so that NaN fails it; what could not be checked is said. 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 
-from ppgen.inference.convergence import MANY, Convergence, convergence
-from ppgen.inference.modes import modes
-from ppgen.inference.relabel import Alignment
-from ppgen.inference.verdict import MODES, Check, Report, report
+from ppgen.inference.chain_checks import check_chains, check_labels, check_modes, check_sampler
+from ppgen.inference.verdict import Check, Report, report
 
 __all__ = [
     "Check",
@@ -43,76 +41,8 @@ __all__ = [
 
 Array = np.ndarray
 
-RHAT, HIGHEST_RHAT, FALSE_ALARMS = 1.01, 1.05, 1e-3
-ESS, MCSE, ODD, SHAPE, MOVES = 400, 0.05, 0.3, 0.7, 0.1
-SHORT = 99  # steps of a chain under which its halves are too short to see that one stands still
-EBFMI, EBFMI_DRAWS, DIVERGENT_SHARE = 0.3, 1000, 0.0
 MISSING_SHARE, RESTART_NATS, ELBO_DROP = 0.5, 10.0, 1e-8
-UNCLEAR_SHARE = 0.1  # of draws in which two labels could as well be exchanged
 GAIN, SETTLED_STEPS = 1.0, 100  # nats still gained over the last tenth of a run, of so many steps at least
-
-
-def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Check]:
-    """R-hat, effective sizes, errors, tails and odd chains of every site, its worst entry; chains that did not move.
-
-    Entries that are 0 or 1 in every draw are constant by construction (a triangle's zeros, the one probability of a
-    single state) and left out; any other constant is a failure, and so is it if nothing moves at all.
-    """
-    values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
-    moving = {site: value for site, value in values.items() if value.size and not _constant(value).all()}
-    if not moving:
-        yield Check("moving chains", 0.0, "= 100%", False, "no chain ever moved: the start or the step size is bad")
-    entries = {site: _entries(value) for site, value in moving.items()}
-    if entries:
-        yield _distinct(next(iter(entries.values()))[0])
-    rate = FALSE_ALARMS / max(1, sum(len(entry) for entry in entries.values()))
-    for site, entry in entries.items():
-        yield from _check_site(site, entry, rate)
-
-
-def check_modes(
-    draws: Mapping[str, Float[Array, "C S *event"]], lp: Float[Array, "C S"] | None = None
-) -> Iterator[Check]:
-    """Whether all chains share one place; labels must have been aligned, ``lp`` is the log density."""
-    values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
-    values = {site: value for site, value in values.items() if value.size}
-    if not values or len(next(iter(values.values()))) < 2:
-        return
-    finite = all(np.isfinite(value).all() for value in values.values())
-    found = modes(values) if finite else None
-    count = math.nan if found is None else float(len(found.counts))
-    yield Check(
-        MODES,
-        count,
-        "= 1",
-        count == 1,
-        "draws are not finite, modes cannot be told"
-        if found is None
-        else f"{found.words(lp)}; how many chains are in each says where they began, not what it weighs: if one is a "
-        "trap, start the chains elsewhere (or from a fit); if all are real, say so, or add what tells them apart",
-    )
-
-
-def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
-    """Divergences and the energy of a Hamiltonian sampler, from its records ``diverging`` and ``energy``."""
-    if "diverging" in stats:
-        share = _share(stats["diverging"])
-        yield Check(
-            "divergences",
-            share,
-            f"<= {DIVERGENT_SHARE:.0%} of draws",
-            share <= DIVERGENT_SHARE,
-            "the posterior has corners the sampler cannot enter: raise target_accept towards 1, or tighten the priors",
-        )
-    if "energy" in stats:
-        bfmi = _ebfmi(np.asarray(stats["energy"], dtype=float))
-        yield Check(
-            "E-BFMI",
-            bfmi,
-            f">= {EBFMI}",
-            bfmi >= EBFMI,
-            "the tails are explored slowly: run longer, or reparameterise scales and hierarchies",
-        )
 
 
 def check_importance(log_ratio: Float[Array, " S"]) -> Iterator[Check]:
@@ -192,113 +122,6 @@ def check_restarts(elbos: Sequence[float]) -> Iterator[Check]:
         )
 
 
-def check_labels(name: str, alignment: Alignment) -> Iterator[Check]:
-    """Whether the labels called ``name`` can be told apart at all; how much they switched is no failure, but said."""
-    unclear = alignment.unclear
-    yield Check(
-        f"labels of {name}",
-        unclear,
-        f"<= {UNCLEAR_SHARE:.0%} of draws with two that could be exchanged",
-        unclear <= UNCLEAR_SHARE,
-        f"some of them cannot be told apart, and a summary of one alone means little: fewer ({name}), a prior that "
-        "separates them, or only what does not depend on labels",
-    )
-    yield Check(f"label switching of {name}", alignment.moved, "said, aligned", True, "")
-
-
-def _check_site(site: str, entry: Float[Array, "P C S"], rate: float) -> Iterator[Check]:
-    """Every line about one site."""
-    moved = _moved(entry)
-    advice = "a chain (or an entry of all) never moved: its start or step size is bad"
-    if not np.isfinite(entry).all():
-        advice = f"{np.isfinite(entry).mean():.2%} of draws are finite: the density or its gradient is not"
-    yield Check(f"moving chains of {site}", moved, "= 100%", moved == 1.0, advice)
-    known = convergence(entry if moved == 1.0 else entry[:, :, :0], rate)
-    yield _rhat_check(site, entry.shape[1], known)
-    for kind, sizes in (("bulk", known.bulk), ("tail", known.tail)):
-        ess = float(sizes.min())
-        yield Check(f"ESS ({kind}) of {site}", ess, f">= {ESS}", ess >= ESS, "too few independent draws: more draws")
-    error = float(np.max(1 / np.sqrt(known.mean)))
-    yield Check(
-        f"MCSE of {site}", error, f"<= {MCSE} sd", error <= MCSE, "the mean is not known well enough: more draws"
-    )
-    shape = float(known.shape.max())
-    yield Check(
-        f"tail shape of {site}",
-        shape,
-        f"<= {SHAPE}",
-        shape <= SHAPE,
-        "tails so heavy that its mean and sd are not to be had: quote quantiles, or give it a prior with lighter tails",
-    )
-    worst = int(np.argmax(known.apart))
-    yield Check(
-        f"odd chain of {site}",
-        float(known.apart[worst]),
-        f"<= {ODD} sd from the rest, or chance",
-        bool(known.apart[worst] <= ODD),
-        "chains did not move, nothing can be said"
-        if math.isnan(known.odd[worst])
-        else f"chain {known.odd[worst]:.0f} is elsewhere than the others, or wider or narrower: look at it alone",
-    )
-
-
-def _distinct(entry: Float[Array, "C S"]) -> Check:
-    """Chains that repeat each other are one: a seed was shared."""
-    count = len(np.unique(entry, axis=0))
-    wanted = len(entry)
-    return Check("distinct chains", count, f"= {wanted}", count == wanted, "chains repeat each other: give other seeds")
-
-
-def _rhat_check(site: str, chains: int, known: Convergence) -> Check:
-    """R-hat of the entry that is worst beside what chance allows it."""
-    limits = np.clip(known.noise, RHAT, HIGHEST_RHAT)
-    worst = int(np.argmax(known.rhat - limits))
-    value, limit = float(known.rhat[worst]), float(limits[worst])
-    chance = "" if limit == RHAT else ", by chance"
-    name = "R-hat" if chains < MANY else "nested R-hat"
-    advice = (
-        "one chain cannot check itself: run four or more"
-        if chains == 1
-        else "chains disagree: run longer (tune, draws)"
-    )
-    return Check(f"{name} of {site}", value, f"<= {limit:.3g}{chance}", value <= limit, advice)
-
-
-def _constant(value: Float[Array, "C S *event"]) -> Bool[Array, " P"]:
-    """Entries that are 0 or 1 in every draw."""
-    flat = value.reshape(*value.shape[:2], -1)
-    return (np.ptp(flat, axis=(0, 1)) == 0) & ((flat[0, 0] == 0) | (flat[0, 0] == 1))
-
-
-def _entries(value: Array) -> Float[Array, "P C S"]:
-    """Draws of each entry, without those that are constant by construction."""
-    flat = np.moveaxis(value.reshape(*value.shape[:2], -1), -1, 0)
-    return flat[~_constant(value)]
-
-
-def _moved(entry: Float[Array, "P C S"]) -> float:
-    """Share of chains that move: every entry, and at one step in ten of each half. NaN where a draw is not finite."""
-    if not np.isfinite(entry).all():
-        return math.nan
-    moves = np.diff(entry, axis=2) != 0
-    if not moves.size:
-        return 0.0
-    parts = np.array_split(moves.mean(0), 1 if moves.shape[2] < SHORT else 2, axis=1)
-    return float((moves.any(2).all(0) & (np.min([part.mean(1) for part in parts], 0) >= MOVES)).mean())
-
-
-def _ebfmi(energy: Float[Array, "C S"]) -> float:
-    """Mean squared change of energy over its variance, of the worst group of chains with draws enough."""
-    C, S = energy.shape
-    if S < 3 or not np.isfinite(energy).all():
-        return math.nan
-    changes, variances = (np.diff(energy, axis=1) ** 2).mean(1), energy.var(1, ddof=1)
-    groups = np.array_split(np.arange(C), max(1, C // math.ceil(EBFMI_DRAWS / S)))
-    if not (variances > 0).all():
-        return math.nan
-    return float(min(changes[group].mean() / variances[group].mean() for group in groups))
-
-
 def _pareto_shape(log_ratio: Array) -> float:
     """k-hat of the largest ratios; NaN ratios make it NaN, ratios all alike (q is exact) make it minus infinity."""
     from arviz_stats.base import array_stats
@@ -322,8 +145,3 @@ def _last_slope(elbo: Array) -> tuple[float, float, int]:
     rest = tail - tail.mean() - slope * steps
     error = math.sqrt(float(rest @ rest) / max(1, tail.size - 2) / float(steps @ steps))
     return slope, error, tail.size
-
-
-def _share(flags: Array) -> float:
-    values = np.asarray(flags, dtype=float)
-    return float(values.mean()) if values.size else math.nan
