@@ -5,8 +5,8 @@ Run with ``PPGEN_DATA`` set, in an environment that holds ppgen, jax and numpyro
     PYTHONPATH=tests python benchmarks/mcmc.py [NAME ...]
 
 Everything runs in float64 on one thread, and seconds are those of the processor, its compilers included, so that other
-work on the machine counts less. NumPyro (4 chains, vectorised, 1000 + 1000) is warm: compiled by a first run. Pyro (1
-chain, 200 + 200) traces with its jit; it is stopped after 30 seconds (of the hmm: 150), and where that is before its
+work on the machine counts less. NumPyro (4 chains, vectorised, 500 + 500) is warm: compiled by a first run. Pyro (1
+chain, 200 + 200) traces with its jit; it is stopped after 10 seconds (of the hmm: 150), and where that is before its
 last draw the figure is what it could have reached at most: 200 over the time. Ours (ChEES, 64 chains, 300 + 1000) is
 given as a traced graph and compiled; seconds include starting points and tuning, and in the columns "all in" learning,
 tracing and compiling.
@@ -49,8 +49,8 @@ from ppgen.inference.hamiltonian import Leapfrog
 from ppgen.messages import discrete_chain
 
 jax.config.update("jax_enable_x64", True)
-PYRO_DRAWS, NUMPYRO_DRAWS = 200, 1000
-PYRO_SECONDS, PYRO_SECONDS_HMM = 30.0, 150.0
+PYRO_DRAWS, NUMPYRO_DRAWS = 200, 500
+PYRO_SECONDS, PYRO_SECONDS_HMM = 10.0, 150.0
 STATES, STEPS = 3, 2000
 
 RESULT = Path(__file__).parent / "results" / "mcmc.md"

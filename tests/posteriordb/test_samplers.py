@@ -60,10 +60,11 @@ def test_nuts_draws_from_the_reference_posterior(name):
     check(posterior, mcmc.fit(posterior.program, *posterior.args, random_seed=1, progressbar=False, **options))
 
 
-def test_two_modes_are_never_reported_as_converged():
+@pytest.mark.parametrize("sampler", ["chees", pytest.param("nuts", marks=pytest.mark.slow)])
+def test_two_modes_are_never_reported_as_converged(sampler):
     posterior = load("low_dim_gauss_mix-low_dim_gauss_mix")
     options = {"draws": 40, "tune": 40, "chains": 8, "random_seed": 2, "progressbar": False, "compile": "traced"}
-    fit = mcmc.fit(unordered_mixture, posterior.args[0][::10].clone(), **options)
+    fit = mcmc.fit(unordered_mixture, posterior.args[0][::10].clone(), sampler=sampler, **options)
     mu = fit.posterior.sites["mu"]
     first = mu[..., 0] < 0
     assert 0.1 < float(first.double().mean()) < 0.9  # chains in both modes
