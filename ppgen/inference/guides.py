@@ -4,7 +4,7 @@ All but ``"mean_field"`` draw one flat unconstrained vector :math:`v` with densi
 differentiable bijection of its part of it, whose Jacobian enters the density of the site.
 
 References: Kucukelbir et al. (2017) for the first two; Ong, Nott & Smith (2018); Tierney & Kadane (1986); Kingma et al.
-(2016) and Durkan et al. (2019) for the flow.
+(2016) and Jones & Pewsey (2009) for the flow.
 """
 
 import copy
@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions.transforms import AffineAutoregressive, Spline
+from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
@@ -186,17 +186,16 @@ class Laplace(FlatGuide):
 
 @final
 class Flow(FlatGuide):
-    """A normal bent by an elementwise spline and two autoregressive layers, then moved and scaled."""
+    """A normal bent number by number and by two autoregressive layers in opposite orders, then moved and scaled."""
 
     def __init__(self, sites: Sites) -> None:
         super().__init__(sites)
         self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
-        hidden = [max(16, 2 * self.size)] * 2
-        layers: list[nn.Module] = [Spline(self.size)]
-        if self.size > 1:  # in the reverse order for every other layer
-            orders: list[Any] = [torch.arange(self.size), torch.arange(self.size).flip(0)]
-            nets = [AutoRegressiveNN(self.size, hidden, permutation=order) for order in orders]
-            layers += [AffineAutoregressive(net, stable=True) for net in nets]
+        layers: list[nn.Module] = [_Bend(self.size)]
+        orders: list[Any] = [torch.arange(self.size), torch.arange(self.size).flip(0)] if self.size > 1 else []
+        for order in orders:
+            net = AutoRegressiveNN(self.size, [max(16, 2 * self.size)] * 2, permutation=order)
+            layers += [AffineAutoregressive(net, stable=True), _Bend(self.size)]
         self.layers = nn.ModuleList(layers)
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -205,9 +204,30 @@ class Flow(FlatGuide):
         for layer in self.layers:
             bent: Any = layer
             x, y = y, bent(y)
-            jacobian = bent.log_abs_det_jacobian(x, y)
-            log_q = log_q - jacobian.sum()
+            log_q = log_q - bent.log_abs_det_jacobian(x, y).sum()
         return self.centre + self.log_scale.exp() * y, log_q - self.log_scale.sum()
+
+
+@final
+class _Bend(nn.Module):
+    """``sinh(tail * asinh(x) + skew)`` of each number (Jones & Pewsey 2009)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.skew, self.log_tail = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """The bent numbers."""
+        return self._angle(x).sinh()
+
+    def log_abs_det_jacobian(self, x: Float[Tensor, " P"], _: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """Log derivative of each."""
+        angle = self._angle(x).abs()
+        log_cosh = angle + torch.log1p((-2 * angle).exp()) - math.log(2)
+        return log_cosh + self.log_tail - 0.5 * torch.log1p(x.square())
+
+    def _angle(self, x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        return self.log_tail.exp() * x.asinh() + self.skew
 
 
 def copy_model(model: M) -> M:

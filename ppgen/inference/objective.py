@@ -12,6 +12,7 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -160,7 +161,8 @@ class Objective(nn.Module):
                 values = {name: site["value"] for name, site in latent_sites(trace).items()}
                 return values, torch.as_tensor(trace.log_prob_sum())
 
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operators that torch batches slowly
             size = sum(value.numel() for value in once(torch.zeros(()))[0].values())
             n, asked = max(1, min(n, DRAWN // size)), n
             if n < asked:
