@@ -13,6 +13,7 @@ from ppgen.inference.density import density
 from ppgen.inference.replications import Moments, Replications, sample
 from ppgen.inference.shared_gaps import SharedGaps
 from ppgen.inference.simulation import joint
+from ppgen.inference.starts import _replaced
 from ppgen.models.hmm import HMM
 
 OPTIONS = {
@@ -148,3 +149,8 @@ def test_chains_in_two_modes_keep_their_own_centres():
     torch.testing.assert_close(centre[0], origin[0], atol=0.4, rtol=0.0)
     assert centre[1, 0].equal(centre[1, 1])
     torch.testing.assert_close(root, torch.ones_like(root), atol=0.2, rtol=0.0)
+
+
+def test_hopeless_paths_are_replaced_by_others_of_their_own_density():
+    good = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    assert _replaced(good).tolist() == [0, 2, 2, 3, 4, 5, 7, 7, 7]
