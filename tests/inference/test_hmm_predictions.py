@@ -128,6 +128,20 @@ def test_a_missing_step_is_drawn_given_all_others(kind):
     near(found[:, 0, 3], states(model, theta, x)[0, 3] @ mean)
 
 
+def test_replicates_and_gaps_have_the_covariance_of_their_state():
+    """Of both features, and of one given the other."""
+    emission, theta, mean = KINDS["gaussian"]
+    s, precision = emission.family.statistic(theta), FACTOR @ FACTOR.mT
+    for k in (0, 1):
+        z = torch.full((MANY, 1), k)
+        centred = emission.sample(s, z)[:, 0] - mean[k]
+        near(centred[:, :, None] * centred[:, None, :], torch.linalg.inv(precision[k]))
+        x = torch.cat([torch.full((MANY, 1, 1), torch.nan), torch.zeros(MANY, 1, 1)], -1).double()
+        gap = emission.fill(x, s, z)[:, 0, 0]
+        conditional = mean[k, 0] + precision[k, 0, 1] / precision[k, 0, 0] * mean[k, 1]
+        near((gap - conditional) ** 2, 1 / precision[k, 0, 0])
+
+
 def test_a_missing_feature_is_drawn_given_the_others_of_its_step():
     """Conditional means of a bivariate normal in each state, one place for each feature."""
     model, theta, x, _ = given("gaussian")

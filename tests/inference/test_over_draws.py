@@ -150,6 +150,16 @@ def test_the_same_seed_gives_the_same_bits(draws, monkeypatch):
     assert torch.get_rng_state().equal(state[0])
 
 
+def test_random_numbers_differ_between_draws_that_share_everything(draws):
+    fills = [
+        lambda: torch.empty(2).normal_(),
+        lambda: ONE.new(2).cauchy_(),
+        lambda: ONE.new(torch.Size([2])).uniform_(),
+    ]
+    for draw in [lambda: torch.randn(2), lambda: torch.rand(2), *fills]:
+        assert len(machine._vectorized(lambda _, draw=draw: draw(), draws).unique(dim=0)) == 11
+
+
 ONE = torch.tensor(1.0, dtype=torch.float64)
 KINDS = {
     "Normal": lambda a: dist.Normal(a, 2 * a),
