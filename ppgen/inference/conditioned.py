@@ -35,11 +35,11 @@ def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trac
         return poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
 
 
-def conditioned(model: Model, theta: Theta) -> Callable[..., None]:
-    """The program with ``theta`` in the place of its sites."""
+def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Callable[..., None]:
+    """The program with ``theta`` in the place of its sites; ``enumerated`` sites before them may widen their shape."""
 
     def program(x: Tensor, *, u: Tensor | None) -> None:
-        with _At(theta, name_of(model)):
+        with _At(theta, name_of(model), not enumerated):
             model.model(x, u=u)
 
     return program
@@ -80,9 +80,9 @@ def name_of(model: Model) -> str:
 class _At(Messenger):
     """Puts drawn parameters in the place of their sites, and refuses one of another shape and a part of a plate."""
 
-    def __init__(self, theta: Theta, who: str) -> None:
+    def __init__(self, theta: Theta, who: str, shapes: bool) -> None:
         super().__init__()
-        self.theta, self.who = theta, who
+        self.theta, self.who, self.shapes = theta, who, shapes
 
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
         if site_is_subsample(msg):
@@ -90,7 +90,7 @@ class _At(Messenger):
         if msg["name"] not in self.theta:
             return
         value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
-        if value.shape != wanted:
+        if self.shapes and value.shape != wanted:
             raise FitError(
                 f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
                 f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"

@@ -99,7 +99,7 @@ class Discrete:
         return _by_row(trace, rows) - _by_row(trace, rows, observed_sites(trace, self.theta))
 
     def _enumerated(self, theta: Theta) -> poutine.Trace:
-        program = enumerating(conditioned(self.model, theta), self.depth)
+        program = enumerating(conditioned(self.model, theta, enumerated=True), self.depth)
         with torch.no_grad(), isolated():
             trace = poutine.trace(program).get_trace(self.x, u=self.u)
             trace.compute_log_prob()

@@ -142,6 +142,29 @@ def test_sums_inside_products_inside_sums_stay_with_their_row():
     assert posterior.draws["z_draw"].shape == (1, 3, 4)
 
 
+class Effects(Model):
+    """Each row has an effect of its own, which tells of its kind, and an observation of both."""
+
+    data_dims = ("row",)
+    dims = {"effect": ("row",)}
+
+    def model(self, x, *, u=None, total=None):
+        with pyro.plate("row", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_tensor(0.3)))
+            effect = pyro.sample("effect", dist.Normal(2 * z, x.new_tensor(1.0)))
+            pyro.sample("x", dist.Normal(effect - z, 1.0), obs=x)
+
+
+def test_the_likelihood_weighs_the_values_of_a_site_by_what_the_parameters_say_of_it():
+    """Log p(x | effect), not log p(x, effect): the weights are p(z | effect)."""
+    x, effect = torch.randn(4).double(), torch.randn(6, 4).double()
+    found = gather(lambda theta: predictive.log_likelihood(Effects(), theta, x), {"effect": effect})
+    z = x.new_tensor([0.0, 1.0])
+    weight = x.new_tensor([0.7, 0.3]).log() + normal(effect[..., None], 2 * z)
+    score = weight.log_softmax(-1) + normal(x[:, None], effect[..., None] - z)
+    torch.testing.assert_close(found, score.logsumexp(-1), rtol=1e-12, atol=1e-12)
+
+
 def every(x, centre):
     """Log p(switch, z, x | centre) for each switch and each z, {(switch, *z): value}."""
     found = {}
