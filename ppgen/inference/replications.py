@@ -32,7 +32,7 @@ from ppgen.inference.simulation import Data
 from ppgen.inference.starts import Start, pathfinder
 from ppgen.inference.tracing import Batch, Mode, build
 
-__all__ = ["Replications", "Sampled", "sample"]
+__all__ = ["Moments", "Replications", "Sampled", "sample"]
 
 PATH_STEPS = 30  # of Pathfinder; tuning does the rest
 DENSE_SIZE = 64  # largest P with a metric that knows correlations

@@ -24,7 +24,7 @@ from ppgen.model import Model
 from ppgen.results.arguments import as_inputs
 from ppgen.rng import private_stream
 
-__all__ = ["Data", "Joint", "Simulated", "joint"]
+__all__ = ["Data", "Joint", "Simulated", "joint", "stacked"]
 
 Data = Tensor | dict[str, Tensor]
 """Of a `Model` its ``x``; of a function the values of its observed sites."""
