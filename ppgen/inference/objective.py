@@ -14,6 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -23,7 +24,7 @@ from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch.distributions import dirichlet, kl_divergence
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
@@ -33,7 +34,7 @@ from ppgen.inference.parameters import Placed
 from ppgen.inference.predictive import latent_sites
 from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
 
-__all__ = ["Objective", "OutOfPlace", "Plan", "plan"]
+__all__ = ["Objective", "OutOfPlace", "Plan", "functional", "plan"]
 
 Program = Callable[..., Any]
 Nodes = Mapping[str, Any]
@@ -139,7 +140,7 @@ class Objective(nn.Module):
         """
 
         def once(_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with OutOfPlace(), Placed(declared):
+            with functional(), Placed(declared):
                 return self._estimate(args, kwargs, baselines)
 
         if particles <= 1:
@@ -156,7 +157,7 @@ class Objective(nn.Module):
         """
 
         def once(_: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            with OutOfPlace(), Placed(declared):
+            with functional(), Placed(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
                 values = {name: site["value"] for name, site in latent_sites(trace).items()}
                 return values, torch.as_tensor(trace.log_prob_sum())
@@ -202,6 +203,30 @@ class Objective(nn.Module):
             return bound, bound, baselines
         bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
         return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
+
+
+@contextmanager
+def functional() -> Iterator[None]:
+    """Distributions draw in ways that ``torch.func`` and tracing can follow."""
+    names = vars(dirichlet)
+    own = names["_Dirichlet"]
+    names["_Dirichlet"] = _Gammas  # its own has no rule for vmap
+    try:
+        with OutOfPlace():
+            yield
+    finally:
+        names["_Dirichlet"] = own
+
+
+@final
+class _Gammas:
+    """Draws of a Dirichlet distribution as normalised gammas, whose derivatives torch knows."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        """One draw per row."""
+        drawn = torch._standard_gamma(concentration).clamp_min(torch.finfo(concentration.dtype).tiny)
+        return drawn / drawn.sum(-1, keepdim=True)
 
 
 @final

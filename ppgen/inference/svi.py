@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 from tqdm import tqdm
 
 from ppgen.data.arrays import as_observations, to_tensor
@@ -252,31 +252,22 @@ class _Engine:
         return (data[0],), {**self.task.kwargs, "u": data[1] if len(data) > 1 else None}
 
     def _graph(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Bound, baselines and gradients of minus the bound, as ``torch.func`` finds them."""
-        count = self.types
-        flat, baselines, data = inputs[:count], inputs[count], inputs[count + 1 :]
-
-        def loss(*flat: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            surrogate, bound, means = self._estimate(flat, baselines, data, self.options.particles)
-            return -surrogate, (bound, means)
-
-        gradients, (_, (bound, means)) = grad_and_value(loss, argnums=tuple(range(count)), has_aux=True)(*flat)
-        return bound, means, *gradients
+        """Bound, baselines and gradients of minus the bound; all particles at once."""
+        return self._gradient(inputs, self.options.particles)
 
     def _eager(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """The same by plain autograd, one particle after the other."""
-        count, particles = self.types, self.options.particles
-        flat = [vector.detach().requires_grad_() for vector in inputs[:count]]
-        baselines, data = inputs[count], inputs[count + 1 :]
-        bounds, means = [], []
+        """The same, one particle after the other."""
+        particles = self.options.particles
+        found = [self._gradient(inputs, 1) for _ in range(particles)]
+        return found[0] if particles == 1 else [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
+
+    def _gradient(self, inputs: Sequence[Tensor], particles: int) -> Sequence[Tensor]:
+        flat = [vector.detach().requires_grad_() for vector in inputs[: self.types]]
+        baselines, data = inputs[self.types], inputs[self.types + 1 :]
         with torch.enable_grad():
-            for _ in range(particles):
-                surrogate, bound, mean = self._estimate(flat, baselines, data, 1)
-                (-surrogate / particles).backward()
-                bounds.append(bound.detach())
-                means.append(mean.detach())
-        gradients = [torch.zeros_like(vector) if vector.grad is None else vector.grad for vector in flat]
-        return torch.stack(bounds).mean(), torch.stack(means).mean(0), *gradients
+            surrogate, bound, means = self._estimate(flat, baselines, data, particles)
+            gradients = torch.autograd.grad(-surrogate, flat, allow_unused=True, materialize_grads=True)
+        return bound.detach(), means.detach(), *gradients
 
     def _estimate(
         self, flat: Sequence[Tensor], baselines: Tensor, data: Sequence[Tensor], particles: int
@@ -352,8 +343,7 @@ def _prepare(task: _Task, guide: Guide, batch_size: int | None) -> tuple[Objecti
         _make_local(_owners(guide))
     owners = [model, *_owners(program), *_owners(q)]
     objective = Objective(program, q, tuple(dict.fromkeys(owners)))
-    with torch.no_grad():
-        q(*args, **kwargs)  # a guide may make its parameters when it first sees data
+    q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
     parameters = Parameters(objective, declared)
