@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from ppgen.errors import DataError
 from ppgen.inference.diagnostics import Report
@@ -92,6 +93,7 @@ def calibrate(
     batched: bool | None = None,
     n_jobs: int = 1,
     random_seed: int | None = None,
+    progressbar: bool = True,
 ) -> Calibration:
     """Fit data simulated from ``model`` many times, and rank the truth among the posterior draws.
 
@@ -128,10 +130,14 @@ def calibrate(
     prepared = joint(model, args, u)
     with private_stream(random_seed) as seed:
         seeds = np.array([np.random.SeedSequence(seed, spawn_key=(r,)).generate_state(3) for r in range(replications)])
-        simulations = [prepared.simulate(int(s)) for s in seeds[:, 0]]
+        bar = tqdm(seeds[:, 0].tolist(), desc="simulate", disable=not progressbar, delay=1)
+        simulations = [prepared.simulate(simulated) for simulated in bar]
         data = _together([simulation.data for simulation in simulations])
         fitted = seeds[:, 1].tolist()
-        drawn = draw(prepared, engine, data, fitted, draws=draws, options=options or {}, batched=batched, n_jobs=n_jobs)
+        drawn = draw(
+            prepared, engine, data, fitted, draws=draws, options=options or {}, batched=batched, n_jobs=n_jobs,
+            progressbar=progressbar,
+        )  # fmt: skip
         torch.manual_seed(int(seeds[0, 2]))
         ranked = _Ranked(prepared, simulations, data, drawn, np.random.default_rng(seeds[:, 2]))
         values, sizes = ranked.all(sites, quantities or {}, imputations)

@@ -7,6 +7,7 @@ r"""Draws from the posterior of every simulated data set, by any engine: all at 
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast, final
@@ -18,6 +19,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from ppgen.errors import DataError, FitError, PpgenError
 from ppgen.inference import mcmc, svi, vb
@@ -31,6 +33,8 @@ from ppgen.results.posterior import Draws, Factors
 from ppgen.rng import private_stream
 
 __all__ = ["ENGINES", "Drawn", "Engine", "draw"]
+
+_log = logging.getLogger("ppgen")
 
 ENGINES = ("mcmc", "svi", "vb")
 Engine = str | Callable[..., Any]
@@ -74,6 +78,7 @@ def draw(
     options: Mapping[str, Any],
     batched: bool | None,
     n_jobs: int,
+    progressbar: bool,
 ) -> Drawn:
     """About ``draws`` draws from the posterior of each data set, {leaf: (R, *shape)}.
 
@@ -93,13 +98,15 @@ def draw(
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
             if isinstance(error, DataError):
                 raise
+            if batched is None:
+                _log.warning("calibrate: %d fits one by one, for one batch is not possible: %s", len(seeds), reason)
     if batched:
         raise DataError(f"calibrate: these replications cannot be fitted as one batch ({reason}); pass batched=False")
     if engine == "vb" and not isinstance(joint.model, Conjugate):
         raise DataError(f"calibrate: vb needs a conjugate model, got {type(joint.model).__name__}; use svi or mcmc")
     shapes = {name: tuple(site.shape) for name, site in joint.density.sites.items()}
     task = _Task(engine, joint.model, joint.args, joint.u, draws, dict(options), shapes)
-    return _one_by_one(task, data, seeds, n_jobs, reason)
+    return _one_by_one(task, data, seeds, n_jobs, reason, progressbar)
 
 
 def _why_not(joint: Joint, engine: Engine, options: Mapping[str, Any]) -> str:
@@ -188,8 +195,9 @@ def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Se
     return Drawn({name: _blank(value, bad) for name, value in theta.items()}, True, lost, "one call of the engine")
 
 
-def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, reason: str) -> Drawn:
-    found = _run(task, [tree_map(lambda leaf, r=r: leaf[r], data) for r in range(len(seeds))], seeds, n_jobs)
+def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, reason: str, progressbar: bool) -> Drawn:
+    sets = [tree_map(lambda leaf, r=r: leaf[r], data) for r in range(len(seeds))]
+    found = _run(task, sets, seeds, n_jobs, progressbar)
     failures = {r: result for r, result in enumerate(found) if isinstance(result, str)}
     good = [result for result in found if not isinstance(result, str)]
     way = f"one by one ({reason})" if reason else "one by one"
@@ -205,7 +213,7 @@ def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, re
     return Drawn(theta, all(independent for _, independent in good), failures, way)
 
 
-def _run(task: "_Task", data: Sequence[Data], seeds: Sequence[int], n_jobs: int) -> list[Any]:
+def _run(task: "_Task", data: Sequence[Data], seeds: Sequence[int], n_jobs: int, progressbar: bool) -> list[Any]:
     """Every fit, in processes if asked for; results do not depend on that."""
     if n_jobs != 1:
         with contextlib.suppress(ImportError):
@@ -213,7 +221,9 @@ def _run(task: "_Task", data: Sequence[Data], seeds: Sequence[int], n_jobs: int)
 
             fits = (delayed(task.run)(one, seed) for one, seed in zip(data, seeds, strict=True))
             return list(Parallel(n_jobs=n_jobs)(fits))
-    return [task.run(one, seed) for one, seed in zip(data, seeds, strict=True)]
+    pairs = zip(data, seeds, strict=True)
+    bar = tqdm(pairs, desc="calibrate", total=len(seeds), disable=not progressbar, delay=1)
+    return [task.run(one, seed) for one, seed in bar]
 
 
 @final

@@ -19,6 +19,7 @@ from ppgen.inference.calibration import calibrate
 from ppgen.inference.program import Function
 from ppgen.inference.quantities import log_likelihoods
 from ppgen.inference.simulation import joint
+from ppgen.model import Model
 from ppgen.models.hmm import HMM
 from ppgen.results.fit import Fit
 from ppgen.results.posterior import Draws
@@ -303,8 +304,6 @@ def test_one_program_at_a_time_is_sampled_where_that_is_asked_for():
 
 
 def test_inputs_reach_every_fit():
-    from ppgen.model import Model
-
     class Line(Model):
         data_dims = ("row", "feature")
         dims = {"slope": ()}
@@ -384,15 +383,26 @@ def test_bad_input_is_refused_in_words(call, message):
         call()
 
 
-def test_a_program_that_cannot_be_mapped_is_fitted_one_by_one_and_said():
-    def looks(y):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        scale = 1.0 if float(y.sum()) > 0 else 2.0  # depends on the data
-        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+class Looks(Model):
+    """A model that looks at its data, which no map over data sets can follow."""
 
+    data_dims = ("row", "feature")
+    dims = {"mu": ()}
+
+    def model(self, x, *, u=None, total=None):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0))
+        scale = 1.0 if float(x.nansum()) > 0 else 2.0
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mu, scale).expand(x.shape).to_event(1), obs=x)
+
+
+def test_a_program_that_cannot_be_mapped_is_fitted_one_by_one_and_that_is_said(caplog):
     quick = {"draws": 10, "tune": 20, "chains": 2}
-    found = calibrate(looks, Y, replications=2, draws=10, random_seed=0, options=quick)
-    assert found.attrs["way"].startswith("one batch by mcmc")  # of a function only observed values change
+    found = calibrate(Looks(), torch.zeros(3, 1), replications=2, draws=10, random_seed=0, options=quick)
+    assert found.attrs["way"].startswith("one by one (FitError")
+    assert "fits one by one, for one batch is not possible" in caplog.text
+    with pytest.raises(DataError, match="cannot be fitted as one batch"):
+        calibrate(Looks(), torch.zeros(3, 1), replications=2, batched=True)
     with pytest.raises(DataError, match="cannot be fitted as one batch"):
         of_regression("svi", batched=True, options={"guide": "full_rank"})
 
