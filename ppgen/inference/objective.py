@@ -11,10 +11,8 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,17 +22,17 @@ from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
-from torch.distributions import dirichlet, kl_divergence
+from torch.distributions import kl_divergence
 from torch.func import vmap
-from torch.overrides import TorchFunctionMode
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.enumeration import enumerated_log_prob, enumerating, expected_bound
+from ppgen.inference.mapped import mapped
 from ppgen.inference.parameters import Placed
 from ppgen.inference.predictive import latent_sites
 from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
 
-__all__ = ["Objective", "OutOfPlace", "Plan", "functional", "plan"]
+__all__ = ["Objective", "Plan", "plan"]
 
 Program = Callable[..., Any]
 Nodes = Mapping[str, Any]
@@ -134,17 +132,14 @@ class Objective(nn.Module):
         baselines: Tensor,
         particles: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A scalar whose gradient is the bound's, the bound, and a new value of each baseline (means over particles).
+        """A scalar whose gradient is the bound's, the bound, and a value of each baseline; means over particles."""
 
-        ``particles`` draws of the guide are made at once; 0 makes one, without a batch dimension.
-        """
-
-        def once(_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with functional(), Placed(declared):
-                return self._estimate(args, kwargs, baselines)
+        def once(marker: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with mapped(marker):
+                return self._estimate(args, kwargs, declared, baselines)
 
         if particles <= 1:
-            return once(baselines)
+            return self._estimate(args, kwargs, declared, baselines)
         found = vmap(once, randomness="different")(baselines.new_zeros(particles))
         return tuple(value.mean(0) for value in found)  # type: ignore[return-value]
 
@@ -156,8 +151,8 @@ class Objective(nn.Module):
         All at once where the guide allows it, in parts of bounded memory; fewer than ``n`` where they would not fit.
         """
 
-        def once(_: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            with functional(), Placed(declared):
+        def once(marker: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            with mapped(marker), Placed(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
                 values = {name: site["value"] for name, site in latent_sites(trace).items()}
                 return values, torch.as_tensor(trace.log_prob_sum())
@@ -188,7 +183,7 @@ class Objective(nn.Module):
         return ""
 
     def _estimate(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], baselines: Tensor
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor], baselines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         model, guide = self.programs
         plan = self.plan
@@ -196,79 +191,14 @@ class Objective(nn.Module):
             guide = enumerating(guide, plan.depth)
         if plan.enumerated or plan.summed:
             model = enumerating(model, None if plan.enumerated else plan.depth)
-        q = poutine.trace(guide).get_trace(*args, **kwargs)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+        with Placed(declared):
+            q = poutine.trace(guide).get_trace(*args, **kwargs)
+            p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
         if plan.enumerated:
             bound = expected_bound(p, q)
             return bound, bound, baselines
         bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
         return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
-
-
-@contextmanager
-def functional() -> Iterator[None]:
-    """Distributions draw in ways that ``torch.func`` and tracing can follow."""
-    names = vars(dirichlet)
-    own = names["_Dirichlet"]
-    names["_Dirichlet"] = _Gammas  # its own has no rule for vmap
-    try:
-        with OutOfPlace():
-            yield
-    finally:
-        names["_Dirichlet"] = own
-
-
-@final
-class _Gammas:
-    """Draws of a Dirichlet distribution as normalised gammas, whose derivatives torch knows."""
-
-    @staticmethod
-    def apply(concentration: Tensor) -> Tensor:
-        """One draw per row."""
-        drawn = torch._standard_gamma(concentration).clamp_min(torch.finfo(concentration.dtype).tiny)
-        return drawn / drawn.sum(-1, keepdim=True)
-
-
-@final
-class OutOfPlace(TorchFunctionMode):
-    """Random numbers that are written into a fresh tensor are returned as a new one: what ``vmap`` and tracing need."""
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        fill = _FILLS.get(func)
-        return func(*args, **kwargs) if fill is None else fill(*args, **kwargs)
-
-
-def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, **_: object) -> Tensor:
-    drawn = torch.randn_like(like)
-    return drawn if (mean, std) == (0, 1) else drawn * std + mean
-
-
-def _uniform(like: Tensor, low: float = 0.0, high: float = 1.0, **_: object) -> Tensor:
-    drawn = torch.rand_like(like)
-    return drawn if (low, high) == (0, 1) else drawn * (high - low) + low
-
-
-def _exponential(like: Tensor, rate: float = 1.0, **_: object) -> Tensor:
-    return -torch.log1p(-torch.rand_like(like)) / rate
-
-
-def _cauchy(like: Tensor, median: float = 0.0, sigma: float = 1.0, **_: object) -> Tensor:
-    return median + sigma * torch.tan(math.pi * (torch.rand_like(like) - 0.5))
-
-
-_FILLS: dict[Any, Callable[..., Tensor]] = {
-    Tensor.normal_: _normal,
-    Tensor.uniform_: _uniform,
-    Tensor.exponential_: _exponential,
-    Tensor.cauchy_: _cauchy,
-}
 
 
 def _closed_bound(p: poutine.Trace, q: poutine.Trace, plan: Plan, joint: Tensor | None) -> Tensor:

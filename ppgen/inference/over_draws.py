@@ -12,19 +12,17 @@ no rule for it; then each draw is a run of its own. The answers have the same di
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.distributions import dirichlet
 from torch.func import vmap
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.errors import DataError, PpgenError
+from ppgen.inference.mapped import mapped
 
 __all__ = ["CHUNK_BYTES", "Theta", "at", "gather", "over_draws"]
 
@@ -149,10 +147,10 @@ def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: AN
     """Answers for all of ``draws`` at once."""
 
     def one(theta: Theta) -> Any:  # noqa: ANN401
-        with _Memory(next(iter(theta.values()))):
+        with mapped(next(iter(theta.values()))):
             return answer(theta)
 
-    with torch.no_grad(), _plain_dirichlet(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
         return vmap(one, randomness="different")(dict(draws))
@@ -177,76 +175,6 @@ class _Weigh(TorchDispatchMode):
         if not (func.is_view or func._schema.is_mutable):
             self.bytes += sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
         return found
-
-
-@final
-class _Memory(TorchFunctionMode):
-    """Fresh memory holds a tensor for each draw.
-
-    Many distributions draw by filling fresh memory with random numbers, which vmap refuses where it is one tensor for
-    all draws. ``marker`` is any tensor that has a value for each.
-    """
-
-    def __init__(self, marker: Tensor) -> None:
-        super().__init__()
-        self.marker = marker
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401 (a function of torch)
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 (whatever the function returns)
-        kwargs = kwargs or {}
-        if func is torch.Tensor.clamp_:  # of which vmap makes a loop over draws, and warns of it
-            return args[0].copy_(torch.clamp(*args, **kwargs))
-        asked = _asked_memory(func, args, kwargs)
-        if asked is None or _inside_operator():
-            return func(*args, **kwargs)
-        shape, dtype, device = asked
-        return self.marker.new_empty(shape, dtype=dtype, device=device)
-
-
-def _asked_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any] | None:  # noqa: ANN401
-    """Shape, dtype and device of the fresh memory that a call asks for; None if that is not what it does."""
-    if func is torch.Tensor.new and not kwargs and len(args) > 1:
-        shape = args[1] if isinstance(args[1], torch.Size) else args[1:]
-        return (shape, args[0].dtype, args[0].device) if _is_shape(shape) else None
-    if func is torch.empty and set(kwargs) <= {"dtype", "device"} and args and kwargs.get("device") != "meta":
-        shape = args if isinstance(args[0], int) else args[0]
-        dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        return (shape, dtype, kwargs.get("device")) if _is_shape(shape) else None
-    return None
-
-
-def _is_shape(shape: Any) -> bool:  # noqa: ANN401
-    return isinstance(shape, tuple | list) and all(isinstance(size, int) for size in shape)
-
-
-def _inside_operator() -> bool:
-    """Whether vmap has handed over to an operator, whose memory is its own."""
-    return torch._C._functorch.maybe_current_level() is None
-
-
-@contextmanager
-def _plain_dirichlet() -> Iterator[None]:
-    """Dirichlet (and so beta) draws without their gradient, whose autograd function does not run under vmap."""
-    before = dirichlet._Dirichlet
-    dirichlet._Dirichlet = _Draw  # type: ignore[misc,assignment]
-    try:
-        yield
-    finally:
-        dirichlet._Dirichlet = before  # type: ignore[misc]
-
-
-@final
-class _Draw:
-    """What stands in for torch's function with a gradient."""
-
-    @staticmethod
-    def apply(concentration: Tensor) -> Tensor:
-        return torch._sample_dirichlet(concentration)
 
 
 def _tell(message: str) -> None:

@@ -39,6 +39,11 @@ FACTORISATIONS = tuple(
     getattr(torch.ops.aten, name).default
     for name in ("linalg_cholesky_ex", "linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex")
 )  # their last output says in which row of the batch they failed
+FRESH = (
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.new_empty.default,
+)  # memory that random numbers may be written into
 TOLERANCE = {torch.float32: 1e-3}  # relative difference of compiled and traced graph that is still rounding; else 1e-6
 
 
@@ -100,8 +105,8 @@ class _Watch(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the operator returns)
         kwargs = kwargs or {}
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if self.fold and not random and not any(value in self.dependent for value in _tensors((args, kwargs))):
+        fresh = torch.Tag.nondeterministic_seeded in func.tags or func in FRESH
+        if self.fold and not fresh and not any(value in self.dependent for value in _tensors((args, kwargs))):
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
         if func is torch.ops.aten._linalg_check_errors.default:
