@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppgen.inference import over_draws, predictive
+from ppgen.inference import over_draws, predictive, summed_out
 from ppgen.model import Model
 from ppgen.models.hmm import HMM
 
@@ -68,10 +68,10 @@ def hidden_markov():
     draws = predictive.priors(model, x, 500)
 
     def probabilities(theta):
-        return predictive._posterior(model, theta, x, None).marginals["z"]
+        return summed_out.posterior_of(model, theta, x, None).marginals["z"]
 
     def drawn(theta):
-        return predictive._posterior(model, theta, x, None).sample()["z_draw"]
+        return summed_out.posterior_of(model, theta, x, None).sample()["z_draw"]
 
     yield "latents (probabilities)", compare(probabilities, draws)
     yield "latents (paths)", compare(drawn, draws)

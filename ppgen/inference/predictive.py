@@ -6,23 +6,19 @@ one about all draws at once. Summed-out latents are found by protocol alone: an 
 drawn from their posterior given the rest, or, in replicated data, from their prior where each row has its own.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from ppgen.data.arrays import lengths
-from ppgen.distributions.collapsed import Latents as Posterior
 from ppgen.errors import FitError
 from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
-from ppgen.inference.discrete_sites import Discrete, discrete
+from ppgen.inference.discrete_sites import discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
+from ppgen.inference.summed_out import WRAPPERS, Latents, latents, summarized, unwrap
 from ppgen.model import Model
 
 __all__ = [
@@ -46,17 +42,6 @@ __all__ = [
     "replicate",
     "summarized",
 ]
-
-WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """What is known of summed-out latents: averages and modes, ``draws`` (n, ...) of them, and the axes of both."""
-
-    values: Mapping[str, Tensor]
-    draws: Mapping[str, Tensor]
-    dims: Mapping[str, tuple[str, ...]]
 
 
 def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, ""]:
@@ -140,35 +125,6 @@ def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor |
         return fn.forecast(x, horizon)
 
 
-def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *, u: Tensor | None = None) -> Latents:
-    """Summed-out latents of ``x``, averaged over draws {site: (S, ...)}, with ``n`` draws of the latents themselves.
-
-    Over several draws the mode of a discrete latent is the most probable value of each step under the averaged
-    marginals; with one it is what the distribution says (the most probable path of a hidden Markov model). Of a
-    discrete site that a sampler enumerated, modes and draws are the numbers of its values.
-    """
-
-    def posterior(theta: Theta) -> Posterior:
-        return _posterior(model, theta, x, u)
-
-    count = len(next(iter(draws.values())))
-    first = posterior(at(draws, 0))
-    averages: dict[str, Tensor] = {}
-    for part in over_draws(lambda theta: posterior(theta).marginals, draws):
-        for name, value in part.items():
-            averages[name] = averages.get(name, 0) + value.sum(0) / count
-    modes = first.mode if count == 1 else {name: _mode(mode, averages, name) for name, mode in first.mode.items()}
-    chosen = torch.arange(n) * count // max(n, 1)
-    drawn = gather(lambda theta: posterior(theta).sample(), {k: v[chosen] for k, v in draws.items()}) if n else {}
-    return Latents({**averages, **modes}, drawn, dict(first.dims))
-
-
-def summarized(posterior: Posterior, n: int = 0) -> Latents:
-    """One posterior of summed-out latents with ``n`` draws of it."""
-    drawn = gather(lambda _: posterior.sample(), {"": torch.empty(n)}) if n else {}
-    return Latents({**posterior.marginals, **posterior.mode}, drawn, dict(posterior.dims))
-
-
 def prior(model: Model, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
     """One draw of every parameter from the prior."""
     return {name: site["value"] for name, site in latent_sites(run(model, {}, x, u)).items()}
@@ -192,62 +148,7 @@ def data_distribution(
     if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)
-    return _unwrap(_data_site(model, trace, sites.theta, x)["fn"])
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Joint:
-    """Posterior of enumerated sites, a draw of them, and the posterior of what is summed out given that draw."""
-
-    sites: Discrete
-    drawn: Mapping[str, Tensor]
-    rest: Posterior | None
-
-    @property
-    def dims(self) -> dict[str, tuple[str, ...]]:
-        found = {} if self.rest is None else dict(self.rest.dims)
-        for name, frames in self.sites.plates.items():
-            plates = tuple(frame.name for frame in frames)
-            found |= {name: (*plates, f"{name}_value"), f"{name}_mode": plates, f"{name}_draw": plates}
-        return found
-
-    @property
-    def marginals(self) -> dict[str, Tensor]:
-        return self.sites.marginals() | ({} if self.rest is None else self.rest.marginals)
-
-    @property
-    def mode(self) -> dict[str, Tensor]:
-        own = {f"{name}_mode": value.argmax(-1) for name, value in self.sites.marginals().items()}
-        return own | ({} if self.rest is None else self.rest.mode)
-
-    def sample(self) -> dict[str, Tensor]:
-        own = {f"{name}_draw": value for name, value in self.drawn.items()}
-        return own | ({} if self.rest is None else self.rest.sample())
-
-
-def _posterior(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Posterior:
-    trace = run(model, theta, x, u)
-    sites = discrete(model, theta, x, u, trace)
-    if sites.plates:
-        rest, drawn = sites.draw(list(sites.plates))
-        return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))
-    found = _collapsed(trace, theta, x)
-    if found is None:
-        raise FitError(
-            f"{name_of(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
-            "whose `latents(x)` gives them"
-        )
-    return found
-
-
-def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | None:
-    """Posterior of what the distribution of an observed site sums out; None where none does."""
-    for site in observed_sites(trace, theta).values():
-        if hasattr(fn := _unwrap(site["fn"]), "latents"):
-            with torch.no_grad():
-                return fn.latents(x)
-    return None
+    return unwrap(_data_site(model, trace, sites.theta, x)["fn"])
 
 
 def _data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict[str, Any]:
@@ -281,18 +182,6 @@ def _row_axis(site: dict[str, Any], rows: int) -> int | None:
     return min((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.size == rows), default=None)
 
 
-def _unwrap(fn: Any) -> Any:  # noqa: ANN401
-    """The distribution inside Pyro's wrappers that speaks a protocol of ours; ``fn`` itself when none does."""
-    inner = fn
-    while isinstance(inner, WRAPPERS) and not _speaks(inner):
-        inner = inner.base_dist
-    return inner if _speaks(inner) else fn
-
-
-def _speaks(fn: Any) -> bool:  # noqa: ANN401
-    return any(hasattr(fn, method) for method in ("latents", "impute", "forecast"))
-
-
 def _factorises(fn: Any) -> bool:  # noqa: ANN401
     """Whether entries are independent given the parameters."""
     while isinstance(fn, WRAPPERS):
@@ -306,9 +195,3 @@ def _reshape(model: Model, drawn: Tensor, x: Tensor) -> Tensor:
             f"{name_of(model)}: a replicate must have the shape of the data {tuple(x.shape)}, got {tuple(drawn.shape)}"
         )
     return drawn.reshape(x.shape).to(x.dtype)
-
-
-def _mode(mode: Tensor, averages: Mapping[str, Tensor], name: str) -> Tensor:
-    """Mode under averaged marginals; negative where ``mode`` says that a step does not exist."""
-    average = averages[name.removesuffix("_mode")]
-    return average if mode.is_floating_point() else torch.where(mode < 0, mode, average.argmax(-1))

@@ -65,7 +65,8 @@ class Fit:
 
         Of a hidden Markov model: ``z`` (sequence, time, state), ``z_mode`` (-1 past the end of a sequence), ``z_draw``.
         From variational Bayes the exact q(z), whose mode is the most probable path; from draws the average over up to
-        200 of them, whose mode is the most probable state of each step.
+        200 of them, whose mode is the most probable state of each step. Discrete sites that `mcmc.fit` summed out by
+        enumeration come under their own names, their values numbered.
         """
         observations, data, inputs = self._read(x, u)
         require_at_least("latents: draws", draws, 0)

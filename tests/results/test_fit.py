@@ -124,6 +124,8 @@ def test_what_would_not_fit_in_memory_is_refused_in_words(hmm_fit, recordings, m
     hmm_fit.impute(recordings, sparse=True, draws=20)
     with pytest.raises(DataError, match="posterior_predictive: 500 draws .* pass fewer draws"):
         hmm_fit.posterior_predictive(recordings)
+    with pytest.raises(DataError, match="log_likelihood: 5000 draws of 2 entries .* pass fewer draws"):
+        hmm_fit.log_likelihood(recordings, draws=5000)
     with pytest.raises(DataError, match="to_arviz: .* pass fewer draws, or no x"):
         hmm_fit.to_arviz(recordings)
 
