@@ -27,8 +27,10 @@ Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 MOST_STEPS, MEMORY, DRAWS, HALVINGS = 100, 6, 5, 12
 FLAT = 1e-2  # gain in nats below which a path has arrived, several times in a row
 PATIENCE = 2
+LATE = 0.1  # share of the paths that are not waited for
+LOOKS = 2  # steps between two approximations; each costs as many densities as it has draws
 TRIES = 100  # random places tried for a finite density
-HOPELESS, HOPELESS_PER_DIMENSION = 10.0, 1.0  # nats of the bound below the best path's
+HOPELESS, HOPELESS_PER_DIMENSION = 8.0, 0.2  # nats of the bound below the best path's
 ARMIJO, CURVED = 1e-4, 1e-10
 
 
@@ -86,10 +88,12 @@ def pathfinder(
     v = uniform(density, gradient_of, chains, generator)
     paths = _Paths(v, *gradient_of(v))
     best = paths.approximation(gradient_of, generator)
-    for _ in range(most_steps):
-        if paths.step(gradient_of):
+    for number in range(most_steps):
+        arrived = paths.step(gradient_of)
+        if arrived or number % LOOKS == 0:
+            best = best.better(paths.approximation(gradient_of, generator))
+        if arrived:
             break
-        best = best.better(paths.approximation(gradient_of, generator))
     return best.starts(generator, groups)
 
 
@@ -154,7 +158,7 @@ class _Paths:
         self.diagonal = torch.ones_like(self.v)
 
     def step(self, gradient_of: Gradient) -> bool:
-        """One step uphill with backtracking; True when no path gains any more."""
+        """One step uphill with backtracking; True when hardly any path gains any more."""
         direction = self._direction()
         slope = _dot(direction, self.gradient)
         lost = ~(slope > 0)
@@ -174,7 +178,7 @@ class _Paths:
             if found.all():
                 break
             size = torch.where(found, size, size * 0.4)
-        flat = not bool((value - self.value >= FLAT).any())
+        flat = float((value - self.value >= FLAT).double().mean()) <= LATE
         self._remember(v - self.v, self.gradient - gradient)
         self.v, self.value, self.gradient = v, value, gradient
         self.arrived = self.arrived + 1 if flat else 0

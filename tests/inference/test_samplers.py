@@ -235,3 +235,18 @@ def test_a_step_that_is_not_accepted_is_halved_before_the_first_iteration():
         found.append(first_tuning(rows, Start(v), stream()).step.now)
     assert found[0] > 0.1
     assert 0.0025 < found[1] < 0.04
+
+
+@pytest.mark.parametrize(("deficit", "stays"), [(16.0, False), (1.0, True)])
+def test_a_mode_that_holds_next_to_nothing_gets_no_chain_and_one_that_counts_gets_some(deficit, stays):
+    """Two modes in one of fourteen dimensions, one lower by ``deficit`` nats: e^-16 of the mass is none."""
+
+    def program():
+        x = pyro.sample("x", dist.Normal(torch.zeros(14), 1.0).to_event(1))
+        modes = dist.Normal(torch.tensor([-1.0, 1.0]), 0.1).log_prob(x[0]) - deficit * torch.tensor([0.0, 1.0])
+        pyro.factor("modes", torch.logsumexp(modes, 0) + 0.5 * x[0] ** 2)
+
+    target = density(program)
+    start = pathfinder(target, target.compiled(32, mode="traced"), 32, stream())
+    assert bool((start.v[:, 0] > 0).any()) == stays
+    assert (start.v[:, 0] < 0).any()
