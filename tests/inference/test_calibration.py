@@ -240,10 +240,12 @@ def test_hidden_entries_are_imputed_and_ranked():
     pool = prepared.density.prior(300)
 
     def engine(data, seed):
+        assert torch.isnan(data).equal(torch.isnan(x))
         chosen = torch.randperm(300)[:30]
         return {name: value[chosen] for name, value in pool.items()}
 
     found = calibrate(hidden_markov(1), x, engine=engine, replications=40, random_seed=1, imputations=10)
+    assert not len(found.failures)
     assert found.pit["imputed"].shape == (40, 3)  # their mean, and both
     assert not [name for name in wrong(found) if "imputed" in name]
     without = calibrate(hidden_markov(1), x, engine=engine, replications=2, random_seed=1, imputations=0)
