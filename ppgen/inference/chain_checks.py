@@ -48,20 +48,18 @@ def check_modes(
     values = {site: value for site, value in values.items() if value.size}
     if not values or len(next(iter(values.values()))) < 2:
         return
-    finite = all(np.isfinite(value).all() for value in values.values())
-    found = modes(values) if finite else None
-    count = math.nan if found is None else float(len(found.counts))
-    yield Check(
-        MODES,
-        count,
-        "= 1",
-        count == 1,
-        "draws are not finite, modes cannot be told"
-        if found is None
-        else f"{found.words(lp)}. How many chains are in each says where they began, not what it weighs. Modes that "
-        "differ in the numbering of labels are one: relabel; from a trap, start the chains elsewhere; real ones need "
-        "more data, a prior that decides, or a weight found by other means",
+    if not all(np.isfinite(value).all() for value in values.values()):
+        yield Check(MODES, math.nan, "= 1", False, "draws are not finite, modes cannot be told")
+        return
+    found = modes(values)
+    mixed = (
+        "How many chains are in each says where they began, not what it weighs. Modes that differ in the numbering of "
+        "labels are one: relabel; from a trap, start the chains elsewhere; real ones need more data, a prior that "
+        "decides, or a weight found by other means"
     )
+    advice = mixed if max(found.counts) > 1 else "They have not mixed at all: start them better, tune for longer"
+    count = len(found.counts)
+    yield Check(MODES, float(count), "= 1", count == 1, f"{found.words(lp)}. {advice}")
 
 
 def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
