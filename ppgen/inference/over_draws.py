@@ -10,11 +10,13 @@ no rule for it; then each draw is a run of its own. The answers have the same di
 """
 
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -130,17 +132,26 @@ def _row(found: Any) -> Any:  # noqa: ANN401 (what the answer is)
 
 def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
     """Answer for the first draw, vectorised over it alone, and how many to take at once; None where it cannot be."""
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), _other_streams()
     try:
         with _Weigh() as weight:
             found = _vectorized(answer, {site: value[:1] for site, value in draws.items()})
+        if _other_streams() == others:
+            return found, max(1, CHUNK_BYTES // max(1, weight.bytes))
+        reason = "random numbers of numpy's or Python's would be the same for all"
     except PpgenError:
         raise
     except UNABLE as error:
-        torch.set_rng_state(state)
-        _tell(f"a run of the program for each draw, not all draws at once: {str(error).strip().splitlines()[0]}")
-        return None, 1
-    return found, max(1, CHUNK_BYTES // max(1, weight.bytes))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    torch.set_rng_state(state)
+    _tell(f"a run of the program for each draw, not all draws at once: {reason}")
+    return None, 1
+
+
+def _other_streams() -> tuple[object, ...]:
+    """Where the global streams stand that vmap knows nothing of."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), bytes(state[1]), state[2:]
 
 
 def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
