@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Group", "group"]
+__all__ = ["Group", "group", "own_device"]
 
 
 @final
@@ -51,6 +51,12 @@ class Group:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: with several GPUs, each process takes the one of its local rank."""
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(rank)) if device.type == "cuda" and rank is not None else device
 
 
 @contextmanager

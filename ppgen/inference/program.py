@@ -1,14 +1,15 @@
-"""A plain Pyro function as a `Model`, so that its fit answers like any other."""
+"""Programs as engines take them: a plain Pyro function as a `Model`, and arguments of any kind as tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppgen.model import Model
 
-__all__ = ["Function"]
+__all__ = ["Function", "cast"]
 
 
 @final
@@ -34,3 +35,13 @@ class Function(Model):
     def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
         """The function, with its other arguments as they were."""
         self.function(*((x, *self.rest) if self.takes_data else ()))
+
+
+def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
+    """An array as a tensor on ``device``, in ``dtype`` if it is floating; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.tensor(value)
+    if isinstance(value, Tensor):
+        value = value.detach().to(device)
+        return value.to(dtype) if value.is_floating_point() else value
+    return value

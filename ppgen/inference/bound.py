@@ -1,0 +1,153 @@
+"""A bound and its gradient as functions of flat parameters and a batch: traced, compiled or eager."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ppgen.errors import DataError
+from ppgen.inference.objective import Objective
+from ppgen.inference.parallel import Group
+from ppgen.inference.parameters import Parameters
+from ppgen.inference.task import Task
+from ppgen.inference.tracing import Batch, Mode, blame, build
+from ppgen.inference.training import Options, Rows
+
+__all__ = ["Bound"]
+
+log = logging.getLogger(__name__)
+
+HELD_OUT_PARTICLES = 16  # draws of the guide that a bound of held-out rows averages over
+
+
+@final
+class Bound:
+    """The bound's gradient as one function of flat parameters and a batch: traced, compiled or eager."""
+
+    def __init__(
+        self,
+        task: Task,
+        objective: Objective,
+        parameters: Parameters,
+        options: Options,
+        outside: Task | None,
+        mode: Mode,
+        max_steps: int,
+        processes: Group,
+    ) -> None:
+        self.task, self.objective, self.parameters, self.options = task, objective, parameters, options
+        self.processes, self.types = processes, len(parameters.types)
+        if options.batch_size is not None and options.batch_size % processes.size:
+            raise DataError(
+                f"svi: batch_size must be a multiple of the {processes.size} processes, got {options.batch_size}"
+            )
+        if options.batch_size is None and processes.size > 1:
+            raise DataError(f"svi: batch_size must be given to share a batch among {processes.size} processes")
+        examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
+        self.built = _build(self._graph, self._eager, examples, mode, max_steps)
+        self.held_out = None if outside is None else self._evaluator(outside, mode)
+
+    def gradient(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """See `ppgen.inference.training.Gradient`."""
+        return self.built(*inputs)
+
+    def batch(self, seed: int) -> Callable[[int], Sequence[Tensor]]:
+        """What comes at each step beside the parameters: rows of data and inputs; nothing when all are used."""
+        size = self.options.batch_size
+        if size is None:
+            return lambda _: ()
+        rows, x, u = Rows(self.task.rows, size, seed), self.task.args[0], self.task.kwargs["u"]
+
+        def at(step: int) -> Sequence[Tensor]:
+            index = self.processes.share(rows.at(step)).to(x.device)
+            return (x[index],) if u is None else (x[index], u[index])
+
+        return at
+
+    def lost(self, flat: Sequence[Tensor]) -> str:
+        """Name the first site whose log density is not finite, in the words of a message."""
+        self.parameters.store(flat)
+        _, declared = self.parameters.split(flat)
+        site = self.objective.bad_site(*self._call(self.batch(0)(0)), declared)
+        return f' (site "{site}")' if site else ""
+
+    def _baselines(self) -> Tensor:
+        return torch.zeros(len(self.objective.plan.scored))
+
+    def _call(self, data: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the programs for a batch, or for everything."""
+        if not data:
+            return self.task.args, self.task.kwargs
+        return (data[0],), {**self.task.kwargs, "u": data[1] if len(data) > 1 else None}
+
+    def _graph(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Bound, baselines and gradients of minus the bound; all particles at once."""
+        return self._gradient(inputs, self.options.particles)
+
+    def _eager(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The same, one particle after the other."""
+        particles = self.options.particles
+        found = [self._gradient(inputs, 1) for _ in range(particles)]
+        return found[0] if particles == 1 else [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
+
+    def _gradient(self, inputs: Sequence[Tensor], particles: int) -> Sequence[Tensor]:
+        flat = [vector.detach().requires_grad_() for vector in inputs[: self.types]]
+        baselines, data = inputs[self.types], inputs[self.types + 1 :]
+        with torch.enable_grad():
+            surrogate, bound, means = self._estimate(flat, baselines, data, particles)
+            gradients = torch.autograd.grad(-surrogate, flat, allow_unused=True, materialize_grads=True)
+        return bound.detach(), means.detach(), *gradients
+
+    def _estimate(
+        self, flat: Sequence[Tensor], baselines: Tensor, data: Sequence[Tensor], particles: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own, declared = self.parameters.split(flat)
+        found: tuple[Tensor, Tensor, Tensor] = functional_call(
+            self.objective, own, (*self._call(data), declared, baselines, particles)
+        )
+        return found
+
+    def _evaluator(self, outside: Task, mode: Mode) -> Callable[[Sequence[Tensor]], float]:
+        """The bound of held-out rows, always by the same random numbers."""
+
+        def by(particles: int, times: int) -> Callable[..., Sequence[Tensor]]:
+            def bound(*flat: Tensor) -> Sequence[Tensor]:
+                own, declared = self.parameters.split(flat)
+                call = (outside.args, outside.kwargs, declared, self._baselines(), particles)
+                return (torch.stack([functional_call(self.objective, own, call)[1] for _ in range(times)]).mean(),)
+
+            return bound
+
+        at_once, one_by_one = by(HELD_OUT_PARTICLES, 1), by(1, HELD_OUT_PARTICLES)
+        built = _build(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
+
+        def evaluate(flat: Sequence[Tensor]) -> float:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(0)
+                return float(built(*flat)[0])
+
+        return evaluate
+
+
+def _build(
+    graph: Callable[..., Sequence[Tensor]],
+    eager: Callable[..., Sequence[Tensor]],
+    examples: Sequence[Tensor],
+    mode: Mode,
+    calls: int,
+) -> Batch:
+    """Trace (and compile) ``graph``; or ``eager``, where that is asked for or nothing else works."""
+    if mode == "eager":
+        return Batch(eager, "eager", "asked for")
+    try:
+        return build(graph, examples, mode, calls)
+    except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
+        told = blame(error)
+        if mode != "auto":
+            raise told from (None if told is error else error)
+        reason = str(told).split("\n")[0]
+        log.warning("svi: the bound cannot be traced and runs eagerly, which is slower: %s", reason)
+        return Batch(eager, "eager", reason)

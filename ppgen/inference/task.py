@@ -1,0 +1,65 @@
+"""What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import xarray as xr
+
+from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.errors import DataError
+from ppgen.inference.guides import copy_model
+from ppgen.inference.program import Function, cast
+from ppgen.model import Model
+from ppgen.results.arguments import as_inputs
+
+__all__ = ["Task", "read"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A private model, labelled data if there are any, and what its programs are called with."""
+
+    model: Model
+    observations: xr.DataArray | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        """The Pyro program that ``args`` and ``kwargs`` are for."""
+        return self.model.function if isinstance(self.model, Function) else self.model.model
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data; of a function, whose data cannot be split, one."""
+        return 1 if self.observations is None else len(self.args[0])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
+        """The same on a device, floating numbers in one type."""
+        args = tuple(cast(arg, dtype, device) for arg in self.args)
+        kwargs = {name: cast(arg, dtype, device) for name, arg in self.kwargs.items()}
+        return Task(self.model.to(device=device, dtype=dtype), self.observations, args, kwargs)
+
+
+def read(who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: object) -> Task:
+    """Read what an engine was called with: a `Model`, its data and inputs; or a function and its arguments.
+
+    Raises
+    ------
+    DataError : data that the model cannot take, or other arguments than these.
+    """
+    if not isinstance(model, Model):
+        if u is not None:
+            raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
+        return Task(Function(model, args), None, args, {})
+    if len(args) != 1:
+        raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
+    observations = as_observations(args[0], dims=model.data_dims)
+    data = to_tensor(observations)
+    inputs = as_inputs(who, u, data)
+    model = copy_model(model)
+    model.check(data)
+    return Task(model, observations, (data,), {"u": inputs})
