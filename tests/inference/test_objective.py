@@ -222,11 +222,12 @@ def test_the_score_function_has_the_right_mean_and_a_baseline_lessens_its_noise(
     assert made.plan.words() == {"n": "score function"}
     gradients = {}
     for baseline in (0.0, -3.0):
+        torch.manual_seed(1)  # the same draws for both
         drawn = [estimate(made, X, particles=50, baselines=torch.tensor([baseline]))[1] for _ in range(30)]
         gradients[baseline] = torch.stack(drawn)
         z = (gradients[baseline].mean(0) - grad(exact)(theta)) / (gradients[baseline].std(0) / 30**0.5)
         assert float(z.abs().max()) < 6
-    assert gradients[-3.0].var(0).sum() < gradients[0.0].var(0).sum()
+    assert gradients[-3.0].var(0).sum() < 0.85 * gradients[0.0].var(0).sum()
 
 
 def test_a_baseline_is_the_mean_weight_of_its_site():
