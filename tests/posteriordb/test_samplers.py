@@ -126,7 +126,7 @@ def test_a_hundred_correlated_dimensions_have_their_moments(sampler):
         pyro.factor("normal", -0.5 * (x @ basis / scale).square().sum())
 
     options = {"sampler": sampler, "chains": 1024, "draws": 1000, "tune": 300, "progressbar": False}
-    runs = range({"chees": 5, "nuts": 3}[sampler])  # one at a time in memory
+    runs = range({"chees": 5, "nuts": 4}[sampler])  # one at a time in memory
     fits = (mcmc.fit(program, random_seed=run, memory_limit=1 << 34, **options) for run in runs)
     check_gaussian((fit.posterior.sites["x"] @ basis / scale for fit in fits), basis * scale, limit=5)
 
