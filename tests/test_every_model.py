@@ -18,7 +18,7 @@ from ppgen.families.bernoulli import Bernoulli
 from ppgen.families.categorical import Categorical
 from ppgen.families.gaussian import Gaussian
 from ppgen.families.poisson import Poisson
-from ppgen.inference import guides, predictive, svi, vb
+from ppgen.inference import predictive, program, svi, vb
 from ppgen.inference.relabel import label_axes, permuted
 from ppgen.model import Conjugate, Model
 from ppgen.models.hmm import HMM
@@ -207,7 +207,7 @@ def test_replicated_data_is_data_the_model_takes(given):
 
 def test_the_guide_draws_exactly_the_latent_sites(given):
     with predictive.isolated():
-        model = guides.copy_model(given.model)
+        model = program.copy_model(given.model)
         drawn = predictive.latent_sites(poutine.trace(model.guide).get_trace(given.x, u=given.u))
     assert set(drawn) == set(given.theta)
 

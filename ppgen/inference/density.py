@@ -18,7 +18,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -27,8 +26,8 @@ from torch.func import grad_and_value, vmap
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.enumeration import enumerated_log_prob, enumerating
-from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import isolated
+from ppgen.inference.program import cast, copy_model
 from ppgen.inference.sites import Last, Place, Program, Site, learn
 from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
@@ -280,24 +279,14 @@ def _prepare(
         program = copy_model(model).to(device, dtype).requires_grad_(False).model
     elif isinstance(model, nn.Module):
         program = copy.deepcopy(model).to(device, dtype).requires_grad_(False)
-    keywords = {name: _cast(arg, dtype, device) for name, arg in kwargs.items()}
-    return program, tuple(_cast(arg, dtype, device) for arg in args), keywords
+    keywords = {name: cast(arg, dtype, device) for name, arg in kwargs.items()}
+    return program, tuple(cast(arg, dtype, device) for arg in args), keywords
 
 
 def home(model: object, args: tuple[object, ...]) -> torch.device:
     """Where the first tensor of the arguments or of the model is."""
     own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return next((value.device for value in (*args, *own) if isinstance(value, Tensor)), torch.device("cpu"))
-
-
-def _cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
-    """Arrays as tensors on ``device``, floating ones in ``dtype``; anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        value = torch.tensor(value)
-    if isinstance(value, Tensor):
-        value = value.detach().to(device)
-        return value.to(dtype) if value.is_floating_point() else value
-    return value
 
 
 @contextmanager

@@ -7,11 +7,10 @@ References: Kucukelbir et al. (2017) for the first two; Ong, Nott & Smith (2018)
 (2016) and Jones & Pewsey (2009) for the flow.
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import pyro
 import pyro.distributions as dist
@@ -23,17 +22,14 @@ from torch import Tensor, nn
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.sites import Site
-from ppgen.model import Model
 
-__all__ = ["NAMES", "Laplace", "copy_model", "named_guide"]
+__all__ = ["NAMES", "Laplace", "named_guide"]
 
 Sites = Mapping[str, Site]
 
 FIRST_SPREAD, FIRST_SCALE = 0.1, 0.1  # of the unconstrained means at the start, and of each draw around them
 LARGEST = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a matrix in memory
 STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS = 1e-4, 20, 1e-9, 64
-
-M = TypeVar("M", bound=Model)
 
 
 def named_guide(name: str, sites: Sites) -> nn.Module:
@@ -228,14 +224,6 @@ class _Bend(nn.Module):
 
     def _angle(self, x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         return self.log_tail.exp() * x.asinh() + self.skew
-
-
-def copy_model(model: M) -> M:
-    """A deep copy. The automatic guide is left out: copying one empties the original (a trap of Pyro's)."""
-    automatic = model.__dict__.get("_mean_field")
-    copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
-    copied.__dict__.pop("_mean_field", None)
-    return copied
 
 
 def _sample(site: Site, free: Tensor) -> None:

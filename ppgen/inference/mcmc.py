@@ -18,12 +18,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
 from ppgen.inference.chains import LEAST, default_chains
 from ppgen.inference.chees import Chees
 from ppgen.inference.density import Density, density, home
-from ppgen.inference.guides import copy_model
 from ppgen.inference.hamiltonian import Leapfrog
 from ppgen.inference.nuts import Nuts
 from ppgen.inference.predictive import missing_share
@@ -31,9 +29,10 @@ from ppgen.inference.program import Function
 from ppgen.inference.sampling import Run, first_tuning
 from ppgen.inference.starts import Start, pathfinder, uniform
 from ppgen.inference.store import MEMORY, Arrays, Saved
+from ppgen.inference.task import read
 from ppgen.inference.tracing import Mode
 from ppgen.model import Model
-from ppgen.results.arguments import as_device, as_inputs, require_at_least
+from ppgen.results.arguments import as_device, require_at_least
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
 from ppgen.rng import private_stream
@@ -113,10 +112,10 @@ def fit(
     place = as_device("mcmc", device) or home(model, args)
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
-    model, observations, arguments, keywords = _read(model, args, u)
+    task = read("mcmc", model, args, u)
     with private_stream(random_seed) as seed:
-        program = model.function if isinstance(model, Function) else model
-        target = density(program, *arguments, dtype=dtype, device=place, **keywords)
+        program = task.model.function if isinstance(task.model, Function) else task.model
+        target = density(program, *task.args, dtype=dtype, device=place, **task.kwargs)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         calls = (tune + draws) * LEAPFROGS[sampler]
@@ -131,7 +130,7 @@ def fit(
         }
         options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": str(start)}
         folder = None if checkpoint is None else Path(checkpoint)
-        saved = None if folder is None else Saved(folder, _identity(leapfrog, arguments, options))
+        saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
         run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
         run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
@@ -146,10 +145,10 @@ def fit(
         "compile": leapfrog.batch.mode,
         "compile_reason": leapfrog.batch.reason,
         "compile_seconds": {"learn": target.seconds, **leapfrog.batch.seconds},
-        **({} if observations is None else {"missing_share": missing_share(model, to_tensor(observations))}),
+        **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
-    labels = xr.DataArray(0.0) if observations is None else observations
-    return fit_result(model, posterior, run.table(), attrs, labels)
+    labels = xr.DataArray(0.0) if task.observations is None else task.observations
+    return fit_result(task.model, posterior, run.table(), attrs, labels)
 
 
 def _check_options(
@@ -165,24 +164,6 @@ def _check_options(
         raise DataError(f"mcmc: target_accept must be between 0 and 1, got {target_accept}; 0.8 is usual")
     if not isinstance(start, Fit) and start not in STARTS:
         raise DataError(f"mcmc: start must be one of {STARTS} or an earlier fit, got {start!r}")
-
-
-def _read(
-    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object
-) -> tuple[Model, xr.DataArray | None, tuple[Any, ...], dict[str, Any]]:
-    """The model, the labelled data if there are any, and what its program is called with."""
-    if not isinstance(model, Model):
-        if u is not None:
-            raise DataError("mcmc: u is for models; pass what a function takes as further arguments")
-        return Function(model, args), None, args, {}
-    if len(args) != 1:
-        raise DataError(f"mcmc: a model takes its data x and nothing else in order, got {len(args)} arguments")
-    observations = as_observations(args[0], dims=model.data_dims)
-    data = to_tensor(observations)
-    inputs = as_inputs("mcmc", u, data)
-    model = copy_model(model)
-    model.check(data)
-    return model, observations, (data,), {"u": inputs}
 
 
 def _dense(asked: bool | str, size: int, draws: int) -> bool:

@@ -1,7 +1,8 @@
 """Programs as engines take them: a plain Pyro function as a `Model`, and arguments of any kind as tensors."""
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from ppgen.model import Model
 
-__all__ = ["Function", "cast"]
+__all__ = ["Function", "cast", "copy_model"]
+
+M = TypeVar("M", bound=Model)
 
 
 @final
@@ -35,6 +38,14 @@ class Function(Model):
     def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
         """The function, with its other arguments as they were."""
         self.function(*((x, *self.rest) if self.takes_data else ()))
+
+
+def copy_model(model: M) -> M:
+    """A deep copy. The automatic guide is left out: copying one empties the original (a trap of Pyro's)."""
+    automatic = model.__dict__.get("_mean_field")
+    copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
+    copied.__dict__.pop("_mean_field", None)
+    return copied
 
 
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:

@@ -19,7 +19,7 @@ from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
 from ppgen.inference import predictive
 from ppgen.inference.density import Density, density, quiet
-from ppgen.inference.guides import copy_model
+from ppgen.inference.program import copy_model
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs
 from ppgen.rng import private_stream

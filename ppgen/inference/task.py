@@ -9,8 +9,7 @@ import xarray as xr
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
-from ppgen.inference.guides import copy_model
-from ppgen.inference.program import Function, cast
+from ppgen.inference.program import Function, cast, copy_model
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs
 

@@ -28,8 +28,8 @@ from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
 from ppgen.inference.batches import Batches
 from ppgen.inference.checkpoint import Checkpoint, State
-from ppgen.inference.guides import copy_model
 from ppgen.inference.predictive import missing_share
+from ppgen.inference.program import copy_model
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
