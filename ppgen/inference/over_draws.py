@@ -10,7 +10,6 @@ no rule for it; then each draw is a run of its own. The answers have the same di
 """
 
 import logging
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -132,13 +131,13 @@ def _row(found: Any) -> Any:  # noqa: ANN401 (what the answer is)
 
 def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
     """Answer for the first draw, vectorised over it alone, and how many to take at once; None where it cannot be."""
-    state, others = torch.get_rng_state(), _other_streams()
+    state, numpys = torch.get_rng_state(), _numpy_stream()
     try:
         with _Weigh() as weight:
             found = _vectorized(answer, {site: value[:1] for site, value in draws.items()})
-        if _other_streams() == others:
+        if _numpy_stream() == numpys:
             return found, max(1, CHUNK_BYTES // max(1, weight.bytes))
-        reason = "random numbers of numpy's or Python's would be the same for all"
+        reason = "random numbers of numpy's would be the same for all"
     except PpgenError:
         raise
     except UNABLE as error:
@@ -148,10 +147,10 @@ def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
     return None, 1
 
 
-def _other_streams() -> tuple[object, ...]:
-    """Where the global streams stand that vmap knows nothing of."""
+def _numpy_stream() -> tuple[object, ...]:
+    """Where numpy's global stream stands. Python's own is not watched: checkers of types use it for themselves."""
     state: Any = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), bytes(state[1]), state[2:]
+    return bytes(state[1]), state[2:]
 
 
 def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 (what the answer is)
