@@ -171,6 +171,7 @@ def test_the_ranked_log_likelihood_is_that_of_the_data():
 def test_the_tree_is_drawn_and_saved(tmp_path):
     import arviz_plots
     import matplotlib as mpl
+    from matplotlib import pyplot
 
     mpl.use("agg")
     found = of_regression(exact, 60, batched=True)
@@ -179,6 +180,7 @@ def test_the_tree_is_drawn_and_saved(tmp_path):
     for variable in tree["prior_sbc"].data_vars.values():
         assert 0 < float(variable.min()) < float(variable.max()) < 1
     assert arviz_plots.plot_ecdf_pit(tree, stats={"ecdf_pit": {"n_simulations": 50}}, backend="matplotlib") is not None
+    pyplot.close("all")
     found.save(tmp_path / "calibration.nc")
     with xr.open_datatree(tmp_path / "calibration.nc", engine="h5netcdf") as again:
         assert again["prior_sbc"].to_dataset().equals(tree["prior_sbc"].to_dataset())
