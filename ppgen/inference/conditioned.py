@@ -30,9 +30,22 @@ def isolated() -> Iterator[None]:
 
 
 def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
-    """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior."""
-    with torch.no_grad(), isolated():
+    """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior.
+
+    New tensors are of the type of the data, as they were when the program was fitted.
+    """
+    with torch.no_grad(), isolated(), _new_tensors(x.dtype):
         return poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
+
+
+@contextmanager
+def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype if dtype.is_floating_point else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Callable[..., None]:

@@ -163,7 +163,7 @@ class Laplace(FlatGuide):
         size = STEP * (1 + v.abs())
         columns = []
         for part in torch.arange(self.size).split(ROWS):
-            shift = torch.zeros(len(part), self.size, dtype=v.dtype)
+            shift = torch.zeros(len(part), self.size, dtype=v.dtype, device=v.device)
             shift[torch.arange(len(part)), part] = size[part]
             columns.append((gradient(v + shift) - gradient(v - shift)) / (2 * size[part, None]))
         hessian = torch.cat(columns)

@@ -236,15 +236,21 @@ def _with_scores(
 
 def _share(site: Any, p: poutine.Trace, q: poutine.Trace) -> Tensor:  # noqa: ANN401 (a node of a trace)
     """The bound, summed over all plates but those of ``site``."""
-    own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    own = _plates(site)
     total: Tensor | float = 0.0
     for sign, trace in ((1.0, p), (-1.0, q)):
         for node in _drawn_sites(trace, observed=True).values():
             value = node["fn"].log_prob(node["value"])
             value = scale_and_mask(value, node["scale"], node["mask"])
-            away = [dim for dim in range(-value.ndim, 0) if dim not in own and value.shape[dim] > 1]
+            shared = {dim for dim, name in _plates(node).items() if own.get(dim) == name}
+            away = [dim for dim in range(-value.ndim, 0) if dim not in shared and value.shape[dim] > 1]
             total = total + sign * (value.sum(away, keepdim=True) if away else value)
     return torch.as_tensor(total)
+
+
+def _plates(site: Any) -> dict[int, str]:  # noqa: ANN401 (a node of a trace)
+    """The plates of a site: dim -> name. Plates side by side may have one dim."""
+    return {int(frame.dim or 0): frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def _score(site: Any) -> Tensor:  # noqa: ANN401 (a node of a trace)

@@ -38,7 +38,7 @@ from ppgen.inference.program import Function
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
 from ppgen.inference.tracing import Mode
-from ppgen.inference.training import SCHEDULES, Options, Run
+from ppgen.inference.training import SCHEDULES, Options, Run, seed_device
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, require_at_least
 from ppgen.results.fit import Fit, fit_result
@@ -151,6 +151,7 @@ def fit(
         if isinstance(named, Laplace):
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
+        seed_device(seed, place)  # the same draws whether or not steps were made in this process
         sites, log_q = objective.draw(draws, task.args, task.kwargs, declared)
     attrs = {
         "engine": "svi",
@@ -165,7 +166,7 @@ def fit(
         "gradients": objective.plan.words(),
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
-    posterior = Draws({name: value[None].cpu() for name, value in sites.items()}, {"log_q": log_q[None].cpu()})
+    posterior = Draws({name: _kept(value) for name, value in sites.items()}, {"log_q": _kept(log_q)})
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     return fit_result(_plain(task.model), posterior, run.history(), attrs, labels)
 
@@ -262,6 +263,12 @@ def _own_type(modules: Sequence[nn.Module]) -> torch.dtype:
 def _plain(model: Model) -> Model:
     """The trained model as a `Fit` holds it: on the CPU, in float64, whatever it was trained in."""
     return model.to(device="cpu", dtype=torch.float64)
+
+
+def _kept(draws: Tensor) -> Tensor:
+    """Draws (S, ...) as a `Fit` holds them: one chain, on the CPU, real numbers in float64."""
+    draws = draws[None].cpu()
+    return draws.double() if draws.is_floating_point() else draws
 
 
 def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)

@@ -23,7 +23,7 @@ from ppgen.inference.parallel import Group
 from ppgen.inference.parameters import Parameters
 from ppgen.results.storage import read_tensors, write_tensors
 
-__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run"]
+__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "seed_device"]
 
 WINDOW = 200  # steps whose mean bound is compared with that of the window before
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
@@ -246,7 +246,7 @@ class Run:
     def _closure(self, found: list[float]) -> float:
         """Gradients of a step's batch, into what the optimiser is given; the loss."""
         step = self.steps
-        _seed((self.seed + step) * self.group.size + self.group.rank, self.flat[0].device)
+        seed_device((self.seed + step) * self.group.size + self.group.rank, self.flat[0].device)
         batch = self.batch(step)
         with torch.no_grad():
             flat = [vector.detach() for vector in self.flat]
@@ -324,7 +324,7 @@ class Run:
         return self.best if self.progress.held_out else self._present()
 
 
-def _seed(number: int, device: torch.device) -> None:
+def seed_device(number: int, device: torch.device) -> None:
     """Seed the generator that a device draws from."""
     if device.type == "cuda":
         torch.cuda.manual_seed(number)

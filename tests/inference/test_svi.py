@@ -181,6 +181,12 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(model, optimizer, tmp_path, m
         assert resumed.posterior.sites[name].equal(values)
 
 
+def test_a_finished_run_comes_back_from_its_checkpoint_bit_for_bit(tmp_path):
+    done, again = (run(Centre(), checkpoint=tmp_path, max_steps=30) for _ in range(2))
+    for name, values in done.posterior.sites.items():
+        assert again.posterior.sites[name].equal(values)
+
+
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     run(Centre(), checkpoint=tmp_path, max_steps=5)
     with pytest.raises(FileError, match="must hold this fit, it holds one of another model, data or options"):
@@ -334,6 +340,24 @@ class Amortised(Encoded):
             pyro.sample("h", dist.Normal(mean, log_scale.exp()))
 
 
+class Decoded(Amortised):
+    """A decoder of single precision, and a prior whose type nobody said."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = torch.nn.Linear(1, 2)
+
+    def model(self, x, *, u=None, total=None):
+        seen = ~torch.isnan(x)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            noise = dist.Normal(self.decoder(h[:, None]), 1.0).mask(seen)
+            pyro.sample("x", noise.to_event(1), obs=torch.where(seen, x, 0.0))
+
+    def guide(self, x, *, u=None, total=None):
+        super().guide(torch.nan_to_num(x), u=u, total=total)
+
+
 def test_an_amortised_guide_finds_the_exact_posterior_of_every_row():
     """h given x is N(sum(x)/3, 1/3): the encoder's weights are thirds, whatever the rows."""
     x = torch.randn(300, 2)
@@ -343,6 +367,15 @@ def test_an_amortised_guide_finds_the_exact_posterior_of_every_row():
     assert weight.dtype == torch.float64  # the fit answers in double precision; it was trained in single
     torch.testing.assert_close(weight[0], torch.full((2,), 1 / 3).double(), atol=0.06, rtol=0)
     torch.testing.assert_close(bias.exp()[1], torch.tensor(3**-0.5).double(), atol=0.06, rtol=0)
+
+
+def test_a_fit_in_single_precision_answers_in_double():
+    fit = run(Decoded(), torch.randn(30, 2), batch_size=10, max_steps=20)
+    assert fit.posterior.sites["h"].dtype == torch.float64
+    x = torch.randn(30, 2)
+    x[3, 1] = math.nan
+    assert torch.tensor(fit.impute(x, draws=5).values).isfinite().all()
+    assert set(fit.to_arviz(x).children) >= {"log_likelihood", "prior", "prior_predictive"}
 
 
 def test_a_value_per_row_needs_a_guide_that_reads_the_rows():
