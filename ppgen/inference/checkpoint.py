@@ -19,10 +19,12 @@ from ppgen.errors import FileError
 from ppgen.families.completion import Completion
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
+from ppgen.results.storage import writing
 
 __all__ = ["Checkpoint", "State"]
 
 FORMAT = 1
+STATE, MANIFEST = "state.safetensors", "manifest.json"
 
 
 @final
@@ -63,21 +65,22 @@ class Checkpoint:
         manifest = {"format": FORMAT, "identity": self.identity, "seed": seed, "states": heads}
         blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
         manifest["sha256"] = hashlib.sha256(blob).hexdigest()
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        try:
-            _write(fresh / "state.safetensors", blob)
-            _write(fresh / "manifest.json", json.dumps(manifest).encode())
-            self._swap(fresh)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with writing(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+            try:
+                _write(fresh / STATE, blob)
+                _write(fresh / MANIFEST, json.dumps(manifest).encode())
+                self._swap(fresh)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
 
     def load(self) -> tuple[list[State], int | None]:
         """States to go on from and the seed of their run; none where nothing was saved."""
         previous = self.folder.with_name(f".{self.folder.name}.old")
         if not self.folder.exists() and previous.exists():
             previous.rename(self.folder)  # a run was killed between the two renames of a save
-        if not self.folder.exists():
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return [], None
         manifest, tensors = self._read()
         if manifest["identity"] != self.identity:
@@ -92,7 +95,7 @@ class Checkpoint:
     def _swap(self, fresh: Path) -> None:
         old = self.folder.with_name(f".{self.folder.name}.old")
         if self.folder.exists():
-            if not (self.folder / "manifest.json").exists() and any(self.folder.iterdir()):
+            if not (self.folder / MANIFEST).exists() and any(self.folder.iterdir()):
                 raise FileError(f"checkpoint: {self.folder} holds other files; name an empty or new folder")
             shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)
@@ -100,9 +103,11 @@ class Checkpoint:
         shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if not self.folder.is_dir() or not any((self.folder / name).exists() for name in (STATE, MANIFEST)):
+            raise FileError(f"checkpoint: {self.folder} must be empty or hold a checkpoint; name another folder")
         try:
-            manifest = json.loads((self.folder / "manifest.json").read_text())
-            blob = (self.folder / "state.safetensors").read_bytes()
+            manifest = json.loads((self.folder / MANIFEST).read_text())
+            blob = (self.folder / STATE).read_bytes()
             if manifest["format"] != FORMAT or manifest["sha256"] != hashlib.sha256(blob).hexdigest():
                 raise ValueError("format or checksum")
             return manifest, safetensors.torch.load(blob)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ppgen.errors import FileError
 from ppgen.inference.adaptation import Spread, StepSize, Tuning, pack, unpack, window_ends, window_start
 from ppgen.inference.hamiltonian import Ensemble, Leapfrog, Record
 from ppgen.inference.starts import Start
@@ -63,6 +65,8 @@ class Run:
     v: Tensor = field(init=False)
     stats: Tensor = field(init=False)
     history: Tensor = field(init=False)
+    sums: list[int] = field(init=False)
+    summed: int = field(init=False)
     kept: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +75,7 @@ class Run:
         self.history = self.arrays.make("history", (self.tune + self.draws, len(HISTORY)))
         self.stats = self.arrays.make("stats", (self.draws, len(self.sampler.names), chains))
         self.kept = max(0, self.tuning.iteration - self.tune)
+        self.sums, self.summed = [0, 0, 0], 0
 
     def go(self, progressbar: bool, saved: Saved | None = None, every: int = 100) -> None:
         """Make the iterations that are left; on Ctrl-C keep what there is, if there is a draw."""
@@ -92,16 +97,29 @@ class Run:
     def save(self, saved: Saved) -> None:
         """Replace the checkpoint by the present state."""
         self.arrays.flush()
+        self._sum_up()
         place = {f"place/{name}": getattr(self.place, name) for name in ("v", "value", "gradient")}
-        saved.save(pack(self.tuning, "tuning") | place | {"generator": self.generator.get_state()})
+        rest = {"generator": self.generator.get_state(), "sums": torch.tensor(self.sums)}
+        saved.save(pack(self.tuning, "tuning") | place | rest)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `save` wrote."""
+        """Go on from a state that `save` wrote.
+
+        Raises
+        ------
+        FileError : the draws beside it are not those that were written.
+        """
         there = {name: value.to(self.place.v.device) for name, value in tensors.items()}
         self.tuning = unpack(self.tuning, there, "tuning")
         self.place = Ensemble(*(there[f"place/{name}"] for name in ("v", "value", "gradient")))
         self.generator.set_state(tensors["generator"])
         self.kept = max(0, self.tuning.iteration - self.tune)
+        self._sum_up()
+        if self.sums != tensors["sums"].tolist():
+            raise FileError(
+                f"mcmc: the draws in checkpoint {self.arrays.folder} must be those that were written, they were "
+                "changed or cut; delete the folder to start anew"
+            )
 
     def records(self) -> dict[str, Float[Tensor, "C S"]]:
         """What the sampler noted of the kept draws."""
@@ -118,6 +136,13 @@ class Run:
         rows.insert(0, "step", np.arange(1, done + 1))
         rows.insert(1, "tuning", np.arange(done) < self.tune)
         return rows.drop(columns=[] if self.tuning.trajectory.count else ["trajectory_length"])
+
+    def _sum_up(self) -> None:
+        """Carry the checksums of history, draws and their records on to the present iteration."""
+        done, kept = self.tuning.iteration, max(0, self.summed - self.tune)
+        parts = (self.history[self.summed : done], self.v[kept : self.kept], self.stats[kept : self.kept])
+        self.sums = [zlib.crc32(part.numpy().data, old) for part, old in zip(parts, self.sums, strict=True)]
+        self.summed = done
 
     def _iterate(self, ends: frozenset[int], start: int) -> None:
         number, tuning = self.tuning.iteration, self.tuning

@@ -39,7 +39,6 @@ class Arrays:
         """An array whose content is to be written before it is read."""
         size = 8 * int(np.prod(shape))
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             return self._map(self.folder / f"{name}.bin", shape, size)
         self.left -= size
         if self.left >= 0:
@@ -58,6 +57,7 @@ class Arrays:
 
     def _map(self, path: Path, shape: Sequence[int], size: int) -> Tensor:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.stat().st_size != size:
                 _allocate(path, size)
             array = np.memmap(path, dtype=np.float64, mode="r+", shape=tuple(shape))
@@ -89,9 +89,9 @@ class Saved:
         content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         notes = {"format": FORMAT, "identity": json.dumps(self.identity), "sha256": _digest(content)}
         blob = safetensors.torch.save(content, notes)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".new")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as file:
                 file.write(blob)
                 file.flush()

@@ -13,7 +13,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ppgen.errors import FileError
 
-__all__ = ["read_folder", "read_tensors", "versions", "write_folder", "write_tensors"]
+__all__ = ["read_folder", "read_tensors", "versions", "write_folder", "write_tensors", "writing"]
 
 FORMAT = 1
 MANIFEST, TENSORS, HISTORY = "manifest.json", "tensors.safetensors", "history.csv"
@@ -48,23 +49,36 @@ def write_folder(
     """
     target = Path(folder).absolute()
     _check_target(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False, na_rep="nan").encode()}
+            manifest = {
+                "format": FORMAT,
+                "versions": versions(),
+                "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in payload.items()},
+                "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
+                "history": {str(name): str(dtype) for name, dtype in history.dtypes.items()},
+                "content": dict(content),
+            }
+            for name, data in {**payload, MANIFEST: _seal(manifest)}.items():
+                _write_flushed(scratch / name, data)
+            _swap(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses is said in words."""
     try:
-        payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False, na_rep="nan").encode()}
-        manifest = {
-            "format": FORMAT,
-            "versions": versions(),
-            "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in payload.items()},
-            "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
-            "history": {str(name): str(dtype) for name, dtype in history.dtypes.items()},
-            "content": dict(content),
-        }
-        for name, data in {**payload, MANIFEST: _seal(manifest)}.items():
-            _write_flushed(scratch / name, data)
-        _swap(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        yield
+    except OSError as error:
+        raise FileError(
+            f"save: {path} must be written, got: {error.strerror}; what was there before is whole, free some space or "
+            "name another place"
+        ) from error
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.DataFrame]:
@@ -85,16 +99,17 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write one file of named tensors and JSON ``content``, all at once: a crash leaves the old file or the new one."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     sealed = {"tensors": {name: _describe(tensor) for name, tensor in tensors.items()}, "content": dict(content)}
     data = _pack(tensors, {"ppgen": _seal({"format": FORMAT, **sealed}).decode()})
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        _write_flushed(scratch, data)
-        os.replace(scratch, target)
-        _flush_folder(target.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_flushed(scratch, data)
+            os.replace(scratch, target)
+            _flush_folder(target.parent)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

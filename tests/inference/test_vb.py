@@ -407,3 +407,15 @@ def test_data_that_no_model_can_take_is_refused():
 def test_data_too_large_for_doubles_is_said_in_words():
     with pytest.raises(DataError, match=r"x must lie within 1e\+100 of zero, got .*; scale the features"):
         run(HMM(states=2, features=2), 1e200 * blobs())
+
+
+def test_a_folder_with_other_files_is_left_alone_and_an_empty_one_used(tmp_path):
+    (tmp_path / "mine").mkdir()
+    fitted = vb.fit(
+        HMM(states=2, features=1), torch.randn(1, 9, 1), max_steps=2, progressbar=False, checkpoint=tmp_path / "mine"
+    )
+    assert len(fitted.history) == 2
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileError, match="must be empty or hold a checkpoint; name another folder"):
+        vb.fit(HMM(states=2, features=1), torch.randn(1, 9, 1), max_steps=2, progressbar=False, checkpoint=tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

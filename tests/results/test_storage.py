@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -243,3 +245,15 @@ def test_a_config_that_cannot_be_stored_is_refused_in_words():
 def test_a_class_that_refuses_its_arguments_is_reported():
     with pytest.raises(FileError, match="HMM cannot be rebuilt from its saved config: HMM: states must be at least 1"):
         rebuild({"class": "HMM", "arguments": {"states": 0, "features": 2}}, {}, None)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="save: .*state must be written, got: No space left on device"):
+        write_tensors(tmp_path / "state", {"a": torch.zeros(1)}, {})
+    with pytest.raises(FileError, match="save: .*fit must be written, got: No space left on device"):
+        write_folder(tmp_path / "fit", {}, {"a": torch.zeros(1)}, pd.DataFrame())
+    assert list(tmp_path.iterdir()) == []
