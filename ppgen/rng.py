@@ -4,11 +4,16 @@ import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
 
+from ppgen.errors import DataError
+
 __all__ = ["private_stream"]
+
+LARGEST = 2**53  # integers below are exact as JSON and as float64
 
 
 @contextmanager
@@ -16,7 +21,16 @@ def private_stream(random_seed: int | None) -> Iterator[int]:
     """Seed torch, NumPy and Python inside the block; restore all three on exit, also after an error.
 
     ``random_seed=None`` draws a fresh seed. Yields the seed in use, so that it can be recorded.
+
+    Raises
+    ------
+    DataError : a seed that is no whole number from 0 to 2**53.
     """
+    whole = isinstance(random_seed, Integral) and not isinstance(random_seed, bool)
+    if random_seed is not None and not (whole and 0 <= random_seed < LARGEST):
+        raise DataError(
+            f"random_seed must be a whole number from 0 to 2**53, got {random_seed!r}; pass another, or None"
+        )
     seed = secrets.randbits(31) if random_seed is None else int(random_seed)
     saved_numpy, saved_python = np.random.get_state(), random.getstate()  # noqa: NPY002 (what is kept apart)
     with torch.random.fork_rng():

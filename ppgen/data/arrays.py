@@ -73,6 +73,8 @@ def as_observations(
         array = _from_array(x, dims, name)
     array = _with_coords(array, coords or {}, name)
     _refuse_infinite(array, name)
+    if not array.size:
+        raise DataError(f"{name}: must hold at least one entry, got shape {array.shape}; pass data")
     return _with_lengths(array).rename(name)
 
 
@@ -185,7 +187,7 @@ def _one(item: object, dims: tuple[str, ...], name: str) -> np.ndarray:
 
 def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
     if isinstance(x, Tensor):
-        x = x.detach().cpu().resolve_conj().numpy()
+        x = x.detach().cpu().to_dense().resolve_conj().numpy()
     if not isinstance(x, np.ndarray):
         raise DataError(
             f"{name}: must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got {type(x).__name__}"

@@ -29,7 +29,7 @@ from ppgen.inference.quantities import Quantity, evaluated, imputed, log_likelih
 from ppgen.inference.ranks import effective_sizes, pit, verdict
 from ppgen.inference.simulation import Data, Joint, Simulated, joint, stacked
 from ppgen.model import Model
-from ppgen.results.arguments import require_at_least
+from ppgen.results.arguments import require_at_least, require_within
 from ppgen.rng import private_stream
 
 __all__ = ["Calibration", "calibrate"]
@@ -126,7 +126,7 @@ def calibrate(
     """
     began = time.perf_counter()
     counts = {"replications": replications, "draws": draws}
-    _check(counts, engine, level, imputations, quantities or {})
+    _check(counts, engine, level, imputations, n_jobs, quantities or {})
     prepared = joint(model, args, u)
     with private_stream(random_seed) as seed:
         seeds = np.array([np.random.SeedSequence(seed, spawn_key=(r,)).generate_state(3) for r in range(replications)])
@@ -218,15 +218,24 @@ class _Ranked:
 
 
 def _check(
-    counts: Mapping[str, int], engine: Engine, level: float, imputations: int, quantities: Mapping[str, Quantity]
+    counts: Mapping[str, int],
+    engine: Engine,
+    level: float,
+    imputations: int,
+    n_jobs: int,
+    quantities: Mapping[str, Quantity],
 ) -> None:
     for name, value in counts.items():
         require_at_least(f"calibrate: {name}", value, 1)
     require_at_least("calibrate: imputations", imputations, 0)
+    require_at_least("calibrate: n_jobs", n_jobs, -1)
+    if n_jobs == 0:
+        raise DataError(
+            "calibrate: n_jobs must be a number of processes, or -1 for one per core, got 0; 1 uses no others"
+        )
     if isinstance(engine, str) and engine not in ENGINES:
         raise DataError(f"calibrate: engine must be one of {ENGINES} or a function, got {engine!r}")
-    if not 0 < level < 1:
-        raise DataError(f"calibrate: level must be between 0 and 1, got {level}; 0.001 is usual")
+    require_within("calibrate: level", level, 0, 1, "0.001 is usual")
     for name, quantity in quantities.items():
         if name in OWN or not callable(quantity):
             raise DataError(f"calibrate: quantities must be functions with names other than {OWN}, got {name!r}")

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppgen.errors import FitError
+from ppgen.errors import FitError, PpgenError
 from ppgen.inference.over_draws import Theta
 from ppgen.model import Model
 
@@ -26,7 +26,11 @@ def isolated() -> Iterator[None]:
     """
     store, local = pyro.get_param_store().scope(), pyro.settings.context(module_local_params=True)
     with store, local, pyro.validation_enabled(False):
-        yield
+        try:
+            yield
+        except PpgenError as error:
+            error.args = (str(error).split("\nTrace Shapes:")[0],)  # Pyro's, which has no place in our messages
+            raise
 
 
 def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:

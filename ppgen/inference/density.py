@@ -27,7 +27,7 @@ from torch.func import grad_and_value, vmap
 from ppgen.errors import DataError, FitError
 from ppgen.inference.enumeration import enumerated_log_prob, enumerating
 from ppgen.inference.predictive import isolated
-from ppgen.inference.program import cast, copy_model
+from ppgen.inference.program import cast, copy_model, make_local
 from ppgen.inference.sites import Last, Place, Program, Site, learn
 from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.model import Model
@@ -279,6 +279,7 @@ def _prepare(
         program = copy_model(model).to(device, dtype).requires_grad_(False).model
     elif isinstance(model, nn.Module):
         program = copy.deepcopy(model).to(device, dtype).requires_grad_(False)
+        make_local([program])
     keywords = {name: cast(arg, dtype, device) for name, arg in kwargs.items()}
     return program, tuple(cast(arg, dtype, device) for arg in args), keywords
 

@@ -32,7 +32,7 @@ from ppgen.inference.store import MEMORY, Arrays, Saved
 from ppgen.inference.task import read
 from ppgen.inference.tracing import Mode
 from ppgen.model import Model
-from ppgen.results.arguments import as_device, require_at_least
+from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
 from ppgen.rng import private_stream
@@ -108,14 +108,16 @@ def fit(
     FileError : a checkpoint of another run, or one that cannot be written.
     """
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
-    _check_options(counts, sampler, target_accept, start, compile)
+    require_at_least("mcmc: memory_limit", memory_limit, 0)
+    _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
+    folder = as_folder("mcmc", checkpoint)
     place = as_device("mcmc", device) or home(model, args)
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
     task = read("mcmc", model, args, u)
     with private_stream(random_seed) as seed:
         program = task.model.function if isinstance(task.model, Function) else task.model
-        target = density(program, *task.args, dtype=dtype, device=place, **task.kwargs)
+        target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         calls = (tune + draws) * LEAPFROGS[sampler]
@@ -129,7 +131,6 @@ def fit(
             "dense": dense,
         }
         options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": str(start)}
-        folder = None if checkpoint is None else Path(checkpoint)
         saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
         run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
         run.go(progressbar, saved, checkpoint_every)
@@ -160,14 +161,14 @@ def _check_options(
     for name, given, known in (("sampler", sampler, tuple(TUNE)), ("compile", mode, MODES)):
         if given not in known:
             raise DataError(f"mcmc: {name} must be one of {known}, got {given!r}")
-    if target_accept is not None and not 0 < target_accept < 1:
-        raise DataError(f"mcmc: target_accept must be between 0 and 1, got {target_accept}; 0.8 is usual")
+    if target_accept is not None:
+        require_within("mcmc: target_accept", target_accept, 0, 1, "0.8 is usual")
     if not isinstance(start, Fit) and start not in STARTS:
         raise DataError(f"mcmc: start must be one of {STARTS} or an earlier fit, got {start!r}")
 
 
 def _dense(asked: bool | str, size: int, draws: int) -> bool:
-    if asked not in (True, False, "auto"):
+    if not isinstance(asked, bool) and asked != "auto":
         raise DataError(f'mcmc: dense_mass must be True, False or "auto", got {asked!r}')
     return bool(asked) if asked != "auto" else size <= DENSE_SIZE and draws >= DENSE_DRAWS * size
 

@@ -83,6 +83,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     wanted, drawn = latent_sites(p), latent_sites(q)
     summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
     _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
+    _check_shapes(p, set(drawn))
     for name in summed:
         check_enumerable(name, wanted[name]["fn"])
     discrete = [name for name, site in drawn.items() if is_discrete(site["fn"])]
@@ -197,6 +198,8 @@ class Objective(nn.Module):
         if plan.enumerated:
             bound = expected_bound(p, q)
             return bound, bound, baselines
+        if not plan.summed:
+            _check_shapes(p, set(latent_sites(q)))
         bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
         return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
 
@@ -305,7 +308,27 @@ def _drawn_sites(trace: poutine.Trace, *, observed: bool = False) -> dict[str, A
 def _check_cover(wanted: set[str], drawn: set[str], known: set[str]) -> None:
     missing, extra = sorted(wanted - drawn), sorted(drawn - known)
     if missing or extra:
-        raise FitError(f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}")
+        raise FitError(
+            f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}; draw each "
+            "under the model's name, helpers with infer={'is_auxiliary': True}"
+        )
+
+
+def _check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
+    """What the guide draws must have the shape that the model gives its site: else one would be broadcast, in silence.
+
+    Raises
+    ------
+    FitError : it has not, because the guide is wrong, or the shape of the site depends on values.
+    """
+    nodes: dict[str, Any] = dict(p.nodes)
+    for name in sorted(drawn & set(nodes)):
+        wanted, given = nodes[name]["fn"].shape(), nodes[name]["value"].shape
+        if wanted != given:
+            raise FitError(
+                f"svi: the guide must draw site {name!r} in the shape of the model, {tuple(wanted)}, got "
+                f"{tuple(given)}; make them equal, and independent of the values of other sites"
+            )
 
 
 def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distribution)

@@ -1,16 +1,16 @@
 """Programs as engines take them: a plain Pyro function as a `Model`, and arguments of any kind as tensors."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppgen.model import Model
 
-__all__ = ["Function", "cast", "copy_model"]
+__all__ = ["Function", "cast", "copy_model", "make_local"]
 
 M = TypeVar("M", bound=Model)
 
@@ -28,7 +28,8 @@ class Function(Model):
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         super().__init__()
         self.function, self.rest, self.takes_data = function, args[1:], bool(args)
-        axes = np.ndim(args[0].detach() if isinstance(args[0], Tensor) else args[0]) if args else 0
+        make_local([self])
+        axes = getattr(args[0], "ndim", 0) if args else 0
         self.__dict__["data_dims"] = ("row", *(f"x_dim_{axis}" for axis in range(1, axes)))
 
     @property
@@ -46,6 +47,14 @@ def copy_model(model: M) -> M:
     copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
     copied.__dict__.pop("_mean_field", None)
     return copied
+
+
+def make_local(modules: Iterable[nn.Module]) -> None:
+    """Let Pyro modules that were made outside run with parameters of their own, as all do here."""
+    for module in (part for owner in modules for part in owner.modules()):
+        context = getattr(module, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}  # what Pyro gives those made inside
 
 
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:

@@ -164,9 +164,9 @@ def _drawable() -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
+        cause = str(error).split("\n")[0] or "it has no sampler"
         raise DataError(
-            f"calibrate: every prior must be one that can be drawn from ({error or 'it has no sampler'}); give it a "
-            "proper one"
+            f"calibrate: every prior must be one that can be drawn from ({cause}); give it a proper one"
         ) from error
 
 

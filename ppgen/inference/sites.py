@@ -119,6 +119,7 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
     """
     first, second = (_run(program, args, kwargs) for _ in range(2))
     _check_whole(first[0], minibatch=minibatch)
+    _check_observed(first[0])
     sites, enumerated, depth = {}, [], 0
     start = 0
     for name, node in first[0].items():
@@ -150,8 +151,14 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
 def _run(
     program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, tuple[Transform, Tensor]]]:
-    with torch.no_grad(), poutine.trace() as run, _Anywhere() as anywhere:
-        program(*args, **kwargs)
+    try:
+        with torch.no_grad(), poutine.trace() as run, _Anywhere() as anywhere:
+            program(*args, **kwargs)
+    except RuntimeError as error:
+        if not str(error).startswith("Multiple sample sites"):
+            raise
+        name = str(error).split("'")[1]
+        raise DataError(f"density: every site must have a name of its own, got {name!r} twice; rename one") from error
     nodes: dict[str, Any] = {name: node for name, node in run.trace.nodes.items() if node["type"] == "sample"}
     return nodes, anywhere.found
 
@@ -174,6 +181,20 @@ def _check_whole(nodes: Mapping[str, Any], *, minibatch: bool) -> None:
                 f"density: plate {name!r} must run over all its {node['fn'].size} rows, got {len(node['value'])}; "
                 "a sampler needs the whole density, use svi for minibatches"
             )
+
+
+def _check_observed(nodes: Mapping[str, Any]) -> None:
+    """Observed values must have a shape that their distribution has, or broadcasts to."""
+    for name, node in nodes.items():
+        if node["is_observed"] and isinstance(node["value"], Tensor):
+            wanted, given = node["fn"].shape(), node["value"].shape
+            try:
+                torch.broadcast_shapes(wanted, given)
+            except RuntimeError as error:
+                raise DataError(
+                    f"density: site {name!r} must be observed with values of shape {tuple(wanted)}, got "
+                    f"{tuple(given)}; mend the data or the distribution"
+                ) from error
 
 
 def _latent(msg: Any) -> bool:  # noqa: ANN401 (Pyro's message)

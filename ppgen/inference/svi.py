@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -34,13 +35,13 @@ from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device
 from ppgen.inference.parameters import Parameters, declared_by
 from ppgen.inference.predictive import missing_share
-from ppgen.inference.program import Function
+from ppgen.inference.program import Function, make_local
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
 from ppgen.inference.tracing import Mode
 from ppgen.inference.training import SCHEDULES, Options, Run, seed_device
 from ppgen.model import Model
-from ppgen.results.arguments import as_device, require_at_least
+from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
 from ppgen.results.rebuild import describe
@@ -131,20 +132,21 @@ def fit(
     )  # fmt: skip
     _check_options({"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every}, compile, guide)
     began = time.perf_counter()
+    folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
-    dtype = dtype or _own_type([model] if isinstance(model, Model) else _owners(model))
-    task = _read(model, args, u, dtype, place)
+    dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
+    task = _read(model, args, u, as_dtype("svi", dtype), place)
     _check_batch(task, options)
-    outside = None if held_out is None else _read(task.model, (held_out,), held_out_u, dtype, place)
+    outside = _held_out(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes:
         objective, parameters, named = _prepare(task, guide, options.batch_size)
         bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
-        identity = _identity(task, options, guide, (compile, str(dtype), random_seed))
+        identity = _identity(task, outside, options, guide, (compile, str(dtype), random_seed))
         run = Run(
             bound.gradient, parameters, options, bound.batch(seed), bound.held_out, bound.lost,
             scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
         )  # fmt: skip
-        saved = None if checkpoint is None else Path(checkpoint) / "svi.safetensors"
+        saved = None if folder is None else folder / "svi.safetensors"
         run.resume(saved)
         interrupted = _train(run, saved, checkpoint_every, progressbar and processes.first)
         run.finish()
@@ -179,6 +181,23 @@ def _read(
     return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
 
 
+def _held_out(task: Task, x: object, u: object, dtype: torch.dtype, device: torch.device) -> Task | None:
+    """Rows beside those of ``task``, if there are any; refused where the bound of both cannot be compared."""
+    if x is None:
+        if u is not None:
+            raise DataError("svi: held_out_u must come with held_out, got it alone; pass both or neither")
+        return None
+    if task.observations is None:
+        raise DataError("svi: held_out is for models, whose data is known; subclass ppgen.Model")
+    outside = _read(task.model, (x,), u, dtype, device)
+    for dim, size, given in zip(task.model.data_dims, task.args[0].shape, outside.args[0].shape, strict=True):
+        if dim not in (task.model.data_dims[0], "time") and given != size:
+            raise DataError(f"svi: held_out must have {size} {dim}s like x, got {given}; pass rows of the same data")
+    if bool(torch.isnan(outside.args[0]).all()):
+        raise DataError("svi: held_out must have observed entries, all are NaN; pass other rows")
+    return outside
+
+
 def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objective, Parameters, nn.Module | None]:
     """The bound, its parameters, and the named guide if it is one."""
     model, program, kwargs = task.model, task.program, task.kwargs
@@ -194,7 +213,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
         q = named = named_guide(guide or "mean_field", sites).to(home(model, args))
     else:
         q = guide
-        _make_local(_owners(guide))
+        make_local(_owners(guide))
     owners = [model, *_owners(program), *_owners(q)]
     objective = Objective(program, q, tuple(dict.fromkeys(owners)))
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
@@ -210,14 +229,6 @@ def _owners(program: Callable[..., Any]) -> list[nn.Module]:
     """The module whose method a program is, or the program itself."""
     owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     return [owner] if isinstance(owner, nn.Module) else []
-
-
-def _make_local(modules: Sequence[nn.Module]) -> None:
-    """Let Pyro modules that were made outside run with parameters of their own, as all do here."""
-    for module in (part for owner in modules for part in owner.modules()):
-        context = getattr(module, "_pyro_context", None)
-        if context is not None and not hasattr(context, "param_state"):
-            context.param_state = {"params": {}, "constraints": {}}  # what Pyro gives those made inside
 
 
 def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:
@@ -273,12 +284,16 @@ def _kept(draws: Tensor) -> Tensor:
 
 def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
     """Options, refused in words where they cannot be."""
+    if given["optimizer"] is not None and not callable(given["optimizer"]):
+        raise DataError(
+            f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
+            f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
+        )
     require_at_least("svi: particles", given["particles"], 1)
     require_at_least("svi: warmup", given["warmup"], 0)
-    if not 0 < given["lr"] < math.inf:
-        raise DataError(f"svi: lr must be positive, got {given['lr']}; 0.01 is usual")
-    if given["clip"] is not None and not 0 < given["clip"] < math.inf:
-        raise DataError(f"svi: clip must be positive, got {given['clip']}; 10 is usual")
+    require_within("svi: lr", given["lr"], 0, math.inf, "0.01 is usual")
+    if given["clip"] is not None:
+        require_within("svi: clip", given["clip"], 0, math.inf, "10 is usual")
     schedule = given.pop("schedule") or ("plateau" if given["early_stopping"] else "constant")
     if not callable(schedule) and schedule not in SCHEDULES:
         raise DataError(f"svi: schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}")
@@ -298,32 +313,37 @@ def _check_batch(task: Task, options: Options) -> None:
     size = options.batch_size
     if size is None:
         return
+    require_at_least("svi: batch_size", size, 1)
     if task.observations is None:
         raise DataError(
             "svi: batch_size is for models, which are told how many rows stand behind a batch; subclass ppgen.Model"
         )
-    if not 1 <= size <= task.rows:
+    if size > task.rows:
         raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")
 
 
-def _identity(task: Task, options: Options, guide: Guide, more: tuple[object, ...]) -> str:
+def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:
     """Digest of what makes two runs the same run."""
     kind = guide if isinstance(guide, str) or guide is None else getattr(guide, "__qualname__", type(guide).__name__)
+    for part in (guide, options.optimizer, options.schedule):
+        more = (*more, _source(part) if isinstance(part, FunctionType) else "")
     digest = hashlib.sha256(repr((options.words(), kind, *more, torch.__version__)).encode())
     tensors: dict[str, Tensor] = {}
     if isinstance(task.model, Function):
         digest.update(_source(task.model.function).encode())
     else:
         description, tensors = describe(task.model)
-        digest.update(repr(description).encode())
-    for value in [*task.args, task.kwargs.get("u"), *tensors.values()]:
+        own = _source(type(task.model)) if description["arguments"] is None else ""
+        digest.update(repr((description, own)).encode())
+    held_out = [] if outside is None else [*outside.args, outside.kwargs.get("u")]
+    for value in [*task.args, task.kwargs.get("u"), *held_out, *tensors.values()]:
         if isinstance(value, Tensor):
             digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
     return digest.hexdigest()
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """The text of a function, or its name where there is none."""
+    """The text of a function or class, or its name where there is none."""
     try:
         return inspect.getsource(partial(function).func)
     except (OSError, TypeError):

@@ -50,6 +50,8 @@ def read(who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: 
     ------
     DataError : data that the model cannot take, or other arguments than these.
     """
+    if not callable(model) or (isinstance(model, type) and issubclass(model, Model)):
+        raise DataError(f"{who}: model must be a Model or a function with pyro.sample sites, got {model!r}; make one")
     if not isinstance(model, Model):
         if u is not None:
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")

@@ -151,6 +151,11 @@ def blame(error: Exception) -> Exception:
     place = _own_line(error)
     if place is None:
         return error
+    if "requires_grad_()" in str(error):
+        return FitError(
+            f"density: the program must have no pyro.param, got one at {place}; a sampler cannot learn it: sample it "
+            "from a prior, or use svi.fit"
+        )
     cause = str(error).strip().split("\n")[0].split(". ")[0]
     return FitError(
         "density: the program must do the same whatever the values of its sites (no `if`, `.item()`, numpy or loop "

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppgen.errors import FileError, FitError
+from ppgen.errors import DataError, FileError, FitError
 from ppgen.inference.parallel import Group
 from ppgen.inference.parameters import Parameters
 from ppgen.results.storage import read_tensors, write_tensors
@@ -131,7 +131,7 @@ class Run:
         self.best = [vector.clone() for vector in self.flat]
         self.trained, self.pieces = self._trained()
         make = options.optimizer or functools.partial(torch.optim.Adam, fused=True)
-        self.optimizer = make(self.trained, lr=options.lr)
+        self.optimizer = _made(make, self.trained, options.lr)
         self.progress = Progress()
 
     @property
@@ -279,7 +279,7 @@ class Run:
         options, step = self.options, self.steps
         warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
         if callable(options.schedule):
-            return options.lr * warm * options.schedule(step)
+            return options.lr * warm * _factor(options.schedule, step)
         if options.schedule == "cosine":
             return options.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
         return options.lr * warm * DECAY ** min(self.progress.decays, DECAYS)
@@ -322,6 +322,26 @@ class Run:
 
     def _final(self) -> list[Tensor]:
         return self.best if self.progress.held_out else self._present()
+
+
+def _made(make: Callable[..., Any], trained: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    made = make(trained, lr=lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise DataError(
+            f"svi: optimizer must give a torch.optim.Optimizer, got {type(made).__name__}; return it from your function"
+        )
+    return made
+
+
+def _factor(schedule: Callable[[int], float], step: int) -> float:
+    """What a schedule of the user's gives at a step, refused in words where a step by it makes no sense."""
+    try:
+        found = float(schedule(step))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"svi: schedule must be a function of the step that gives a number ({error})") from error
+    if not 0 <= found < math.inf:
+        raise DataError(f"svi: schedule must give factors of zero or more, got {found} at step {step}; mend it there")
+    return found
 
 
 def seed_device(number: int, device: torch.device) -> None:

@@ -31,6 +31,7 @@ from ppgen.inference.checkpoint import Checkpoint, State
 from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import copy_model
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
+from ppgen.results.arguments import as_folder, require_at_least
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
@@ -106,9 +107,10 @@ def fit(
     saved: Checkpoint | None = None
     known: list[State] = []
     known_seed = None
-    if checkpoint is not None:
+    folder = as_folder("vb", checkpoint)
+    if folder is not None:
         settings = _settings(options, n_init=n_init, random_seed=random_seed, start=start)
-        saved = Checkpoint(Path(checkpoint), model, data, settings)
+        saved = Checkpoint(folder, model, data, settings)
         known, known_seed = saved.load()
     with private_stream(random_seed if known_seed is None else known_seed) as seed:
         starts = [model.starts[i % len(model.starts)] for i in range(n_init)]
@@ -136,8 +138,7 @@ def fit(
 def _check(options: Options, n_init: int) -> None:
     counts = {"max_steps": options.max_steps, "n_init": n_init, "checkpoint_every": options.checkpoint_every}
     for name, value in counts.items():
-        if value < 1:
-            raise DataError(f"vb: {name} must be at least 1, got {value}")
+        require_at_least(f"vb: {name}", value, 1)
     for name in ("tol", "delay"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise DataError(f"vb: {name} must be zero or more, got {getattr(options, name)}")

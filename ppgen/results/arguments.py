@@ -1,12 +1,18 @@
 """Arguments of an answer, refused in words before they cost time or memory."""
 
+import math
+import os
+from numbers import Integral, Real
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.errors import DataError
+from ppgen.errors import DataError, FileError
 
-__all__ = ["as_device", "as_inputs", "require_at_least", "require_memory"]
+__all__ = ["as_device", "as_dtype", "as_folder", "as_inputs", "require_at_least", "require_memory", "require_within"]
 
 MEMORY = 4 * 2**30  # bytes that one answer may take
 
@@ -20,7 +26,10 @@ def as_inputs(who: str, u: object, x: Tensor) -> Tensor | None:
     """
     if u is None:
         return None
-    values = np.asarray(u.detach().cpu() if isinstance(u, Tensor) else u)
+    try:
+        values = np.asarray(u.detach().cpu() if isinstance(u, Tensor) else u)
+    except ValueError as error:
+        raise DataError(f"{who}: u must be one array, got rows of different lengths; pad or encode it") from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"{who}: u must hold numbers, got {values.dtype}; encode it")
     if values.ndim == 0 or len(values) != len(x):
@@ -43,22 +52,70 @@ def as_device(who: str, name: str) -> torch.device | None:
     if name == "auto":
         return None
     try:
+        torch.zeros(1, device=name).tolist()  # "meta" is a device without numbers
         return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         cause = str(error).strip().split("\n")[0].rstrip(".")
         raise DataError(
             f'{who}: device must be "auto" or one that torch has here, got {name!r} ({cause}); "cpu" always works'
         ) from error
 
 
-def require_at_least(what: str, value: int, smallest: int) -> None:
-    """Raise `DataError` for a count below ``smallest``."""
+def as_dtype(who: str, dtype: object) -> torch.dtype:
+    """A type that a density can be computed in.
+
+    Raises
+    ------
+    DataError : no floating type of torch's.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DataError(f"{who}: dtype must be torch.float64 or torch.float32, got {dtype!r}; pass one of them")
+    return dtype
+
+
+def as_folder(who: str, checkpoint: object) -> Path | None:
+    """The folder of a checkpoint, refused before any work is done for it; None for None.
+
+    Raises
+    ------
+    DataError : no path.
+    FileError : a file, or a folder that cannot be made or written.
+    """
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, str | os.PathLike) or not str(checkpoint):
+        raise DataError(f"{who}: checkpoint must name a folder, got {checkpoint!r}; pass a path")
+    folder = Path(checkpoint)
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise FileError(f"{who}: checkpoint must name a folder, got: {error.strerror}; pass another path") from error
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise FileError(
+            f"{who}: checkpoint {folder} must be a folder, but {there} is none to write in; pass another path"
+        )
+    return folder
+
+
+def require_at_least(what: str, value: object, smallest: int) -> None:
+    """Raise `DataError` for what is no whole number, or a count below ``smallest``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise DataError(f"{what} must be a whole number, got {value!r}; pass an int")
     if value < smallest:
         raise DataError(f"{what} must be at least {smallest}, got {value}; pass a larger one")
 
 
+def require_within(what: str, value: object, low: float, high: float, advice: str) -> None:
+    """Raise `DataError` for what is no number strictly between ``low`` and ``high``."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and low < cast(float, value) < high):
+        wanted = "positive" if (low, high) == (0, math.inf) else f"between {low} and {high}"
+        raise DataError(f"{what} must be {wanted}, got {value!r}; {advice}")
+
+
 def require_memory(who: str, draws: int, entries: int, advice: str) -> None:
-    """Raise `DataError` when ``draws`` of ``entries`` float64 numbers would take more than 4 GB."""
+    """Raise `DataError` when ``draws`` of ``entries`` float64 numbers would take more than 4 GB, or are none."""
+    require_at_least(f"{who}: draws", draws, 1)
     size = draws * entries * 8
     if size > MEMORY:
         raise DataError(

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppgen.errors import DataError
 from ppgen.inference import predictive
 from ppgen.results.arguments import require_memory
 from ppgen.results.posterior import Draws
@@ -32,6 +33,7 @@ PRIOR_DRAWS = 500
 def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None, draws: int) -> xr.DataTree:
     """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
     theta = fit.posterior.chains(draws)
+    _check_names(list(theta), {axis for axes in fit.model.dims.values() for axis in axes})
     groups = {"posterior": _numpy(theta)}
     stats = _sample_stats(fit, theta, read, draws)
     groups |= {"sample_stats": _numpy(stats)} if stats else {}
@@ -46,6 +48,13 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
     return tree if read is None else _without_empty_rows(tree, read[1], fit.model.data_dims[0])
+
+
+def _check_names(sites: list[str], axes: set[str]) -> None:
+    """Names that would become groups or coordinates of the tree, instead of variables."""
+    bad = [name for name in sites if "/" in name or name in {"chain", "draw", *axes}]
+    if bad:
+        raise DataError(f'to_arviz: sites must have names without "/" that no axis has, got {bad}; rename them')
 
 
 def _sample_stats(

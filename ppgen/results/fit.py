@@ -70,6 +70,7 @@ class Fit:
         """
         observations, data, inputs = self._read(x, u)
         require_at_least("latents: draws", draws, 0)
+        require_memory("latents", max(draws, 1), data.shape[:2].numel(), "pass fewer draws")
         with private_stream(random_seed):
             found = self._latents(data, inputs, draws)
         variables = {name: self._label(observations, value, found.dims[name]) for name, value in found.values.items()}
@@ -167,6 +168,7 @@ class Fit:
         """
         from ppgen.results.arviz import to_arviz  # ArviZ is slow to import
 
+        require_at_least("to_arviz: draws", draws, 1)
         read = None if x is None else self._read(x, u)
         with private_stream(random_seed):
             return to_arviz(self.relabel(), read, draws)
@@ -179,6 +181,7 @@ class Fit:
         A variational fit is compared with the exact posterior (Pareto k-hat over ``draws`` draws) only where the data
         ``x`` is given again.
         """
+        require_at_least("diagnose: draws", draws, 1)
         with private_stream(random_seed):
             return diagnose(self, None if x is None else self._read(x, u), draws)
 
@@ -260,7 +263,6 @@ class Fit:
         keep: Tensor | None = None,
     ) -> Tensor:
         """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
-        require_at_least("Fit: draws", draws, 1)
         with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
             return predictive.gather(answer, self.posterior.draws(draws), then, keep=keep, done=bar.update)
 

@@ -88,6 +88,8 @@ def test_other_dims_are_possible():
         (pd.DataFrame({"a": ["x"]}), r"columns must hold numbers, \['a'\] do not"),
         (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "columns must differ"),
         ([], "must hold at least one sequence, got none"),
+        (np.ones((0, 3, 2)), r"must hold at least one entry, got shape \(0, 3, 2\)"),
+        (torch.ones(2, 3).to_sparse(), r"must have 3 axes"),
         ([np.ones((2, 3)), np.ones((2, 4))], "every sequence must have the same feature axis"),
         ([[1.0, 2.0]], r"x\[0\]: must be an array, got a list"),
         ({"a": np.ones(3)}, r"x\['a'\]: must have 2 axes \(time, feature\)"),

@@ -373,6 +373,7 @@ Y = torch.zeros(())
         (lambda: of_regression(lambda data, seed: {}, batched=True), "must return .* for 'weights'"),
         (lambda: of_regression("vb"), "vb needs a conjugate model, got function"),
         (lambda: of_regression("vb", batched=True), "cannot be fitted as one batch"),
+        (lambda: of_regression(n_jobs=0), "n_jobs must be a number of processes"),
         (lambda: of_regression(u=Y), "u is for models"),
         (lambda: calibrate(hidden_markov(), replications=2), "takes template data x and nothing else, got 0"),
         (lambda: calibrate(hidden_markov(), torch.zeros(2, 3, 4), replications=2), "must have shape"),

@@ -335,3 +335,46 @@ def test_an_autoregression_with_gaps_is_traced_and_has_the_slope_of_its_values(s
     assert not torch.isfinite(value[1])
     assert value[[0, 2]].equal(traced(v.clone().index_fill(0, torch.tensor([1]), 0.0))[0][[0, 2]])
     assert torch.isfinite(gradient[[0, 2]]).all()
+
+
+def twice(x):
+    pyro.sample("m", dist.Normal(0.0, 1.0))
+    pyro.sample("m", dist.Normal(0.0, 1.0))
+
+
+def misfit(x):
+    pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)).expand(3), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (twice, "every site must have a name of its own, got 'm' twice"),
+        (misfit, r"site 'y' must be observed with values of shape \(3,\), got \(2,\)"),
+    ],
+)
+def test_sites_that_cannot_be_meant_are_refused_by_name(program, message):
+    with pytest.raises(DataError, match=message):
+        density(program, torch.zeros(2))
+
+
+def test_a_parameter_of_pyros_cannot_be_sampled():
+    def program():
+        pyro.sample("m", dist.Normal(pyro.param("shift", torch.tensor(1.0)), 1.0))
+
+    with pytest.raises(FitError, match="the program must have no pyro.param, got one at .*; a sampler cannot learn it"):
+        density(program).value_and_grad(torch.zeros(1, 1, dtype=torch.float64))
+
+
+def test_a_pyro_module_made_outside_is_a_program():
+    class Shifted(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.tensor(3.0))
+
+        def forward(self):
+            pyro.sample("m", dist.Normal(self.shift, 1.0))
+
+    value, gradient = density(Shifted()).value_and_grad(torch.zeros(1, 1, dtype=torch.float64))
+    assert gradient.item() == 3.0
+    assert value.item() == pytest.approx(-0.5 * math.log(2 * math.pi) - 4.5)

@@ -253,6 +253,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
         sample(Centre(), checkpoint=tmp_path / "other")
 
 
+@pytest.mark.parametrize("name", ["draws", "stats", "history"])
+def test_a_changed_draw_in_a_checkpoint_is_refused(tmp_path, name):
+    options = {"chains": 2, "tune": 5, "draws": 5, "start": "uniform", "random_seed": 2}
+    sample(Centre(), checkpoint=tmp_path, **options)
+    file = tmp_path / f"{name}.bin"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FileError, match="the draws in checkpoint .* must be those that were written"):
+        sample(Centre(), checkpoint=tmp_path, **options)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(monkeypatch, tmp_path):
     folder, real, calls = tmp_path / "run", os.fsync, 0
 
@@ -397,6 +409,11 @@ def test_the_bar_says_how_it_goes(capsys, monkeypatch):
         ({"start": "zero"}, r"mcmc: start must be one of .*'pathfinder'.* or an earlier fit, got 'zero'"),
         ({"sampler": "gibbs"}, r"mcmc: sampler must be one of \('chees', 'nuts'\), got 'gibbs'"),
         ({"compile": "always"}, "mcmc: compile must be one of .*'traced'.*, got 'always'"),
+        ({"max_tree_depth": 0}, "mcmc: max_tree_depth must be at least 1, got 0"),
+        ({"memory_limit": -1}, "mcmc: memory_limit must be at least 0, got -1"),
+        ({"random_seed": -1}, r"random_seed must be a whole number from 0 to 2\*\*53, got -1"),
+        ({"dtype": torch.int64}, "mcmc: dtype must be torch.float64 or torch.float32, got torch.int64"),
+        ({"device": "meta"}, "mcmc: device must be .* got 'meta'"),
         ({"dense_mass": "yes"}, "mcmc: dense_mass must be True, False or .*, got 'yes'"),
         ({"u": np.array([1.0, np.nan, 0, 0])}, r"mcmc: u must be finite, got nan at \(1,\)"),
         ({"u": np.ones((3, 1))}, r"mcmc: u must have 4 rows like x, got shape \(3, 1\)"),

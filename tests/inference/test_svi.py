@@ -193,6 +193,23 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
         run(Centre(), X + 1, checkpoint=tmp_path)
 
 
+def test_a_checkpoint_with_other_held_out_rows_or_another_schedule_is_refused(tmp_path):
+    first = {"held_out": X, "schedule": lambda step: 1.0}
+    run(Centre(), checkpoint=tmp_path, max_steps=5, **first)
+    for other in ({"held_out": X + 1}, {"schedule": lambda step: 0.25}):
+        with pytest.raises(FileError, match="must hold this fit"):
+            run(Centre(), checkpoint=tmp_path, max_steps=5, **(first | other))
+
+
+def test_a_guide_that_draws_another_shape_is_refused_not_broadcast():
+    class Wide(Own):
+        def guide(self, x, *, u=None, total=None):
+            pyro.sample("centre", dist.Normal(self.mean.expand(1), 1.0).to_event(1))
+
+    with pytest.raises(FitError, match=r"must draw site 'centre' in the shape of the model, \(\), got \(1,\)"):
+        run(Wide())
+
+
 def test_a_flipped_bit_in_a_checkpoint_is_refused(tmp_path):
     run(Centre(), checkpoint=tmp_path, max_steps=5)
     file = tmp_path / "svi.safetensors"
@@ -245,6 +262,13 @@ def test_settings_without_early_stopping_take_every_step():
         ({"guide": "normal"}, r"svi: guide must be one of \('mean_field', .*\), a function or a module, got 'normal'"),
         ({"compile": "jit"}, "svi: compile must be one of .*, got 'jit'"),
         ({"device": "abacus"}, "svi: device must be .* one that torch has here, got .abacus."),
+        ({"optimizer": lambda p, lr: None}, "svi: optimizer must give a torch.optim.Optimizer, got NoneType"),
+        ({"schedule": lambda step: -1.0}, r"svi: schedule must give factors of zero or more, got -1.0 at step 0"),
+        ({"schedule": lambda step: np.nan}, "svi: schedule must give factors of zero or more, got nan at step 0"),
+        ({"held_out": X.repeat(1, 2)}, "svi: held_out must have 1 features like x, got 2"),
+        ({"held_out": X * np.nan}, "svi: held_out must have observed entries, all are NaN"),
+        ({"held_out_u": X}, "svi: held_out_u must come with held_out, got it alone"),
+        ({"random_seed": 2**53}, r"random_seed must be a whole number from 0 to 2\*\*53"),
         ({"batch_size": 9}, "svi: batch_size must be between 1 and the 4 rows of x, got 9"),
     ],
 )

@@ -6,8 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 
 from ppgen.data import as_observations
+from ppgen.errors import DataError
 from ppgen.inference import predictive
 from ppgen.inference.program import Function
 from ppgen.model import Model
@@ -231,3 +233,12 @@ def test_arviz_plots_can_use_it(kind, regression, chains, recordings):
         pyplot.close("all")
     assert plots.plot_khat(loo(tree, var_name="x", pointwise=True), backend="matplotlib") is not None
     pyplot.close("all")
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "a/b"])
+def test_a_site_that_the_tree_would_lose_is_refused(name):
+    fit = fit_result(
+        Function(print, ()), Draws({name: torch.zeros(2, 3, 2)}, {}), pd.DataFrame(), {}, xr.DataArray(0.0)
+    )
+    with pytest.raises(DataError, match=f'sites must have names without "/" that no axis has, got .*{name}'):
+        fit.to_arviz()

@@ -115,6 +115,35 @@ def test_features_in_another_order_are_put_right_and_others_refused(hmm_fit, rec
         hmm_fit.latents(renamed)
 
 
+@pytest.mark.parametrize("value", [2.0, "2", None, True, np.nan, np.inf, np.ones(2)])
+def test_counts_are_whole_numbers(value):
+    with pytest.raises(DataError, match=r"svi: draws must be a whole number, got .*; pass an int"):
+        arguments.require_at_least("svi: draws", value, 1)
+    arguments.require_at_least("svi: draws", np.int64(2), 1)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, "1", None, True, np.nan, np.inf])
+def test_rates_are_positive_numbers(value):
+    with pytest.raises(DataError, match=r"svi: lr must be positive, got .*; 0.01 is usual"):
+        arguments.require_within("svi: lr", value, 0, np.inf, "0.01 is usual")
+    arguments.require_within("svi: lr", np.float32(2), 0, np.inf, "0.01 is usual")
+
+
+def test_a_checkpoint_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "below"):
+        with pytest.raises(FileError, match="svi: checkpoint .* must be a folder, but .*file is none to write in"):
+            arguments.as_folder("svi", path)
+    for path in ("", 3):
+        with pytest.raises(DataError, match="svi: checkpoint must name a folder, got"):
+            arguments.as_folder("svi", path)
+    with pytest.raises(FileError, match="svi: checkpoint must name a folder, got: File name too long"):
+        arguments.as_folder("svi", "a" * 5000)
+    assert arguments.as_folder("svi", tmp_path / "new" / "run") == tmp_path / "new" / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_would_not_fit_in_memory_is_refused_in_words(hmm_fit, recordings, monkeypatch):
     monkeypatch.setattr(arguments, "MEMORY", 2**16)
     with pytest.raises(
