@@ -139,5 +139,5 @@ def test_a_hundred_scales_are_found_without_correlations():
     def program():
         pyro.sample("x", dist.Normal(torch.zeros(100), scale).to_event(1))
 
-    fit = mcmc.fit(program, chains=512, draws=200, random_seed=1, dense_mass=False, progressbar=False)
+    fit = mcmc.fit(program, chains=512, draws=800, random_seed=1, dense_mass=False, progressbar=False)
     check_gaussian([fit.posterior.sites["x"] / scale], scale.diag(), least=5e4, limit=5)
