@@ -67,11 +67,11 @@ class Bound:
 
         return at
 
-    def lost(self, flat: Sequence[Tensor]) -> str:
+    def lost(self, flat: Sequence[Tensor], batch: Sequence[Tensor]) -> str:
         """Name the first site whose log density is not finite, in the words of a message."""
         self.parameters.store(flat)
         _, declared = self.parameters.split(flat)
-        site = self.objective.bad_site(*self._call(self.batch(0)(0)), declared)
+        site = self.objective.bad_site(*self._call(batch), declared)
         return f' (site "{site}")' if site else ""
 
     def _baselines(self) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ppgen.model import Model
 
-__all__ = ["Function", "cast", "copy_model", "make_local"]
+__all__ = ["Function", "cast", "copy_model", "make_local", "moved", "owner", "private"]
 
 M = TypeVar("M", bound=Model)
 
@@ -47,6 +48,30 @@ def copy_model(model: M) -> M:
     copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
     copied.__dict__.pop("_mean_field", None)
     return copied
+
+
+def private(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program on a copy of the module that it is, or whose method it is; any other as it is.
+
+    A module that holds an automatic guide of Pyro's is not copied: that would empty the original.
+    """
+    module = owner(program)
+    if module is None or any(isinstance(part, AutoGuide) for part in module.modules()):
+        return program
+    copied = copy_model(module) if isinstance(module, Model) else copy.deepcopy(module)
+    return moved(program, copied)
+
+
+def owner(program: object) -> nn.Module | None:
+    """The module that a program is, or whose method it is."""
+    found = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def moved(program: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    """The same program of another module."""
+    found: Callable[..., Any] = module if isinstance(program, nn.Module) else getattr(module, program.__name__)
+    return found
 
 
 def make_local(modules: Iterable[nn.Module]) -> None:

@@ -35,7 +35,7 @@ from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device
 from ppgen.inference.parameters import Parameters, declared_by
 from ppgen.inference.predictive import missing_share
-from ppgen.inference.program import Function, make_local
+from ppgen.inference.program import Function, make_local, moved, owner
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
 from ppgen.inference.tracing import Mode
@@ -89,7 +89,7 @@ def fit(
         observed; of a function its arguments.
     u : inputs of a `Model`, a row per row of ``x``.
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
-        as the model is (a module with parameters is trained itself, not a copy). None is the model's own; a model
+        as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
         without one gets ``"mean_field"``.
     max_steps : at most this many gradient steps.
     lr : learning rate at the start.
@@ -137,13 +137,14 @@ def fit(
     dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
     task = _read(model, args, u, as_dtype("svi", dtype), place)
     _check_batch(task, options)
+    guide = _beside(guide, model, task)
     outside = _held_out(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes:
         objective, parameters, named = _prepare(task, guide, options.batch_size)
         bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
         identity = _identity(task, outside, options, guide, (compile, str(dtype), random_seed))
         run = Run(
-            bound.gradient, parameters, options, bound.batch(seed), bound.held_out, bound.lost,
+            bound.gradient, parameters, options, bound.batch, bound.held_out, bound.lost,
             scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
         )  # fmt: skip
         saved = None if folder is None else folder / "svi.safetensors"
@@ -153,12 +154,12 @@ def fit(
         if isinstance(named, Laplace):
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
-        seed_device(seed, place)  # the same draws whether or not steps were made in this process
+        seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
         sites, log_q = objective.draw(draws, task.args, task.kwargs, declared)
     attrs = {
         "engine": "svi",
         "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
-        "random_seed": seed,
+        "random_seed": run.seed,
         "converged": run.progress.converged,
         "interrupted": interrupted,
         "seconds": time.perf_counter() - began,
@@ -225,10 +226,17 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     return objective, parameters, named
 
 
-def _owners(program: Callable[..., Any]) -> list[nn.Module]:
-    """The module whose method a program is, or the program itself."""
-    owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
-    return [owner] if isinstance(owner, nn.Module) else []
+def _beside(guide: Guide, model: object, task: Task) -> Guide:
+    """A guide that is a method of the same module as the program, of the same copy of it."""
+    own, copied = owner(model), owner(task.program)
+    if isinstance(model, Model) or own is None or copied is None or not callable(guide) or owner(guide) is not own:
+        return guide
+    return moved(guide, copied)
+
+
+def _owners(program: object) -> list[nn.Module]:
+    module = owner(program)
+    return [] if module is None else [module]
 
 
 def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:

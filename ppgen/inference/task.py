@@ -9,7 +9,7 @@ import xarray as xr
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
-from ppgen.inference.program import Function, cast, copy_model
+from ppgen.inference.program import Function, cast, copy_model, private
 from ppgen.model import Model
 from ppgen.results.arguments import as_inputs
 
@@ -55,7 +55,7 @@ def read(who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: 
     if not isinstance(model, Model):
         if u is not None:
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
-        return Task(Function(model, args), None, args, {})
+        return Task(Function(private(model), args), None, args, {})
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
     observations = as_observations(args[0], dims=model.data_dims)

@@ -17,6 +17,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -44,6 +45,7 @@ FRESH = (
     torch.ops.aten.empty_like.default,
     torch.ops.aten.new_empty.default,
 )  # memory that random numbers may be written into
+EXITS = (Tensor.numpy, Tensor.__array__, Tensor.tolist)
 TOLERANCE = {torch.float32: 1e-3}  # relative difference of compiled and traced graph that is still rounding; else 1e-6
 
 
@@ -121,6 +123,26 @@ class _Watch(TorchDispatchMode):
         return result
 
 
+@final
+class _Sealed(TorchFunctionMode):
+    """While a function is traced: what depends on its inputs cannot leave for numpy, where no graph sees it."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401 (a function of torch)
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 (whatever the function returns)
+        if func in EXITS and args[0] in self.watch.dependent:
+            raise RuntimeError(f"a value left for {func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
 def _without_failures(result: Tensor, info: Tensor) -> Tensor:
     failed = (info != 0).reshape(info.shape + (1,) * (result.ndim - info.ndim))
     return result.masked_fill(failed, math.nan)
@@ -133,7 +155,7 @@ def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.G
 
         def watched(*inputs: Tensor, fold: bool = fold) -> Outputs:
             nonlocal overwritten
-            with _Watch(inputs, fold=fold) as watch:
+            with _Watch(inputs, fold=fold) as watch, _Sealed(watch):
                 outputs = function(*inputs)
             overwritten = watch.overwritten
             return outputs

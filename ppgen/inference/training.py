@@ -100,9 +100,9 @@ class Run:
     ----------
     gradient : see `Gradient`.
     parameters : what is trained; they keep their values until `finish`.
-    batch : of a step, what ``gradient`` is given beside parameters and baselines.
+    batches : given a seed, what ``gradient`` is given at each step beside parameters and baselines.
     held_out : the bound of held-out rows at flat parameters, if there are any.
-    lost : says where a bound stopped being finite, in words for a message.
+    lost : says at which site the bound of a batch is not finite, in words for a message.
     identity : of the run; a checkpoint of another is refused.
     """
 
@@ -111,9 +111,9 @@ class Run:
         gradient: Gradient,
         parameters: Parameters,
         options: Options,
-        batch: Callable[[int], Sequence[Tensor]],
+        batches: Callable[[int], Callable[[int], Sequence[Tensor]]],
         held_out: Callable[[Sequence[Tensor]], float] | None,
-        lost: Callable[[Sequence[Tensor]], str],
+        lost: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
         *,
         scored: int,
         max_steps: int,
@@ -121,7 +121,8 @@ class Run:
         group: Group,
         identity: str,
     ) -> None:
-        self.gradient, self.parameters, self.options, self.batch = gradient, parameters, options, batch
+        self.gradient, self.parameters, self.options = gradient, parameters, options
+        self.batches, self.batch = batches, batches(seed)
         self.evaluate, self.lost, self.max_steps, self.group = held_out, lost, max_steps, group
         self.seed, self.identity = seed, identity
         self.flat = parameters.flat()
@@ -201,6 +202,7 @@ class Run:
         state = self.optimizer.state_dict()["state"]
         content = {
             "identity": self.identity,
+            "seed": self.seed,
             "optimizer": _take_apart(state, "optimizer", tensors),
             **{name: value for name, value in vars(progress).items() if name not in lists},
         }
@@ -220,6 +222,8 @@ class Run:
             raise FileError(
                 f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
             )
+        self.seed = content["seed"]
+        self.batch = self.batches(self.seed)
         with torch.no_grad():
             for name in ("flat", "average", "best"):
                 for i, vector in enumerate(getattr(self, name)):
@@ -269,7 +273,7 @@ class Run:
     def _error(self, value: float, gradients: Sequence[Tensor]) -> FitError:
         number, advice = self.steps + 1, f"try lr < {self.options.lr / 5:g}, and features of about unit variance"
         if not math.isfinite(value):
-            what, where = f"the loss is {-value}", self.lost(self.flat)
+            what, where = f"the loss is {-value}", self.lost(self.flat, self.batch(self.steps))
         else:
             bad = [name for name, part in self.parameters.named(gradients).items() if not torch.isfinite(part).all()]
             what, where = f"the gradient of {', '.join(bad[:3]) or 'all'} is not finite", ""
