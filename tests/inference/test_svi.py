@@ -484,6 +484,7 @@ def test_a_long_gradient_is_shortened_to_the_clip():
     assert float(fit.model.mean.detach()) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_averaging_gives_back_the_mean_of_the_iterates():
     """With a constant learning rate the last iterate wanders; its mean over the run's end does not."""
     options = {"lr": 0.3, "max_steps": 500, "early_stopping": False}
@@ -546,6 +547,7 @@ TWO = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_reach_the_parameters_of_one_with_the_whole_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))

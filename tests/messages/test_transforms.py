@@ -100,6 +100,7 @@ for function, make in CASES.values():
 """
 
 
+@pytest.mark.slow
 def test_the_whole_graph_compiles():
     # In a process of its own: the shape checks that the tests install around every function cannot be compiled.
     subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent, check=True, timeout=300)
