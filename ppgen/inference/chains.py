@@ -3,14 +3,10 @@
 The count is a function of the program and the device, never of the clock: the same run must give the same draws.
 """
 
-from typing import Any, final
-
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ppgen.inference.density import Density
+from ppgen.inference.written import Written
 
 __all__ = ["LEAST", "default_chains"]
 
@@ -33,28 +29,7 @@ def written(target: Density) -> int:
     v = target.start(2, torch.Generator().manual_seed(0))
     total = []
     for rows in (1, 2):
-        with _Count() as count, torch.no_grad():
+        with Written() as count, torch.no_grad():
             target.value_and_grad(v[:rows])
         total.append(count.numbers)
     return total[1] - total[0]
-
-
-@final
-class _Count(TorchDispatchMode):
-    """Counts the numbers that operators return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 (an operator)
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 (whatever the operator returns)
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.numbers += sum(value.numel() for value in tree_leaves(result) if isinstance(value, Tensor))
-        return result

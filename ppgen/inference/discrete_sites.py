@@ -23,7 +23,7 @@ from torch.func import grad
 
 from ppgen.errors import FitError
 from ppgen.inference.conditioned import conditioned, isolated, latent_sites, name_of, observed_sites
-from ppgen.inference.enumeration import _Sums, enumerating
+from ppgen.inference.enumeration import Sums, enumerating
 from ppgen.inference.over_draws import Theta
 from ppgen.inference.sites import LARGEST_SUPPORT
 from ppgen.model import Model
@@ -90,7 +90,7 @@ class Discrete:
     def log_joint(self) -> Tensor:
         """Log p(theta, x), summed over the values of the sites."""
         trace = self._enumerated(self.theta)
-        return contract_to_tensor(_factors(trace), _summed(trace), ring=_Sums())
+        return contract_to_tensor(_factors(trace), _summed(trace), ring=Sums())
 
     def log_likelihood(self) -> Tensor:
         """Log p(x | theta) of each row, summed over the values of sites that all lie in the plate over rows."""
@@ -113,7 +113,7 @@ class Discrete:
             terms = _factors(trace)
             for name, weight in weights.items():
                 terms[_ordinal(trace, self.plates[name])].append(_packed(trace, name, self.plates[name], weight))
-            return contract_to_tensor(terms, _summed(trace), ring=_Sums())
+            return contract_to_tensor(terms, _summed(trace), ring=Sums())
 
         dtype = next((v.dtype for v in self.theta.values() if v.is_floating_point()), self.x.dtype)
         sizes = {name: [*(frame.size for frame in self.plates[name]), len(_values(trace, name))] for name in names}
@@ -127,7 +127,7 @@ def _by_row(trace: poutine.Trace, rows: int, without: Collection[str] = ()) -> T
     alike = sorted((f for f in frames.values() if f.size == rows), key=lambda frame: frame.dim)
     symbols = [trace.plate_to_symbol[frame.name] for frame in alike]
     scores = []
-    tree = contract_tensor_tree(_factors(trace, without), _summed(trace), ring=_Sums())
+    tree = contract_tensor_tree(_factors(trace, without), _summed(trace), ring=Sums())
     for ordinal, terms in tree.items():
         row = next((symbol for symbol in symbols if symbol in ordinal), None)
         for term in terms if row is not None else []:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ppgen.errors import DataError, FitError
 from ppgen.inference.sites import Program
 
-__all__ = ["enumerated_log_prob", "enumerating", "expected_bound"]
+__all__ = ["Sums", "enumerated_log_prob", "enumerating", "expected_bound"]
 
 MOST_VALUES = 1 << 20  # joint values of sites that depend on each other
 
@@ -65,7 +65,7 @@ def enumerated_log_prob(trace: poutine.Trace) -> Float[Tensor, ""]:
         factors.setdefault(plates, []).append(_unscaled(site))
     _check_one_scale(scaled.values(), enumerated)
     for scale, factors in scaled.items():
-        total = total + scale * contract_to_tensor(factors, enumerated, ring=_Sums())
+        total = total + scale * contract_to_tensor(factors, enumerated, ring=Sums())
     return torch.as_tensor(total)
 
 
@@ -151,7 +151,7 @@ class _Enumerate(EnumMessenger):
 
 
 @final
-class _Sums(LogRing):
+class Sums(LogRing):
     """Pyro's ring of log sums and products, by broadcasting: its own einsum has no rule for ``vmap``."""
 
     def sumproduct(self, terms: Sequence[Any], dims: Collection[str]) -> Any:  # noqa: ANN401 (tensors that name their axes)

@@ -30,7 +30,7 @@ from ppgen.inference.sampling import Run, first_tuning
 from ppgen.inference.starts import Start, pathfinder, uniform
 from ppgen.inference.store import MEMORY, Arrays, Saved
 from ppgen.inference.task import read
-from ppgen.inference.tracing import Mode
+from ppgen.inference.tracing import MODES, Mode
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
@@ -40,7 +40,6 @@ from ppgen.rng import private_stream
 __all__ = ["fit"]
 
 STARTS = ("pathfinder", "prior", "uniform")
-MODES = ("auto", "compiled", "traced", "eager")
 TUNE = {"chees": 300, "nuts": 1000}
 LEAPFROGS = {"chees": 5, "nuts": 15}  # steps an iteration is expected to take, to judge whether to compile
 CHUNK = 1 << 22  # numbers of draws that are converted at a time

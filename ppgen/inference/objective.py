@@ -11,15 +11,13 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 """
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -28,16 +26,17 @@ from torch.func import vmap
 from ppgen.errors import DataError, FitError
 from ppgen.inference.enumeration import enumerated_log_prob, enumerating, expected_bound
 from ppgen.inference.mapped import mapped
+from ppgen.inference.over_draws import gather
 from ppgen.inference.parameters import Placed
 from ppgen.inference.predictive import latent_sites
 from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
+from ppgen.inference.summed_out import innermost
 
 __all__ = ["Objective", "Plan", "plan"]
 
 Program = Callable[..., Any]
 Nodes = Mapping[str, Any]
-DRAWN, DRAWN_AT_ONCE = 1 << 27, 1 << 22  # numbers of the guide's draws that are kept, and made together
-WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
+DRAWN = 1 << 27  # numbers of the guide's draws that are kept
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +77,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     DataError : a discrete site that is neither in the guide nor small enough to be summed out.
     """
     with torch.no_grad():
-        q = poutine.trace(guide).get_trace(*args, **kwargs)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+        p, q = _run(model, guide, args, kwargs)
     wanted, drawn = latent_sites(p), latent_sites(q)
     summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
     _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
@@ -106,7 +104,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
             "svi: the gradient of site %r comes from its score function (%s has no reparameterisation), which is "
             "noisy: prefer more particles and a smaller lr",
             name,
-            type(_inner(_drawn_sites(q)[name]["fn"])).__name__,
+            type(innermost(_drawn_sites(q)[name]["fn"])).__name__,
         )
     return Plan(exact, rest, enumerated, scored, summed, depth)
 
@@ -149,35 +147,27 @@ class Objective(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density (n,).
 
-        All at once where the guide allows it, in parts of bounded memory; fewer than ``n`` where they would not fit.
+        All at once where the guide allows it (see `over_draws`); fewer than ``n`` where they would not fit.
         """
 
-        def once(marker: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            with mapped(marker), Placed(declared):
+        def once(_: object) -> tuple[dict[str, Tensor], Tensor]:
+            with Placed(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
                 values = {name: site["value"] for name, site in latent_sites(trace).items()}
                 return values, torch.as_tensor(trace.log_prob_sum())
 
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operators that torch batches slowly
-            size = sum(value.numel() for value in once(torch.zeros(()))[0].values())
+        with torch.no_grad():
+            size = sum(value.numel() for value in once(None)[0].values())
             n, asked = max(1, min(n, DRAWN // size)), n
             if n < asked:
                 log.warning("svi: %d of %d draws are kept, for each holds %d numbers", n, asked, size)
-            parts = torch.zeros(n).split(max(1, DRAWN_AT_ONCE // size))
-            try:
-                found = [vmap(once, randomness="different")(part) for part in parts]
-            except (RuntimeError, TypeError, NotImplementedError, ValueError):  # it looks at values
-                one_by_one = [once(torch.zeros(())) for _ in range(n)]
-                found = [({k: v[None] for k, v in values.items()}, log_q[None]) for values, log_q in one_by_one]
-        values = {name: torch.cat([part[name] for part, _ in found]) for name in found[0][0]}
-        return values, torch.cat([log_q for _, log_q in found])
+            found: tuple[dict[str, Tensor], Tensor] = gather(once, {"": torch.empty(n)})
+        return found
 
     def bad_site(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]) -> str:
         """Name of the first site with a log density that is not finite at the present parameters; empty if none."""
         with torch.no_grad(), Placed(declared):
-            q = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
-            p = poutine.trace(poutine.replay(self.programs[0], trace=q)).get_trace(*args, **kwargs)
+            p, q = _run(*self.programs, args, kwargs)
             for name, site in {**_drawn_sites(q), **_drawn_sites(p, observed=True)}.items():
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return name
@@ -193,8 +183,7 @@ class Objective(nn.Module):
         if plan.enumerated or plan.summed:
             model = enumerating(model, None if plan.enumerated else plan.depth)
         with Placed(declared):
-            q = poutine.trace(guide).get_trace(*args, **kwargs)
-            p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+            p, q = _run(model, guide, args, kwargs)
         if plan.enumerated:
             bound = expected_bound(p, q)
             return bound, bound, baselines
@@ -202,6 +191,14 @@ class Objective(nn.Module):
             _check_shapes(p, set(latent_sites(q)))
         bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
         return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
+
+
+def _run(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of both programs at one draw of the guide: the model's, the guide's."""
+    q = poutine.trace(guide).get_trace(*args, **kwargs)
+    return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs), q
 
 
 def _closed_bound(p: poutine.Trace, q: poutine.Trace, plan: Plan, joint: Tensor | None) -> Tensor:
@@ -283,7 +280,7 @@ def _closed(wanted: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[st
 
 
 def _has_closed_form(q: Any, p: Any) -> bool:  # noqa: ANN401 (nodes of traces)
-    if isinstance(_inner(q["fn"]), Delta) or q["scale"] is not p["scale"] and q["scale"] != p["scale"]:
+    if isinstance(innermost(q["fn"]), Delta) or q["scale"] is not p["scale"] and q["scale"] != p["scale"]:
         return False
     if q["mask"] is not p["mask"]:
         return False
@@ -337,9 +334,3 @@ def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distri
     except DataError:
         return False
     return count <= MOST_ENUMERATED
-
-
-def _inner(fn: Any) -> Any:  # noqa: ANN401 (a distribution)
-    while isinstance(fn, WRAPPERS):
-        fn = fn.base_dist
-    return fn

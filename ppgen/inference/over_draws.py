@@ -13,17 +13,17 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.errors import DataError, PpgenError
 from ppgen.inference.mapped import mapped
+from ppgen.inference.written import Written
 
 __all__ = ["CHUNK_BYTES", "Theta", "at", "gather", "over_draws"]
 
@@ -133,10 +133,10 @@ def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
     """Answer for the first draw, vectorised over it alone, and how many to take at once; None where it cannot be."""
     state, numpys = torch.get_rng_state(), _numpy_stream()
     try:
-        with _Weigh() as weight:
+        with Written() as written:
             found = _vectorized(answer, {site: value[:1] for site, value in draws.items()})
         if _numpy_stream() == numpys:
-            return found, max(1, CHUNK_BYTES // max(1, weight.bytes))
+            return found, max(1, CHUNK_BYTES // max(1, written.fresh_bytes))
         reason = "random numbers of numpy's would be the same for all"
     except PpgenError:
         raise
@@ -164,27 +164,6 @@ def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: AN
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
         return vmap(one, randomness="different")(dict(draws))
-
-
-@final
-class _Weigh(TorchDispatchMode):
-    """Sums up the bytes of everything that operators return, views aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 (an operator)
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 (whatever the operator returns)
-        found = func(*args, **(kwargs or {}))
-        if not (func.is_view or func._schema.is_mutable):
-            self.bytes += sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
-        return found
 
 
 def _tell(message: str) -> None:

@@ -18,7 +18,7 @@ from ppgen.errors import FitError
 from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
 from ppgen.inference.discrete_sites import discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
-from ppgen.inference.summed_out import WRAPPERS, Latents, latents, summarized, unwrap
+from ppgen.inference.summed_out import Latents, innermost, latents, summarized, unwrap
 from ppgen.model import Model
 
 __all__ = [
@@ -184,9 +184,7 @@ def _row_axis(site: dict[str, Any], rows: int) -> int | None:
 
 def _factorises(fn: Any) -> bool:  # noqa: ANN401
     """Whether entries are independent given the parameters."""
-    while isinstance(fn, WRAPPERS):
-        fn = fn.base_dist
-    return len(fn.event_shape) == 0
+    return len(innermost(fn).event_shape) == 0
 
 
 def _reshape(model: Model, drawn: Tensor, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ppgen.inference.discrete_sites import Discrete, discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
 from ppgen.model import Model
 
-__all__ = ["WRAPPERS", "Latents", "latents", "posterior_of", "summarized", "unwrap"]
+__all__ = ["Latents", "innermost", "latents", "posterior_of", "summarized", "unwrap"]
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -130,6 +130,13 @@ def unwrap(fn: Any) -> Any:  # noqa: ANN401
     while isinstance(inner, WRAPPERS) and not _speaks(inner):
         inner = inner.base_dist
     return inner if _speaks(inner) else fn
+
+
+def innermost(fn: Any) -> Any:  # noqa: ANN401
+    """The distribution inside all of Pyro's wrappers."""
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return fn
 
 
 def _speaks(fn: Any) -> bool:  # noqa: ANN401

@@ -38,7 +38,7 @@ from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import Function, make_local, moved, owner
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
-from ppgen.inference.tracing import Mode
+from ppgen.inference.tracing import MODES, Mode
 from ppgen.inference.training import SCHEDULES, Options, Run, seed_device
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
@@ -49,7 +49,6 @@ from ppgen.rng import private_stream
 
 __all__ = ["fit"]
 
-MODES = ("auto", "compiled", "traced", "eager")
 
 Guide = str | Callable[..., Any] | None
 

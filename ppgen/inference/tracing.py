@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, fx
@@ -24,9 +24,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppgen.errors import FitError
 
-__all__ = ["Batch", "Mode", "blame", "build"]
+__all__ = ["MODES", "Batch", "Mode", "blame", "build"]
 
 Mode = Literal["auto", "compiled", "traced", "eager"]
+MODES: tuple[str, ...] = get_args(Mode)
 
 Outputs = Sequence[Tensor]
 

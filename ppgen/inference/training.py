@@ -122,9 +122,10 @@ class Run:
         identity: str,
     ) -> None:
         self.gradient, self.parameters, self.options = gradient, parameters, options
-        self.batches, self.batch = batches, batches(seed)
+        self.batches = batches
         self.evaluate, self.lost, self.max_steps, self.group = held_out, lost, max_steps, group
-        self.seed, self.identity = seed, identity
+        self.identity = identity
+        self._seed(seed)
         self.flat = parameters.flat()
         group.copy_first(*self.flat)
         self.baselines = torch.zeros(scored, dtype=self.flat[0].dtype, device=self.flat[0].device)
@@ -222,8 +223,7 @@ class Run:
             raise FileError(
                 f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
             )
-        self.seed = content["seed"]
-        self.batch = self.batches(self.seed)
+        self._seed(content["seed"])
         with torch.no_grad():
             for name in ("flat", "average", "best"):
                 for i, vector in enumerate(getattr(self, name)):
@@ -236,6 +236,12 @@ class Run:
         groups = self.optimizer.state_dict()["param_groups"]
         state = _put_together(content["optimizer"], tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _seed(self, seed: int) -> None:
+        """Streams of this seed for the batches and for the noise: those of seeds next to each other share nothing."""
+        self.seed = seed
+        self.noise, rows = (int(n) for n in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 2)
+        self.batch = self.batches(rows)
 
     def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
         """What the optimiser is given: the flat vectors if it treats entries alike, else views with their shapes."""
@@ -250,7 +256,7 @@ class Run:
     def _closure(self, found: list[float]) -> float:
         """Gradients of a step's batch, into what the optimiser is given; the loss."""
         step = self.steps
-        seed_device((self.seed + step) * self.group.size + self.group.rank, self.flat[0].device)
+        seed_device(self.noise + step * self.group.size + self.group.rank, self.flat[0].device)
         batch = self.batch(step)
         with torch.no_grad():
             flat = [vector.detach() for vector in self.flat]
@@ -307,10 +313,11 @@ class Run:
         progress = self.progress
         if self.evaluate is not None:
             best = max((value for _, value in progress.held_out), default=-math.inf)
-            value = self.evaluate(self._present())
+            present = self._present()
+            value = self.evaluate(present)
             progress.held_out.append((self.steps, value))
             if value > best:
-                for kept, vector in zip(self.best, self._present(), strict=True):
+                for kept, vector in zip(self.best, present, strict=True):
                     kept.copy_(vector)
             return value > best
         if self.steps - progress.decided < 2 * WINDOW or self.steps <= self.options.warmup + WINDOW:

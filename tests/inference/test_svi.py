@@ -188,6 +188,12 @@ def test_a_finished_run_comes_back_from_its_checkpoint_bit_for_bit(tmp_path):
         assert again.posterior.sites[name].equal(values)
 
 
+def test_seeds_next_to_each_other_share_no_noise():
+    """Of two runs whose parameters hardly move, no bound of one may be a bound of the other."""
+    one, two = (run(Own(), random_seed=seed, lr=1e-12, batch_size=2).history["elbo"] for seed in (1, 2))
+    assert not np.isclose(one.to_numpy()[:, None], two.to_numpy(), rtol=1e-9, atol=0).any()
+
+
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path):
     first = run(Own(), checkpoint=tmp_path, random_seed=None, batch_size=2)
     again = run(Own(), checkpoint=tmp_path, random_seed=None, batch_size=2)
