@@ -1,12 +1,9 @@
-"""What the syllable tools write and read back: a folder that appears whole or not at all, tables, HDF5."""
+"""What the syllable tools write into a folder and read back: tables, groups, HDF5."""
 
+import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +14,9 @@ import pandas as pd
 from ppgen.errors import DataError, FileError
 
 __all__ = [
-    "Labelled", "check_output", "labels_of", "output_folder", "read_groups", "read_labels", "read_run",
-    "safe_names", "write_groups", "write_json", "write_results", "write_table",
+    "Labelled", "copies", "labels_of", "read_groups", "read_labels", "read_run", "safe_names", "write_groups",
+    "write_json", "write_results", "write_table",
 ]  # fmt: skip
-
-OURS = {
-    "syllables",
-    "model",
-    "compare",
-    "match",
-    "results.h5",
-    "posterior.nc",
-    "report.html",
-    "index.csv",
-    "syllables.csv",
-    "run.json",
-    "input",
-}
-"""What a run may have left in its folder; everything else there is the user's and survives ``--overwrite``."""
 
 
 @dataclass(frozen=True)
@@ -87,50 +69,6 @@ class Labelled:
 def labels_of(labelled: Iterable[Labelled]) -> dict[str, np.ndarray]:
     """Recording -> syllable (T,) of each frame."""
     return {one.name: one.syllable for one in labelled}
-
-
-def check_output(out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output folder that holds something, before the long work starts.
-
-    With ``overwrite`` only a folder that a run of these tools wrote may be replaced, and none that holds an input.
-    """
-    out = out.resolve()
-    if out.exists() and not out.is_dir():
-        raise FileError(f"output: --out must be a folder, got the file {out}; choose another name")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise FileError(
-            f"output: {out} must be empty or new, it holds {_listing(out)}; choose another --out or add --overwrite"
-        )
-    if not (out / "run.json").is_file():
-        raise FileError(f"output: {out} was not written by this program (it has no run.json); choose another --out")
-    inside = [path for path in inputs if out in path.resolve().parents]
-    if inside:
-        raise FileError(
-            f"output: {out} holds the input {inside[0].name} and cannot be overwritten; choose another --out"
-        )
-
-
-@contextmanager
-def output_folder(out: Path, overwrite: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place when the block ends well, and vanishes when it does not.
-
-    Files in a replaced folder that no run writes are moved over.
-    """
-    out = out.resolve()
-    check_output(out, overwrite, inputs)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise FileError(f"output: {out} cannot be created ({error.strerror}); choose another --out") from error
-    try:
-        yield work
-        work.chmod(0o755)
-        _replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -190,6 +128,18 @@ def read_labels(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: _read_syllables(path) for path in paths}
 
 
+def copies(folder: Path, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of recordings in ``folder`` whose tables are the same to the last digit: one is a copy of the other."""
+    first: dict[str, str] = {}
+    found = []
+    for name in names:
+        digest = hashlib.sha256((folder / "syllables" / f"{name}.csv").read_bytes()).hexdigest()
+        if digest in first:
+            found.append((first[digest], name))
+        first.setdefault(digest, name)
+    return found
+
+
 def write_groups(path: Path, names: Sequence[str], known: Mapping[str, str] | None = None) -> None:
     """``index.csv``: a row per recording with its group, for ``compare``; groups already known are kept."""
     groups = [(known or {}).get(name, "default") for name in names]
@@ -197,13 +147,13 @@ def write_groups(path: Path, names: Sequence[str], known: Mapping[str, str] | No
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Recording -> group, from a CSV with the columns ``name`` and ``group``."""
-    table = _read_csv(path, "a CSV with the columns name and group")
+    """Recording -> group, from a CSV with the columns ``name`` and ``group``, both taken as text: ``001`` is no 1."""
+    table = _read_csv(path, "a CSV with the columns name and group", text=True)
     if not {"name", "group"} <= set(table.columns):
         raise FileError(
             f"groups: {path} must have the columns name and group, got {', '.join(map(str, table.columns))}; add them"
         )
-    rows = table[["name", "group"]].map(lambda text: str(text).strip() if pd.notna(text) else "")
+    rows = table[["name", "group"]].map(lambda text: text.strip() if isinstance(text, str) else "")
     if (rows == "").any(axis=None):
         line = int(np.flatnonzero((rows == "").any(axis=1))[0]) + 2
         raise FileError(f"groups: every row of {path} must have a name and a group, line {line} has not; fill it in")
@@ -230,24 +180,6 @@ def safe_names(names: Sequence[str]) -> list[str]:
     return safe
 
 
-def _replace(work: Path, out: Path) -> None:
-    """Put ``work`` in the place of ``out``; the old folder is set aside first and comes back if that fails."""
-    if not out.exists():
-        os.replace(work, out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / "old"
-    os.replace(out, aside)
-    try:
-        os.replace(work, out)
-    except OSError:
-        os.replace(aside, out)
-        raise
-    for path in aside.iterdir():
-        if path.name not in OURS and not (out / path.name).exists():
-            shutil.move(path, out / path.name)
-    shutil.rmtree(aside.parent, ignore_errors=True)
-
-
 def _read_syllables(path: Path) -> np.ndarray:
     table = _read_csv(path, "a table that fit or apply wrote")
     if "syllable" not in table.columns:
@@ -257,15 +189,11 @@ def _read_syllables(path: Path) -> np.ndarray:
     return table["syllable"].to_numpy(int)
 
 
-def _read_csv(path: Path, wanted: str) -> pd.DataFrame:
+def _read_csv(path: Path, wanted: str, *, text: bool = False) -> pd.DataFrame:
+    """A table; with ``text`` every cell as it is written, so that neither 001 nor NA is anything but a name."""
     if not path.is_file():
         raise FileError(f"file: {path} must be {wanted}, there is no such file; check the path")
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise FileError(f"file: {path} must be {wanted}, it cannot be read as one ({error})") from error
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,7 +1,6 @@
 """The four jobs of the command line, each from files to a folder of results."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,80 +13,31 @@ from ppgen.behavior import study_report
 from ppgen.behavior.compare import compare as compare_groups
 from ppgen.behavior.files import (
     Labelled,
-    check_output,
+    copies,
     labels_of,
-    output_folder,
     read_groups,
     read_labels,
     read_run,
-    safe_names,
     write_groups,
     write_json,
     write_results,
     write_table,
 )
 from ppgen.behavior.fitting import Settings, Study, fit_pipeline
+from ppgen.behavior.folders import check_output, output_folder
 from ppgen.behavior.match import match as match_labels
 from ppgen.behavior.pipeline import Pipeline, renumbered
+from ppgen.behavior.reading import Reading, say
 from ppgen.behavior.report import Section, render
 from ppgen.behavior.segments import median_duration, order_by_use, summary
-from ppgen.data.pose import read_poses
 from ppgen.data.recording import Recording
 from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
 from ppgen.errors import DataError
 
 __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
-CONFIDENCE = 0.3
-"""Threshold where the files have confidences and none is given."""
 DRAWS, REPLICATED = 100, 100
 """Posterior draws in ``posterior.nc``, and frames of each of two windows with replicated data."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read: see :func:`ppgen.data.pose.read_poses`; None is to find out."""
-
-    fps: float | None = None
-    min_confidence: float | None = None
-    format: str | None = None
-    individuals: tuple[str, ...] | None = None
-
-    def read(self, files: Sequence[Path], shortest: int) -> list[Recording]:
-        """Read all recordings; of files with several tracks, those that cannot be used are left out, and said.
-
-        A track is of use when it has ``shortest`` frames and shows half of its keypoints at once somewhere.
-        """
-        if not files:
-            raise DataError("files: at least one pose file must be given, got none; or try --demo")
-        found: list[Recording] = []
-        for path in tqdm(list(files), desc="reading", delay=1):
-            tracks = [replace(one, name=_told_apart(one.name, path, files)) for one in self._read_file(path)]
-            useful = [one for one in tracks if len(one) >= shortest and _shows(one) >= 0.5] or tracks
-            if len(useful) < len(tracks):
-                reason = f"fewer than {shortest} frames, or never half of the keypoints at once"
-                say(f"{path.name}: left out {len(tracks) - len(useful)} of {len(tracks)} tracks ({reason})")
-            found += useful
-        names = safe_names([recording.name for recording in found])
-        return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
-
-    def _read_file(self, path: Path) -> list[Recording]:
-        if self.min_confidence is not None:
-            return self._poses(path, self.min_confidence)
-        plain = self._poses(path, 0.0)
-        if any(one.confidence is None for one in plain):
-            return plain
-        return self._poses(path, CONFIDENCE)
-
-    def _poses(self, path: Path, min_confidence: float) -> list[Recording]:
-        return read_poses(
-            path, format=self.format, fps=self.fps, min_confidence=min_confidence, individuals=self.individuals
-        )
-
-
-def say(message: str) -> None:
-    """Print a line without breaking a progress bar."""
-    tqdm.write(message)
 
 
 def fit(files: Sequence[Path], out: Path, settings: Settings, reading: Reading, *, overwrite: bool = False) -> None:
@@ -143,10 +93,10 @@ def compare(
         raise DataError(f"compare: permutations must be at least 1, got {permutations}")
     check_output(out, overwrite)
     run, known = read_run(folder), read_groups(groups)
-    labels = {name: z for name, z in read_labels(folder).items() if name in known}
-    strange = sorted(set(known) - set(labels))
-    if strange:
-        raise DataError(f"compare: every name in {groups} must be a recording of {folder}, got {strange[0]!r}")
+    everything = read_labels(folder)
+    _check_groups(folder, groups, known, everything)
+    labels = {name: z for name, z in everything.items() if name in known}
+    left_out = [name for name in everything if name not in known]
     found = compare_groups(labels, known, run["fps"], permutations=permutations, random_seed=seed)
     with output_folder(out, overwrite) as work:
         tables = {"usage": found.usage, "duration": found.duration, "usage_tests": found.usage_tests,
@@ -155,9 +105,12 @@ def compare(
             table.to_csv(work / f"{name}.csv")
         found.pairs.to_csv(work / "pairs.csv", index=False)
         found.transitions.to_csv(work / "transitions.csv", index=False)
-        sections = study_report.comparison_sections(found)
+        sections = study_report.comparison_sections(found, left_out)
         _write_report(work, "Groups of recordings compared", sections)
-        write_json(work / "run.json", {"command": "compare", "permutations": permutations, "seed": seed, **_stamp()})
+        write_json(
+            work / "run.json",
+            {"command": "compare", "permutations": permutations, "seed": seed, "left_out": left_out, **_stamp()},
+        )
     for line in sections[0].words:
         say(line)
     say(f"report: {out / 'report.html'}")
@@ -261,15 +214,20 @@ def _farewell(out: Path, labelled: Sequence[Labelled]) -> None:
     say(f"report: {out / 'report.html'}")
 
 
-def _told_apart(name: str, path: Path, files: Sequence[Path]) -> str:
-    """The name of a recording, with that of its folder in front where another file is called the same."""
-    same = [other for other in files if other.stem == path.stem]
-    return name if len(same) == 1 else f"{path.resolve().parent.name}_{name}"
-
-
-def _shows(recording: Recording) -> float:
-    """The largest share of the keypoints that is seen at once."""
-    return float(np.isfinite(recording.positions).all(axis=-1).mean(axis=1).max())
+def _check_groups(folder: Path, groups: Path, known: Mapping[str, str], recordings: Iterable[str]) -> None:
+    """Refuse groups of recordings that are not there, and recordings that are copies of each other."""
+    strange = sorted(set(known) - set(recordings))
+    if strange:
+        shortened = any(name.lstrip("0") == strange[0].lstrip("0") for name in recordings)
+        hint = "; a spreadsheet has dropped leading zeros, write them again" if shortened else ""
+        raise DataError(f"compare: every name in {groups} must be a recording of {folder}, got {strange[0]!r}{hint}")
+    same = copies(folder, known)
+    if same:
+        one, other = same[0]
+        raise DataError(
+            f"compare: every recording must be an animal or a day of its own, {other!r} is a copy of {one!r}; "
+            f"take one of them out of {groups}"
+        )
 
 
 def _known_groups(out: Path) -> dict[str, str]:

@@ -87,12 +87,13 @@ def label_sections(
     ]
 
 
-def comparison_sections(found: Comparison) -> list[Section]:
-    """Groups side by side, with what differs said in words."""
+def comparison_sections(found: Comparison, left_out: Sequence[str] = ()) -> list[Section]:
+    """Groups side by side, with what differs said in words, and which recordings were ``left_out``."""
     steps = found.transitions["p_adjusted"] < 0.05
     sizes = ", ".join(f"{name} ({size})" for name, size in found.groups.value_counts().sort_index().items())
     words = [
         f"Groups and their recordings: {sizes}. The recording is the unit of every test.",
+        *_left_out(left_out, len(found.groups)),
         _differ("usage", found.usage_tests),
         _differ("duration", found.duration_tests),
         f"Differing transitions: {steps.sum()} of {len(steps)} (permutations, false discoveries held at 5 %).",
@@ -103,15 +104,17 @@ def comparison_sections(found: Comparison) -> list[Section]:
         Section("Do the groups differ?", words),
         Section("Usage", [stars], [figure], [found.usage_tests]),
         Section("Duration (s)", tables=[found.duration_tests]),
-        Section("Pairs of groups that differ (Dunn)", tables=[found.pairs[found.pairs["p_adjusted"] < 0.05]]),
-        Section("Transitions that differ most", tables=[found.transitions.head(20)]),
+        _table_section(
+            "Pairs of groups that differ (Dunn)", found.pairs[found.pairs["p_adjusted"] < 0.05], "No pair differs."
+        ),
+        _table_section("Transitions that differ most", found.transitions.head(20), "There are no transitions to test."),
     ]
 
 
 def match_sections(found: Match) -> list[Section]:
     """Two fits side by side."""
     words = (
-        f"{found.agreement:.0%} of the frames lie in matched syllables, over {len(found.recordings)} recordings; "
+        f"{found.agreement:.0%} of the frames lie in matched syllables, over {_recordings(len(found.recordings))}; "
         f"normalised mutual information {found.nmi:.2f} (1 is perfect)."
     )
     return [Section("How far two fits agree", [words], [plots.agreement(found.overlap)], [found.syllables])]
@@ -123,7 +126,7 @@ def _overview(study: Study, recordings: Sequence[Recording], labelled: Sequence[
     many, frames = int((shares.cumsum() < 0.95).sum()) + 1, sum(map(len, recordings))
     sure = np.nanmean(np.concatenate([one.probability for one in labelled]))
     words = [
-        f"{len(recordings)} recordings, {frames:,} frames, {frames / fps / 60:.1f} minutes at {fps:g} frames a second.",
+        f"{_recordings(len(recordings))}, {frames:,} frames, {_time(frames / fps)} at {fps:g} frames a second.",
         f"{len(shares)} syllables are used, {many} of them for 95 % of the time. The median instance lasts "
         f"{median_duration(labels, fps):.2f} s. A frame's own syllable has probability {sure:.2f} on average.",
         *study.notes,
@@ -206,6 +209,27 @@ def _guide() -> Section:
         "index.csv: write the group of each recording into it, then use the command compare.",
     ]
     return Section("The files beside this report", words)
+
+
+def _left_out(names: Sequence[str], compared: int) -> list[str]:
+    """Recordings that the groups file does not name are no error, but nobody should have to count them."""
+    if not names:
+        return []
+    return [
+        f"Left out, for they have no group: {', '.join(names)} ({len(names)} of {_recordings(len(names) + compared)})."
+    ]
+
+
+def _table_section(title: str, table: pd.DataFrame, nothing: str) -> Section:
+    return Section(title, [nothing]) if table.empty else Section(title, tables=[table])
+
+
+def _recordings(number: int) -> str:
+    return "1 recording" if number == 1 else f"{number} recordings"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
 
 
 def _differ(what: str, tests: pd.DataFrame) -> str:

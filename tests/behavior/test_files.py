@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -7,8 +8,7 @@ import pytest
 
 from ppgen.behavior.files import (
     Labelled,
-    check_output,
-    output_folder,
+    copies,
     read_groups,
     read_labels,
     read_run,
@@ -18,6 +18,7 @@ from ppgen.behavior.files import (
     write_results,
     write_table,
 )
+from ppgen.behavior.folders import check_output, output_folder
 from ppgen.errors import DataError, FileError
 
 
@@ -121,6 +122,57 @@ def test_an_output_below_a_file_is_refused_in_words(tmp_path):
 def test_groups_are_read_back_and_known_ones_kept(tmp_path):
     write_groups(tmp_path / "index.csv", ["a", "b"], {"a": "saline", "old": "gone"})
     assert read_groups(tmp_path / "index.csv") == {"a": "saline", "b": "default"}
+
+
+@pytest.mark.parametrize("name", ["001", "NA", "nan", "1e3", "None"])
+def test_a_name_that_looks_like_something_else_keeps_its_group(tmp_path, name):
+    """Read as numbers, 001 is 1 and 1e3 is 1000.0; read as pandas does, NA is missing."""
+    write_groups(tmp_path / "index.csv", [name], {name: "NA"})
+    assert read_groups(tmp_path / "index.csv") == {name: "NA"}
+
+
+def test_names_and_groups_that_are_equal_as_numbers_stay_apart(tmp_path):
+    (tmp_path / "index.csv").write_text("name,group\n01,02\n1,2\n")
+    assert read_groups(tmp_path / "index.csv") == {"01": "02", "1": "2"}
+
+
+def test_a_copy_of_a_recording_is_found_whatever_its_name(tmp_path, labelled):
+    run_folder(tmp_path, labelled)
+    write_table(tmp_path / "syllables" / "again.csv", labelled)
+    write_table(tmp_path / "syllables" / "other.csv", replace(labelled, heading=labelled.heading + 1))
+    assert copies(tmp_path, ["mouse 1", "other", "again"]) == [("mouse 1", "again")]
+    assert copies(tmp_path, ["other", "again"]) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_runs_into_one_folder_the_later_keeps_its_results_beside(tmp_path, labelled, overwrite):
+    out = tmp_path / "out"
+    if overwrite:
+        run_folder(out, labelled)
+
+    def later():
+        with output_folder(out, overwrite) as work:
+            (work / "run.json").write_text("later")
+            with output_folder(out, overwrite) as other:
+                (other / "run.json").write_text("earlier")
+
+    with pytest.raises(FileError, match="written to by something else while this ran.*of this run are in .*out-2"):
+        later()
+    assert (out / "run.json").read_text() == "earlier"
+    assert (tmp_path / "out-2" / "run.json").read_text() == "later"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out-2"}
+
+
+def test_a_file_that_came_into_the_folder_meanwhile_is_not_deleted(tmp_path):
+    def run():
+        with output_folder(tmp_path / "out") as work:
+            (work / "run.json").write_text("new")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "thesis.doc").write_text("years")
+
+    with pytest.raises(FileError, match="left as it is"):
+        run()
+    assert (tmp_path / "out" / "thesis.doc").read_text() == "years"
 
 
 @pytest.mark.parametrize(
