@@ -19,7 +19,7 @@ from ppgen.errors import FileError
 from ppgen.families.completion import Completion
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
-from ppgen.results.storage import writing
+from ppgen.results.commit import writing
 
 __all__ = ["Checkpoint", "State"]
 

@@ -2,8 +2,8 @@
 
 Nothing in a folder is ever executed or imported. The manifest names ppgen's own classes, which are looked up among
 those ppgen has; every tensor and file carries its SHA-256, and so does the manifest itself: a flipped bit, a truncated
-file and a foreign file are refused in words. A folder is written under a temporary name beside its place, flushed to
-disk, and renamed, so a crash leaves the old fit or the new one.
+file and a foreign file are refused in words. Whatever kills the process, a folder holds the old fit or the new one
+(:mod:`ppgen.results.commit`).
 """
 
 import hashlib
@@ -11,10 +11,7 @@ import io
 import json
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,14 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
+from ppgen.results.commit import create, is_own_name, own_name, replace, write_whole, writing
+from ppgen.results.lock import held
 
-__all__ = ["read_folder", "read_tensors", "versions", "write_folder", "write_tensors", "writing"]
+__all__ = ["as_path", "read_folder", "read_tensors", "versions", "write_folder", "write_tensors"]
 
 FORMAT = 1
 MANIFEST, TENSORS, HISTORY = "manifest.json", "tensors.safetensors", "history.csv"
+PARTS = (TENSORS, HISTORY)
 MANIFEST_LIMIT = 64 * 2**20
 LIBRARIES = ("torch", "pyro-ppl", "numpy", "safetensors")
 
@@ -45,55 +45,52 @@ def write_folder(
 ) -> None:
     """Write one fit: JSON ``content``, named tensors and a table.
 
-    Raises `FileError` if ``folder`` exists and is not empty, unless ``overwrite`` and it holds a fit.
+    With ``overwrite`` the files of a fit that is there are replaced; what else lies in its folder stays. A link is
+    followed.
+
+    Raises
+    ------
+    FileError : ``folder`` holds something, or with ``overwrite`` something that is no whole fit of ours.
     """
-    target = Path(folder).absolute()
-    _check_target(target, overwrite)
+    target = Path(os.path.realpath(as_path("save", folder)))
+    old = _replaced(target, overwrite)
+    payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False, na_rep="nan").encode()}
+    files = payload if old is None else {own_name(name, _digest(data)): data for name, data in payload.items()}
+    manifest = {
+        "format": FORMAT,
+        "versions": versions(),
+        "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()},
+        "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
+        "history": {str(name): str(dtype) for name, dtype in history.dtypes.items()},
+        "content": dict(content),
+    }
+    sealed = _seal(manifest)
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            payload = {TENSORS: _pack(tensors), HISTORY: history.to_csv(index=False, na_rep="nan").encode()}
-            manifest = {
-                "format": FORMAT,
-                "versions": versions(),
-                "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in payload.items()},
-                "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
-                "history": {str(name): str(dtype) for name, dtype in history.dtypes.items()},
-                "content": dict(content),
-            }
-            for name, data in {**payload, MANIFEST: _seal(manifest)}.items():
-                _write_flushed(scratch / name, data)
-            _swap(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        if old is None:
+            create(target, {**files, MANIFEST: sealed})
+        else:
+            with held(target, "save"):
+                replace(target, files, (MANIFEST, sealed), old)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses is said in words."""
-    try:
-        yield
-    except OSError as error:
-        raise FileError(
-            f"save: {path} must be written, got: {error.strerror}; what was there before is whole, free some space or "
-            "name another place"
-        ) from error
+def as_path(who: str, folder: object) -> Path:
+    """The path that was given. Raises `FileError` for what is none."""
+    if not isinstance(folder, str | os.PathLike) or not str(folder):
+        raise FileError(f"{who}: the folder must be a path, got {folder!r}; pass its name")
+    return Path(folder)
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.DataFrame]:
     """Read what `write_folder` wrote: content, tensors, history. Raises `FileError` for anything else."""
-    path = Path(folder)
+    path = as_path("load", folder)
     if not path.is_dir():
         raise FileError(f"load: {path} must be a folder written by Fit.save, got {_kind(path)}")
     manifest = _open_manifest(path)
-    expected = manifest["files"]
-    if set(expected) != {TENSORS, HISTORY}:
-        raise FileError(f"load: {path / MANIFEST} must name {TENSORS} and {HISTORY}, got {sorted(expected)[:5]}")
-    payload = {name: _read_checked(path / name, expected[name]) for name in (TENSORS, HISTORY)}
-    tensors = _unpack(payload[TENSORS], path / TENSORS)
-    _check_tensors(tensors, manifest["tensors"], path / TENSORS)
-    return manifest["content"], tensors, _read_history(payload[HISTORY], manifest["history"], path / HISTORY)
+    names = _own_files(manifest, path)
+    payload = {part: _read_checked(path / name, manifest["files"][name]) for part, name in names.items()}
+    tensors = _unpack(payload[TENSORS], path / names[TENSORS])
+    _check_tensors(tensors, manifest["tensors"], path / names[TENSORS])
+    return manifest["content"], tensors, _read_history(payload[HISTORY], manifest["history"], path / names[HISTORY])
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
@@ -101,15 +98,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapp
     target = Path(path)
     sealed = {"tensors": {name: _describe(tensor) for name, tensor in tensors.items()}, "content": dict(content)}
     data = _pack(tensors, {"ppgen": _seal({"format": FORMAT, **sealed}).decode()})
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_flushed(scratch, data)
-            os.replace(scratch, target)
-            _flush_folder(target.parent)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(target, data)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -244,43 +235,27 @@ def _kind(path: Path) -> str:
     return "a file" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
+def _own_files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """The names of the tensors and the table: their plain ones or those they have beside older files."""
+    found = {part: [name for name in manifest["files"] if name == part or is_own_name(name, part)] for part in PARTS}
+    if len(manifest["files"]) != len(PARTS) or any(len(names) != 1 for names in found.values()):
+        raise FileError(
+            f"load: {folder / MANIFEST} must name {TENSORS} and {HISTORY}, got {sorted(manifest['files'])[:5]}"
+        )
+    return {part: names[0] for part, names in found.items()}
+
+
+def _replaced(target: Path, overwrite: bool) -> list[str] | None:
+    """The files of the fit that is to be replaced; None where there is nothing yet."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (overwrite and target.is_dir()):
         advice = "give a new folder" if overwrite else "give a new folder, or overwrite=True to replace a fit"
         raise FileError(f"save: {target} must not exist or be empty, got {_kind(target)}; {advice}")
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(scratch: Path, target: Path) -> None:
-    """Put ``scratch`` in the place of ``target``; what was there is removed only afterwards."""
-    scratch.chmod(0o755)
-    _flush_folder(scratch)
-    aside = scratch.with_name(scratch.name + "-old") if target.exists() else None
-    if aside is not None:
-        target.rename(aside)
     try:
-        scratch.rename(target)
-    except OSError:
-        if aside is not None:
-            aside.rename(target)
-        raise
-    _flush_folder(target.parent)
-    if aside is not None:
-        shutil.rmtree(aside)
+        return list(_own_files(_open_manifest(target), target).values())
+    except FileError as error:
+        raise FileError(
+            f"save: overwrite=True replaces a fit that is whole, and {target} holds none ({error}); give a new folder, "
+            "or delete this one yourself"
+        ) from error
