@@ -210,9 +210,11 @@ class Fit:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write this fit to a new ``folder``, all or nothing; ``overwrite`` replaces an earlier fit there.
 
+        Files in the folder that are not the fit's own stay where they are.
+
         Raises
         ------
-        FileError : the folder holds something, or the model cannot be described.
+        FileError : the folder holds something, with ``overwrite`` no whole fit, or the model cannot be described.
         """
         content, tensors = describe_fit(self)
         write_folder(folder, content, tensors, self.history, overwrite=overwrite)
