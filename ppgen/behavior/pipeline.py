@@ -117,28 +117,56 @@ class Pipeline:
 
     def _infer(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Probabilities (T, K), states (T,), latents (T, L); NaN and -1 after the last frame that shows anything."""
-        T = len(x)
-        pieces = max(math.ceil(T / CHUNK), 1)
-        edges = np.linspace(0, T, pieces + 1).astype(int).tolist()
-        parts = [self._infer_piece(x, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        probabilities, state, latent = (np.concatenate(part) for part in zip(*parts, strict=True))
-        probabilities[state < 0], latent[state < 0] = np.nan, np.nan
-        return probabilities, state, latent
+        seen = np.isfinite(x).any(axis=1)
+        end = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
+        kept, source = _without_long_gaps(seen[:end])
+        shown = x[:end][kept]
+        edges = np.linspace(0, len(shown), math.ceil(len(shown) / CHUNK) + 1).astype(int).tolist()
+        parts = [self._infer_piece(shown, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        answers = self._nothing(len(x))
+        if parts:
+            for answer, pieces in zip(answers, zip(*parts, strict=True), strict=True):
+                answer[:end] = np.concatenate(pieces)[source]
+        return answers
 
     def _infer_piece(self, x: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        low, high = max(start - OVERLAP, 0), min(stop + OVERLAP, len(x))
-        if not np.isfinite(x[low:high]).any():
-            return self._nothing(stop - start)
-        found: xr.Dataset = self.fit.latents({"recording": x[low:high]}).isel(sequence=0)
+        """Frames ``start`` to ``stop`` of ``x``, whose last frame shows something, read in a window around them."""
+        low, high = _window(np.isfinite(x).any(axis=1), start, stop)
+        found: xr.Dataset = self.fit.latents({"recording": x[low:high]}, random_seed=0).isel(sequence=0)
         kept = slice(start - low, stop - low)
         z = found["z"].transpose("time", "state").to_numpy()[kept].astype(np.float32)
         h = found["h"].transpose("time", "component").to_numpy()[kept].astype(float)
         return z, found["z_mode"].to_numpy()[kept].astype(int), h
 
     def _nothing(self, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The answer for frames in which nothing was seen."""
+        """The answer for frames after the last one in which something was seen."""
         width = int(self.settings["width"])
-        return np.zeros((frames, self.states), np.float32), np.full(frames, -1), np.zeros((frames, width))
+        probabilities = np.full((frames, self.states), np.nan, np.float32)
+        return probabilities, np.full(frames, -1), np.full((frames, width), np.nan)
+
+
+def _without_long_gaps(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames (T,) to keep so that no gap is longer than twice the overlap, and the kept frame of each frame.
+
+    Far from what was seen nothing changes from frame to frame, so the middle of a gap may stand for many frames.
+    """
+    kept = np.ones(len(seen), bool)
+    edges = np.flatnonzero(np.diff(np.r_[False, ~seen, False].astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2):
+        kept[start + OVERLAP + 1 : stop - OVERLAP] = False
+    return kept, np.cumsum(kept) - 1
+
+
+def _window(seen: np.ndarray, start: int, stop: int) -> tuple[int, int]:
+    """The frames to read for ``start`` to ``stop``: past any gap at either end, then the overlap.
+
+    A window that ended inside a gap would be a recording that ends there.
+    """
+    places = np.flatnonzero(seen)
+    before, behind = places[places < start], places[places >= stop]
+    low = int(before[-1]) + 1 if len(before) else 0
+    high = int(behind[0]) if len(behind) else len(seen)
+    return max(low - OVERLAP, 0), min(high + OVERLAP, len(seen))
 
 
 def renumbered(labelled: Labelled, order: np.ndarray) -> Labelled:

@@ -79,15 +79,38 @@ def test_frames_after_the_last_seen_one_have_no_syllable_and_frames_in_between_h
     np.testing.assert_allclose(labelled.probabilities[:220].sum(1), 1, atol=1e-5)
 
 
-def test_an_hour_in_which_nothing_is_seen_does_not_end_the_recording(study, mice, monkeypatch):
+@pytest.mark.parametrize("gap", [(50, 190), (170, 219), (190, 210), (0, 130)])
+def test_a_gap_of_any_length_never_ends_the_recording(study, mice, monkeypatch, gap):
+    """Across the border of two pieces, longer than their overlap, longer than a piece, and before the first frame."""
     monkeypatch.setattr(module, "CHUNK", 40)
     monkeypatch.setattr(module, "OVERLAP", 5)
     gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
-    gone.positions[50:190] = np.nan
+    gone.positions[slice(*gap)] = np.nan
     labelled = study.pipeline.label(gone)
-    assert (labelled.syllable[:50] >= 0).all()
-    assert (labelled.syllable[190:] >= 0).all()
-    assert (labelled.syllable[90:150] == -1).all()
+    assert (labelled.syllable >= 0).all()
+    np.testing.assert_allclose(labelled.probabilities.sum(1), 1, atol=1e-5)
+    assert np.isfinite(labelled.latent).all()
+
+
+def test_a_gap_across_a_border_is_answered_as_in_one_piece(study, mice, monkeypatch):
+    gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
+    gone.positions[100:112] = np.nan
+    whole = study.pipeline.label(gone)
+    monkeypatch.setattr(module, "CHUNK", 105)
+    monkeypatch.setattr(module, "OVERLAP", 60)
+    pieces = study.pipeline.label(gone)
+    outside = np.r_[0:98, 114:240]
+    np.testing.assert_allclose(pieces.probabilities[outside], whole.probabilities[outside], atol=0.02)
+
+
+def test_a_recording_of_an_hour_of_nothing_takes_no_hour(study, mice, monkeypatch):
+    """Frames in the middle of a long gap share one answer."""
+    monkeypatch.setattr(module, "OVERLAP", 10)
+    parts = np.full((5000, *mice[0].positions.shape[1:]), np.nan)
+    positions = np.concatenate([mice[0].positions[:60], parts, mice[0].positions[60:]])
+    labelled = study.pipeline.label(dataclasses.replace(mice[0], positions=positions, confidence=None))
+    assert (labelled.syllable >= 0).all()
+    assert len(np.unique(labelled.probabilities[80:5040], axis=0)) == 1
 
 
 def test_a_recording_shorter_than_the_number_of_states_is_labelled(study, mice):
