@@ -81,19 +81,22 @@ class Study:
     Attributes
     ----------
     pipeline
-        Labels recordings; its syllables are not yet ordered by use.
+        Labels recordings; its syllables are not ordered by use where it comes from :func:`fit_pipeline`.
     search
         The search for a stickiness: ``trail`` has the durations in seconds.
     x
         The windows of data that the model was fitted to.
     notes
         What a person should know, in words.
+    starts
+        The bound that each start reached in the first brief fit of the search, in nats; the best was gone on with.
     """
 
     pipeline: Pipeline
     search: Search[Fit]
     x: Windows
     notes: list[str]
+    starts: list[float]
 
 
 def fit_pipeline(
@@ -125,10 +128,10 @@ def fit_pipeline(
     width = len(pca.scale)
     say(f"{width} components keep {pca.explained[:width].sum():.0%} of the variance of {len(pca.mean)} coordinates")
     x = windows(bodies, WINDOW, settings.lags)
-    search = _search(x, pca, settings, fps, say, progressbar)
+    search, starts = _search(x, pca, settings, fps, say, progressbar)
     found = {"fps": fps, "keypoints": list(kept[0].keypoints), "width": width, "stickiness": search.stickiness}
     pipeline = Pipeline(search.state, aligned.template, np.arange(settings.states), asdict(settings) | found)
-    return Study(pipeline, search, x, [_sentence(note) for note in aligned.notes])
+    return Study(pipeline, search, x, [_sentence(note) for note in aligned.notes], starts)
 
 
 def windows(bodies: Mapping[str, np.ndarray], length: int, lags: int) -> Windows:
@@ -197,15 +200,21 @@ def _check(recordings: Sequence[Recording], settings: Settings) -> float:
 
 def _search(
     x: Windows, pca: PrincipalComponents, settings: Settings, fps: float, say: Callable[[str], None], progressbar: bool
-) -> Search[Fit]:
-    """Brief fits to part of the data to find the stickiness, then fits to all of it until they converge."""
+) -> tuple[Search[Fit], list[float]]:
+    """Brief fits to part of the data to find the stickiness, then fits to all of it until they converge.
+
+    Also the bounds of the starts of the first brief fit.
+    """
+    starts: list[float] = []
     part = _part(x, SEARCH, settings.random_seed)
     growth = _frames(x) / _frames(part)
     target = settings.target_duration * fps
 
     def trial(stickiness: float, previous: Fit | None) -> tuple[Fit, float]:
         steps = FIRST_STEPS if previous is None else SEARCH_STEPS
-        return run(part, stickiness, previous, steps)
+        found = run(part, stickiness, previous, steps)
+        starts.extend(found[0].attrs["restart_elbos"] if not starts else [])
+        return found
 
     def final(stickiness: float, previous: Fit | None) -> tuple[Fit, float]:
         return run(x, stickiness, previous or brief.state, settings.max_steps)
@@ -236,9 +245,10 @@ def _search(
     trail = pd.concat(
         [brief.trail.assign(stickiness=brief.trail["stickiness"] * growth), last.trail], ignore_index=True
     )
-    return Search(
+    found = Search(
         last.stickiness, last.state, last.median / fps, trail.assign(median=trail["median"] / fps), last.reached
     )
+    return found, starts
 
 
 def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> HMM:

@@ -1,6 +1,7 @@
 """The four jobs of the command line, each from files to a folder of results."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from ppgen.behavior.files import (
 from ppgen.behavior.fitting import Settings, Study, fit_pipeline
 from ppgen.behavior.folders import check_output, output_folder
 from ppgen.behavior.match import match as match_labels
-from ppgen.behavior.pipeline import Pipeline, renumbered
+from ppgen.behavior.numbering import posterior_tree
+from ppgen.behavior.pipeline import Pipeline
 from ppgen.behavior.reading import Reading, say
 from ppgen.behavior.report import Section, render
 from ppgen.behavior.segments import median_duration, order_by_use, summary
@@ -36,8 +38,8 @@ from ppgen.errors import DataError
 
 __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
-DRAWS, REPLICATED = 100, 100
-"""Posterior draws in ``posterior.nc``, and frames of each of two windows with replicated data."""
+DRAWS, RENUMBERINGS = 100, 3
+"""Posterior draws in ``posterior.nc``; most times that syllables are numbered anew."""
 
 
 def fit(files: Sequence[Path], out: Path, settings: Settings, reading: Reading, *, overwrite: bool = False) -> None:
@@ -139,16 +141,13 @@ def _fit_into(
 ) -> list[Labelled]:
     """Fit, label with the pipeline as read back from disk, number syllables by use, and write all of it."""
     study = fit_pipeline(recordings, settings, say=say)
-    study.pipeline.save(work / "model")
-    pipeline = Pipeline.load(work / "model")
-    raw = [pipeline.label(recording) for recording in tqdm(recordings, desc="labelling", delay=1)]
-    order = order_by_use(labels_of(raw), pipeline.states)
-    labelled = [renumbered(one, order) for one in raw]
-    pipeline = pipeline.numbered(order)
-    pipeline.save(work / "model", overwrite=True)
+    pipeline, labelled = _numbered_by_use(work / "model", study.pipeline, recordings)
+    study = replace(study, pipeline=pipeline)
     _write_labels(work, labelled, known)
     say("sampling the posterior")
-    _write_posterior(work / "posterior.nc", study)
+    table = summary(labels_of(labelled), pipeline.states, labelled[0].fps)
+    tree = posterior_tree(pipeline.fit, table.index.to_list(), DRAWS, random_seed=0)
+    tree.to_netcdf(work / "posterior.nc", engine="h5netcdf")
     say("writing the report")
     chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]
     matched = None if truth is None else match_labels(truth, labels_of(labelled))
@@ -158,6 +157,24 @@ def _fit_into(
     return labelled
 
 
+def _numbered_by_use(
+    folder: Path, pipeline: Pipeline, recordings: Sequence[Recording]
+) -> tuple[Pipeline, list[Labelled]]:
+    """The pipeline with its states numbered by use, saved and read back, and the labels that it gives.
+
+    Numbering the states anew may change a label where two syllables are equally probable, and so the order of use.
+    """
+    for last in (*[False] * RENUMBERINGS, True):
+        pipeline.save(folder, overwrite=True)
+        pipeline = Pipeline.load(folder)
+        labelled = [pipeline.label(recording) for recording in tqdm(recordings, desc="labelling", delay=1)]
+        order = order_by_use(labels_of(labelled), pipeline.states)
+        if last or (np.diff(order) == 1).all():
+            break
+        pipeline = pipeline.numbered(order)
+    return pipeline, labelled
+
+
 def _write_labels(work: Path, labelled: Sequence[Labelled], known: Mapping[str, str]) -> None:
     (work / "syllables").mkdir()
     for one in tqdm(labelled, desc="writing", delay=1):
@@ -165,13 +182,6 @@ def _write_labels(work: Path, labelled: Sequence[Labelled], known: Mapping[str, 
     write_results(work / "results.h5", labelled)
     write_groups(work / "index.csv", [one.name for one in labelled], known)
     summary(labels_of(labelled), labelled[0].states, labelled[0].fps).to_csv(work / "syllables.csv")
-
-
-def _write_posterior(path: Path, study: Study) -> None:
-    """The posterior as ArviZ takes it, with replicated data for a few short windows."""
-    few = {name: x[:REPLICATED] for name, x in list(study.x.items())[:2]}
-    tree = study.pipeline.fit.to_arviz(few, draws=DRAWS, random_seed=0)
-    tree.to_netcdf(path, engine="h5netcdf")
 
 
 def _write_report(work: Path, title: str, sections: Sequence[Section]) -> None:

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 from ppgen.behavior.files import Labelled
+from ppgen.behavior.numbering import numbered
 from ppgen.data.alignment import Aligned, Template
 from ppgen.data.recording import Recording
 from ppgen.errors import DataError, FileError
@@ -25,7 +26,8 @@ __all__ = ["Pipeline", "observations", "renumbered"]
 
 CHUNK, OVERLAP = 60_000, 600
 """Frames labelled together, and how many more are read on either side: hours of video in little memory."""
-FIT, PARTS = "fit", "pipeline.safetensors"
+PARTS, EARLIER = "pipeline.safetensors", "fit"
+"""The file beside those of the fit; and the folder of the fit in pipelines of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Pipeline:
     template
         How bodies are aligned and scaled.
     order
-        (K,) state of the model -> number of the syllable.
+        (K,) state of the model -> number of the syllable: the same number, but in pipelines of earlier versions.
     settings
         What the pipeline was fitted with: ``fps``, ``keypoints``, ``width`` of the subspace, and the other options.
     """
@@ -55,8 +57,9 @@ class Pipeline:
         return len(self.order)
 
     def numbered(self, order: np.ndarray) -> "Pipeline":
-        """The same pipeline with syllables numbered by ``order``."""
-        return replace(self, order=np.asarray(order))
+        """The same pipeline with syllable ``k`` called ``order[k]``, and the states of its model numbered so too."""
+        fit = numbered(self.fit, np.asarray(order)[self.order])
+        return replace(self, fit=fit, order=np.arange(self.states))
 
     def align(self, recordings: Sequence[Recording]) -> Aligned:
         """Align recordings to the bodies this pipeline was fitted to.
@@ -85,9 +88,8 @@ class Pipeline:
         return renumbered(labelled, self.order)
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write the pipeline: the fit, and one file with the rest. Nothing in it is ever executed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.fit.save(folder / FIT, overwrite=overwrite)
+        """Write the pipeline: a saved fit with one more file in its folder. Nothing in it is ever executed."""
+        self.fit.save(folder, overwrite=overwrite)
         order = torch.as_tensor(self.order.astype(np.int64))
         content = {"settings": dict(self.settings), "template": self.template.to_dict()}
         write_tensors(folder / PARTS, {"order": order}, content)
@@ -101,7 +103,8 @@ class Pipeline:
         content, tensors = read_tensors(inner / PARTS)
         try:
             template = Template.from_dict(content["template"])
-            return cls(load(inner / FIT), template, tensors["order"].numpy(), content["settings"])
+            fit = load(inner / EARLIER if (inner / EARLIER).is_dir() else inner)
+            return cls(fit, template, tensors["order"].numpy(), content["settings"])
         except (KeyError, TypeError) as error:
             raise FileError(f"model: {inner / PARTS} is not a whole pipeline ({error}); run fit again") from error
 

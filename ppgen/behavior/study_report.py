@@ -1,5 +1,6 @@
 """The reports of the syllable tools: which figures and which words."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,15 +14,19 @@ from ppgen.behavior.match import Match
 from ppgen.behavior.pipeline import observations
 from ppgen.behavior.report import Section
 from ppgen.behavior.segments import instances, median_duration, summary, transition_counts, transition_shares, usage
-from ppgen.behavior.summaries import as_dataset, mean_bodies, replicates
+from ppgen.behavior.summaries import as_dataset, mean_bodies
+from ppgen.behavior.trust import FEW, simulate, trust
 from ppgen.data.alignment import Aligned
 from ppgen.data.pose import missing_report
 from ppgen.data.recording import Recording
+from ppgen.inference.verdict import Report
 
 __all__ = ["comparison_sections", "label_sections", "match_sections", "study_sections"]
 
 SHOWN = 12
 """Syllables whose motion is drawn."""
+LEVEL = 0.05
+"""Share of false discoveries at which groups are said to differ."""
 COMMON = 0.005
 """Share of the time below which a syllable is too rare for the transition graph."""
 CHECKED, SIMULATIONS = 1_000, 20
@@ -33,12 +38,15 @@ def study_sections(
 ) -> list[Section]:
     """The report of a fit: in short, whether to trust it, what the animals did, and how it came about."""
     target = float(study.pipeline.settings["target_duration"])
+    table = summary(labels_of(labelled), labelled[0].states, labelled[0].fps)
+    checked = {name: x[:CHECKED] for name, x in list(observations(aligned).items())[:3]}
+    replicas, gone = simulate(study, table, checked, aligned.template.shape.shape[-1], SIMULATIONS)
     return [
         _overview(study, recordings, labelled),
-        _trust_section(study),
+        _trust_section(trust(study, table, replicas, gone)),
         *([_truth_section(truth)] if truth is not None else []),
         *label_sections(recordings, labelled, aligned, target),
-        _check_section(study, aligned),
+        _check_section(replicas, gone),
         *_course_sections(study, target),
         _guide(),
     ]
@@ -94,9 +102,10 @@ def comparison_sections(found: Comparison, left_out: Sequence[str] = ()) -> list
     words = [
         f"Groups and their recordings: {sizes}. The recording is the unit of every test.",
         *_left_out(left_out, len(found.groups)),
-        _differ("usage", found.usage_tests),
-        _differ("duration", found.duration_tests),
-        f"Differing transitions: {steps.sum()} of {len(steps)} (permutations, false discoveries held at 5 %).",
+        _differ("usage", found.usage_tests) + _reach(found.smallest["usage"], found.usage_tests),
+        _differ("duration", found.duration_tests) + _reach(found.smallest["duration"], found.duration_tests),
+        f"Differing transitions: {steps.sum()} of {len(steps)} (permutations, false discoveries held at 5 %)."
+        + _reach(found.smallest["transitions"], found.transitions),
     ]
     figure = plots.group_usage(found.usage[found.usage_tests.index], found.groups, found.usage_tests)
     stars = "* p < .05, ** p < .01, *** p < .001 after adjustment (Kruskal-Wallis)."
@@ -134,8 +143,7 @@ def _overview(study: Study, recordings: Sequence[Recording], labelled: Sequence[
     return Section("In short", words)
 
 
-def _trust_section(study: Study) -> Section:
-    report = study.pipeline.fit.diagnose()
+def _trust_section(report: Report) -> Section:
     words = "Every check that could be made was passed."
     if not report.ok:
         words = "Each failed check below says what to do. Labels may still be useful, but rest no claim on them alone."
@@ -155,16 +163,14 @@ def _truth_section(found: Match) -> Section:
     return Section("Were the known syllables found?", [words], [figure], [found.syllables])
 
 
-def _check_section(study: Study, aligned: Aligned) -> Section:
-    checked = {name: x[:CHECKED] for name, x in list(observations(aligned).items())[:3]}
-    axes, fps = aligned.template.shape.shape[-1], float(study.pipeline.settings["fps"])
-    words = (
+def _check_section(replicas: pd.DataFrame, gone: Sequence[bool]) -> Section:
+    words = [
         "Thick: your recordings. Thin: data that the fitted model simulated. Where the lines part, the model misses "
-        "something about how these animals move; syllables can still be useful labels."
-    )
-    simulated = study.pipeline.fit.posterior_predictive(checked, draws=SIMULATIONS, random_seed=0)
-    figure = plots.predictive_check(replicates(simulated, checked, axes, fps))
-    return Section("Does the model make data like yours?", [words], [figure])
+        "something about how these animals move; syllables can still be useful labels.",
+        f"Simulated animals move between the syllables seen {FEW} times or more. {sum(gone)} of {len(gone)} simulated "
+        "sets ran away to where no body is.",
+    ]
+    return Section("Does the model make data like yours?", words, [plots.predictive_check(replicas)])
 
 
 def _course_sections(study: Study, target: float) -> list[Section]:
@@ -204,8 +210,8 @@ def _guide() -> Section:
         "in radians and latent coordinates. Syllable 0 is used most; -1 marks frames after the last one in which "
         "anything was seen.",
         "results.h5: the same with the probabilities of all syllables. syllables.csv: one row per syllable. "
-        "posterior.nc: what is known of the model's parameters, for ArviZ. model/: label new recordings with it by the "
-        "command apply.",
+        "posterior.nc: what is known of the model's parameters, by the same numbers of syllables, for ArviZ. model/: "
+        "label new recordings with it by the command apply, or open it with ppgen.load.",
         "index.csv: write the group of each recording into it, then use the command compare.",
     ]
     return Section("The files beside this report", words)
@@ -236,6 +242,18 @@ def _differ(what: str, tests: pd.DataFrame) -> str:
     names = [str(k) for k in tests.index[tests["p_adjusted"] < 0.05]]
     found = f"syllables {', '.join(names)}" if names else "no syllable"
     return f"Differing {what}: {found} of {len(tests)} (Kruskal-Wallis, false discoveries held at 5 %)."
+
+
+def _reach(smallest: float, tests: pd.DataFrame) -> str:
+    """What so few recordings cannot show, whatever the animals do; empty where they can show a single difference."""
+    many = int(tests["p"].notna().sum())
+    if not many or not smallest * many > LEVEL:
+        return ""
+    words = f" With so few recordings the smallest p possible is {smallest:.2g} before adjustment, so "
+    if smallest > LEVEL:
+        return words + "no difference could have been found: give more recordings."
+    together = math.ceil(smallest * many / LEVEL)
+    return words + f"among {many} tests no fewer than {together} differences at once could have been found."
 
 
 def _begin(labelled: Labelled) -> float:

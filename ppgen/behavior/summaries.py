@@ -11,10 +11,12 @@ from ppgen.behavior.segments import instances
 from ppgen.data.recording import Recording
 from ppgen.errors import DataError
 
-__all__ = ["as_dataset", "mean_bodies", "replicates"]
+__all__ = ["SPEED", "as_dataset", "mean_bodies", "replicates"]
+
+SPEED = "speed (body lengths/s)"
 
 FAR = 1e6
-"""Body lengths at which simulated bodies that run away are stopped, so that distances stay finite and count as far."""
+"""Body lengths at which simulated bodies are gone: all their distances are this, finite and far."""
 INSTANCES = 300
 """Instances averaged per syllable: the mean is steady long before."""
 
@@ -92,7 +94,8 @@ def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, 
     drawn = simulated.transpose("draw", "sequence", "time", "feature").to_numpy()
     parts = []
     for i, recorded in enumerate(x.values()):
-        hidden = np.where(np.isfinite(recorded), drawn[:, i, : len(recorded)], np.nan)
+        lost = np.nan_to_num(drawn[:, i, : len(recorded)], nan=FAR)  # a simulation beyond all numbers counts as far
+        hidden = np.where(np.isfinite(recorded), lost, np.nan)
         for draw, values in enumerate([recorded, *hidden], start=-1):
             parts += [pd.DataFrame({"statistic": name, "draw": draw, "value": found})
                       for name, found in _statistics(values, axes, fps).items()]  # fmt: skip
@@ -100,17 +103,26 @@ def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, 
 
 
 def _statistics(x: np.ndarray, axes: int, fps: float) -> dict[str, np.ndarray]:
-    bodies = np.clip(x, -FAR, FAR).reshape(len(x), -1, axes)
+    """Speed, change over a fifth of a second, and distance from the median pose; far where a body part is gone."""
+    bodies = x.reshape(len(x), -1, axes)
+    gone = (np.abs(bodies) >= FAR).any(axis=-1)
+    bodies = np.where(gone[..., None], 0.0, bodies)
     lag = min(max(round(0.2 * fps), 1), len(x) - 1)
-    speed = np.linalg.norm(bodies[1:] - bodies[:-1], axis=-1) * fps
-    change = np.linalg.norm(bodies[lag:] - bodies[:-lag], axis=-1)
-    apart = np.linalg.norm(bodies - _median(bodies)[None], axis=-1)
+    speed = _length(bodies[1:] - bodies[:-1], gone[1:] | gone[:-1]) * fps
+    change = _length(bodies[lag:] - bodies[:-lag], gone[lag:] | gone[:-lag])
+    apart = _length(bodies - _median(bodies)[None], gone)
     found = {
-        "speed (body lengths/s)": speed,
+        SPEED: speed,
         f"change in {lag / fps:.2g} s (body lengths)": change,
         "off the median pose (body lengths)": apart,
     }
     return {name: values[np.isfinite(values)] for name, values in found.items()}
+
+
+def _length(steps: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Lengths of steps; one from or to a body part that is gone is far, for two such places are not close."""
+    length = np.linalg.norm(steps, axis=-1)
+    return np.where(gone & np.isfinite(length), FAR, length)
 
 
 def _motion(positions: np.ndarray, labelled: Labelled, scale: float, frames: np.ndarray) -> np.ndarray:

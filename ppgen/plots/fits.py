@@ -64,6 +64,8 @@ def missing(shares: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
 def predictive_check(replicates: pd.DataFrame) -> "Figure":
     """Does the model make data like yours? Cumulative shares of recorded values against those of simulated data.
 
+    The axes end where the recorded values do; the share of simulated values that lie beyond is written into the panel.
+
     Parameters
     ----------
     replicates
@@ -120,6 +122,17 @@ def _panel(ax: "Axes", rows: pd.DataFrame) -> None:
         low, high = np.quantile(recorded, [0.001, 0.999])
         margin = 0.3 * (high - low) or 1.0
         ax.set_xlim(low - margin if low < 0 else 0, high + margin)
+        _say_beyond(ax, rows.loc[rows["draw"] >= 0, "value"].to_numpy())
+
+
+def _say_beyond(ax: "Axes", simulated: np.ndarray) -> None:
+    """Write how much of the simulated values the axis leaves out; NaN and infinity are among them."""
+    low, high = ax.get_xlim()
+    beyond = float(np.mean(~((simulated >= low) & (simulated <= high)))) if len(simulated) else 0.0
+    if beyond > 0:
+        share = f"{beyond:.0%}" if beyond >= 0.01 else "under 1%"
+        words = f"{share} of simulated\nvalues lie beyond"
+        ax.text(0.97, 0.05, words, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color=ACCENT)
 
 
 def _shares(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppgen.behavior.compare import _permute, compare, dunn
+from ppgen.behavior.compare import _permute, _spread, compare, dunn
+from ppgen.behavior.partitions import SHUFFLES, assignments, permutation_p, ways
+from ppgen.behavior.study_report import comparison_sections
 from ppgen.errors import DataError
 
 FPS = 30
@@ -150,3 +152,58 @@ def test_a_rare_syllable_is_not_tested():
 def test_groups_that_cannot_be_compared_are_refused_in_words(groups, words):
     with pytest.raises(DataError, match=words):
         compare({"a": np.zeros(5, int), "b": np.ones(5, int)}, groups, FPS)
+
+
+@pytest.mark.parametrize(("each", "smallest"), [(2, 1 / 3), (3, 0.1), (4, 2 / 70), (5, 2 / 252)])
+def test_complete_separation_of_few_recordings_has_the_p_value_of_its_ways(each, smallest):
+    """The chi-squared distribution says .0495 for three against three, where one way in ten is as extreme."""
+    values, groups = np.arange(2.0 * each), np.repeat(["a", "b"], each)
+    assert dunn(values, groups)["p"].item() == pytest.approx(smallest)
+    labels = {f"{g}{i}": np.repeat([0, 1], [10 * i + 200 * (g == "b") + 1, 400]) for g in "ab" for i in range(each)}
+    found = compare(labels, {name: name[0] for name in labels}, FPS, permutations=2000)
+    np.testing.assert_allclose(found.usage_tests["p"], smallest)
+    np.testing.assert_allclose(found.usage_tests["p_smallest"], smallest)
+    assert found.smallest["transitions"] == pytest.approx(smallest)
+
+
+def test_p_values_of_small_groups_are_those_of_scipy_over_every_permutation():
+    generator = np.random.default_rng(4)
+    samples = [generator.integers(0, 6, n).astype(float) for n in (3, 2, 4)]
+
+    def statistic(*parts):
+        return stats.kruskal(*parts).statistic
+
+    wanted = stats.permutation_test(samples, statistic, n_resamples=np.inf, alternative="greater").pvalue
+    ranks = stats.rankdata(np.concatenate(samples))
+    p, _ = permutation_p(np.split(ranks, [3, 5]), _spread)
+    assert p == pytest.approx(wanted)
+
+
+def test_under_no_difference_small_p_values_are_no_commoner_than_they_say():
+    """Exact tests: at most 5 % below .05. 600 data sets of three and four against four; more than 48 is 5e-4 likely."""
+    generator = np.random.default_rng(5)
+    alarms = sum(dunn(generator.normal(size=7), np.repeat(["a", "b"], [3, 4]))["p"].item() <= 0.05 for _ in range(600))
+    assert alarms <= 48
+
+
+def test_many_ways_are_drawn_at_random_and_the_same_each_time():
+    one, two = assignments((8, 8, 8), 3), assignments((8, 8, 8), 3)
+    assert len(one) == SHUFFLES + 1
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one[0], np.repeat([0, 1, 2], 8))
+    assert (np.sort(one, axis=1) == one[0]).all()
+
+
+def test_every_way_is_there_once_and_the_given_one_is_first():
+    dealt = assignments((2, 1, 2))
+    assert len(dealt) == ways((2, 1, 2)) == len(np.unique(dealt, axis=0)) == 30
+    np.testing.assert_array_equal(dealt[0], [0, 0, 1, 2, 2])
+
+
+def test_a_report_says_what_so_few_recordings_cannot_show():
+    labels, groups = two_groups(None, None, each=3, frames=200)
+    words = " ".join(comparison_sections(compare(labels, groups, FPS)).pop(0).words)
+    assert words.count("the smallest p possible is 0.1 before adjustment, so no difference could have been found") == 3
+    labels, groups = two_groups(None, None, each=5, frames=200)
+    words = " ".join(comparison_sections(compare(labels, groups, FPS)).pop(0).words)
+    assert "among 12 tests no fewer than 2 differences at once could have been found" in words

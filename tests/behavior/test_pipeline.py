@@ -55,7 +55,9 @@ def test_renumbering_changes_names_and_nothing_else(study, mice):
     np.testing.assert_array_equal(new.syllable, order[raw.syllable])
     np.testing.assert_array_equal(new.probabilities[:, order], raw.probabilities)
     np.testing.assert_array_equal(new.probability, raw.probability)
-    np.testing.assert_array_equal(study.pipeline.numbered(order).label(mice[0]).syllable, new.syllable)
+    named = study.pipeline.numbered(order)
+    np.testing.assert_array_equal(named.label(mice[0]).syllable, new.syllable)
+    np.testing.assert_array_equal(named.order, np.arange(STATES))
 
 
 def test_a_long_recording_is_labelled_in_chunks_that_agree_with_the_whole(study, mice, monkeypatch):
@@ -118,6 +120,20 @@ def test_a_recording_shorter_than_the_number_of_states_is_labelled(study, mice):
     assert len(study.pipeline.label(short).syllable) == 3
 
 
+def test_a_pipeline_that_an_earlier_version_saved_is_read(study, tmp_path, mice):
+    """It had the fit in a folder of its own, and the numbers of its syllables in a table."""
+    order = np.array([2, 0, 3, 1])
+    old = dataclasses.replace(study.pipeline, order=order)
+    old.save(tmp_path / "model")
+    inner = tmp_path / "model" / "fit"
+    inner.mkdir()
+    for name in ("manifest.json", "tensors.safetensors", "history.csv"):
+        (tmp_path / "model" / name).rename(inner / name)
+    read = Pipeline.load(tmp_path)
+    np.testing.assert_array_equal(read.order, order)
+    np.testing.assert_array_equal(read.label(mice[0]).syllable, old.label(mice[0]).syllable)
+
+
 def test_another_frame_rate_is_refused_in_words(study, mice):
     with pytest.raises(DataError, match="must have 30 frames per second like the recordings of the fit, got 25"):
         study.pipeline.label(dataclasses.replace(mice[0], fps=25.0))
@@ -128,7 +144,7 @@ def test_another_frame_rate_is_refused_in_words(study, mice):
 def test_a_folder_that_holds_no_pipeline_is_refused_in_words(saved, tmp_path):
     with pytest.raises(FileError, match="must be a folder that fit wrote, it has no pipeline.safetensors"):
         Pipeline.load(tmp_path / "nothing")
-    (saved / "model" / "fit" / "manifest.json").unlink()
+    (saved / "model" / "manifest.json").unlink()
     with pytest.raises(FileError, match="manifest"):
         Pipeline.load(saved)
 

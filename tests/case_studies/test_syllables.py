@@ -9,9 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy import stats
 
+import ppgen
 from ppgen.behavior import fitting, jobs, study_report
 from ppgen.behavior.files import read_labels
+from ppgen.behavior.pipeline import Pipeline, observations
+from ppgen.behavior.reading import Reading
 from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
 
 SCRIPT = Path(__file__).parents[2] / "case_studies" / "syllables.py"
@@ -97,9 +101,51 @@ def test_the_posterior_opens_as_a_data_tree(fitted):
         assert tree["posterior"].sizes["chain"] == 1
 
 
+def test_syllable_s_of_the_posterior_is_syllable_s_of_the_tables(fitted):
+    """Means of the saved factors, of the draws, and the labels of the opened model: all by the same numbers."""
+    fit = ppgen.load(fitted / "model")
+    exact = fit.posterior.factors["transition"].expected()["log_probability"].exp()
+    used = pd.read_csv(fitted / "syllables.csv")["syllable"].to_numpy()
+    with xr.open_datatree(fitted / "posterior.nc", engine="h5netcdf") as tree:
+        posterior = tree["posterior"].to_dataset()
+        assert posterior["used"].astype(bool).to_numpy().nonzero()[0].tolist() == used.tolist()
+        drawn = posterior["transition"].mean(("chain", "draw")).to_numpy()
+        assert posterior["transition"].dims[2:] == ("syllable", "next_syllable")
+    off = drawn - np.diag(np.diag(drawn))
+    np.testing.assert_allclose(drawn.sum(1), 1)
+    assert np.abs(np.log(np.diag(drawn)) - np.log(np.diag(exact))).max() < 0.5
+    pipeline = Pipeline.load(fitted)
+    np.testing.assert_array_equal(pipeline.order, np.arange(pipeline.states))
+    assert off.shape == (pipeline.states, pipeline.states)
+
+
+def test_the_opened_model_gives_the_syllables_of_the_tables(fitted, mice):
+    fit, pipeline = ppgen.load(fitted / "model"), Pipeline.load(fitted)
+    bodies = observations(pipeline.align(Reading(30.0).read([mice[0]], 2)))
+    z = fit.latents(bodies, random_seed=0)["z_mode"].isel(sequence=0).to_numpy()
+    np.testing.assert_array_equal(z, read_labels(fitted)["mouse_1"])
+
+
+def test_the_longer_a_syllable_lasts_the_larger_its_probability_of_staying(fitted):
+    """Of syllables with ten instances or more; the expected duration orders as the mean of the table does."""
+    table = pd.read_csv(fitted / "syllables.csv", index_col="syllable").query("instances >= 10")
+    with xr.open_datatree(fitted / "posterior.nc", engine="h5netcdf") as tree:
+        drawn = tree["posterior"]["transition"].mean(("chain", "draw")).to_numpy()
+    expected = 1 / (1 - np.diag(drawn)[table.index])
+    assert stats.spearmanr(expected, table["mean_duration"]).statistic > 0.9
+
+
 def test_the_report_says_in_words_what_was_found(fitted):
     text = (fitted / "report.html").read_text(encoding="utf-8")
-    for words in ("Can the fit be trusted?", "4 recordings, 510 frames", "were not seen", "The median instance lasts"):
+    for words in (
+        "Can the fit be trusted?",
+        "Pareto k-hat",
+        "simulated speed",
+        "another start",
+        "4 recordings, 510 frames",
+        "were not seen",
+        "The median instance lasts",
+    ):
         assert words in text
     assert text.count("data:image/png;base64,") >= 9
     assert "<script" not in text

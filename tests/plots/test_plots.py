@@ -165,3 +165,12 @@ def test_trials_at_almost_one_stickiness_can_be_drawn():
     trail = pd.DataFrame({"stickiness": [100.0, np.nextafter(100.0, 101.0)], "median": [0.4, 0.42]})
     low, high = plots.stickiness_search(trail, target=0.4).get_xlim()
     assert low < 100 < high
+
+
+def test_what_a_predictive_check_cuts_off_is_written_into_it():
+    generator = np.random.default_rng(0)
+    values = np.r_[generator.gamma(2, 1, 100), generator.gamma(2, 1, 60), np.full(40, 1e46)]
+    rows = pd.DataFrame({"statistic": "speed", "draw": np.repeat([-1, 0], 100), "value": values})
+    (words,) = plots.predictive_check(rows).axes[0].texts
+    assert words.get_text() == "40% of simulated\nvalues lie beyond"
+    assert not plots.predictive_check(rows[rows["value"] < 3]).axes[0].texts
