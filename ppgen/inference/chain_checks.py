@@ -18,7 +18,7 @@ Array = np.ndarray
 RHAT, HIGHEST_RHAT, FALSE_ALARMS = 1.01, 1.05, 1e-3
 ESS, MCSE, ODD, SHAPE, MOVES = 400, 0.05, 0.3, 0.7, 0.1
 SHORT = 99  # steps of a chain under which its halves are too short to see that one stands still
-EBFMI, EBFMI_DRAWS, DIVERGENT_SHARE = 0.3, 1000, 0.0
+EBFMI, EBFMI_DRAWS = 0.3, 1000
 UNCLEAR_SHARE = 0.1  # of draws in which two labels could as well be exchanged
 
 
@@ -65,12 +65,13 @@ def check_modes(
 def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
     """Divergences and the energy of a Hamiltonian sampler, from its records ``diverging`` and ``energy``."""
     if "diverging" in stats:
-        share = _share(stats["diverging"])
+        flags = np.asarray(stats["diverging"], dtype=float)
+        count = float(flags.sum()) if flags.size else math.nan
         yield Check(
             "divergences",
-            share,
-            f"<= {DIVERGENT_SHARE:.0%} of draws",
-            share <= DIVERGENT_SHARE,
+            count,
+            f"of {flags.size:,} draws (wanted 0)",
+            count == 0,
             "the posterior has corners the sampler cannot enter: raise target_accept towards 1, or tighten the priors",
         )
     if "energy" in stats:
@@ -189,8 +190,3 @@ def _ebfmi(energy: Float[Array, "C S"]) -> float:
     if not (variances > 0).all():
         return math.nan
     return float(min(changes[group].mean() / variances[group].mean() for group in groups))
-
-
-def _share(flags: Array) -> float:
-    values = np.asarray(flags, dtype=float)
-    return float(values.mean()) if values.size else math.nan

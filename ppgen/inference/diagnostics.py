@@ -10,7 +10,8 @@ Every check is written so that NaN fails it; what could not be checked is said. 
 - a chain is odd when it is 0.3 pooled standard deviations from the rest (what :math:`\hat R` sees of one among four)
   and Grubbs's test says the same;
 - tail shape at most 0.7, beyond which means and their errors are not to be had from any number of draws (Vehtari et al.
-  2024); the same number is the limit of the importance ratios :math:`p/q` of a variational fit (Yao et al. 2018);
+  2024); the same number is the limit of the importance ratios :math:`p/q` of a variational fit (Yao et al. 2018), whose
+  means and widths reweighting may move by a tenth (:mod:`ppgen.inference.importance`);
 - E-BFMI at least 0.3 (Betancourt 2016), over 1,000 draws or more: of a group of chains where they are shorter.
 """
 
@@ -21,19 +22,23 @@ import numpy as np
 from jaxtyping import Float
 
 from ppgen.inference.chain_checks import check_chains, check_labels, check_modes, check_sampler
-from ppgen.inference.verdict import Check, Report, report
+from ppgen.inference.importance import check_importance, check_moments
+from ppgen.inference.verdict import UNSEEN, Check, Report, report
 
 __all__ = [
     "Check",
     "Report",
     "check_chains",
+    "check_compared",
     "check_convergence",
     "check_elbo",
+    "check_finite",
     "check_importance",
     "check_interrupted",
     "check_labels",
     "check_missing",
     "check_modes",
+    "check_moments",
     "check_restarts",
     "check_sampler",
     "report",
@@ -43,24 +48,8 @@ Array = np.ndarray
 
 MISSING_SHARE, RESTART_NATS, ELBO_DROP = 0.5, 10.0, 1e-8
 GAIN, SETTLED_STEPS = 1.0, 100  # nats still gained over the last tenth of a run, of so many steps at least
-
-
-def check_importance(log_ratio: Float[Array, " S"]) -> Iterator[Check]:
-    """Pareto shape k-hat of ``log p(theta, x) - log q(theta)`` at draws from q: whether q can stand in for p.
-
-    Where the model gives a bound of its evidence, so is this p.
-    """
-    ratio = np.asarray(log_ratio, dtype=float)
-    limit = min(1 - 1 / math.log10(ratio.size), 0.7) if ratio.size > 10 else 0.0
-    value = _pareto_shape(ratio)
-    yield Check(
-        "Pareto k-hat",
-        value,
-        f"< {limit:.2f}",
-        value < limit,
-        "the variational posterior of the parameters is no stand-in for the exact one: do not quote its intervals of "
-        "single parameters, judge predictions on held-out data, or run mcmc",
-    )
+FEWEST_STEPS = 10  # in the last tenth of a run, for its slope to decide alone
+STILL_RISING = 'the bound still rises: raise max_steps, or let the rate fall to zero (schedule="cosine")'
 
 
 def check_elbo(elbo: Float[Array, " I"], *, monotone: bool) -> Iterator[Check]:
@@ -79,16 +68,34 @@ def check_convergence(converged: bool | None, elbo: Float[Array, " I"]) -> Itera
     """Whether the engine's own test of convergence was met, and the bound has stopped rising.
 
     The number is the slope over the last tenth of the run. Where that is 100 steps or more of a noisy bound, what they
-    gained must be under a nat, or within three standard errors.
+    gained must be under a nat, or within three standard errors. With ``converged`` None the engine made no test, as
+    without early stopping: then the slope of ten steps or more decides alone.
     """
     slope, error, steps = _last_slope(np.asarray(elbo, dtype=float))
-    settled = steps < SETTLED_STEPS or slope * steps <= max(GAIN, 3 * error * steps)
+    settled = slope * steps <= max(GAIN, 3 * error * steps)
+    if converged is None:
+        good, wanted, advice = settled and steps >= FEWEST_STEPS, "at most noise, nats per step", STILL_RISING
+    else:
+        good, wanted = converged and (steps < SETTLED_STEPS or settled), "converged by the engine's test, nats per step"
+        advice = STILL_RISING if converged else "it stopped before it was done: raise max_steps"
+    yield Check("ELBO slope", slope, wanted, good, advice)
+
+
+def check_compared() -> Iterator[Check]:
+    """Stands for the checks that need the data, where it was not given."""
     yield Check(
-        "ELBO slope",
-        slope,
-        "converged by the engine's test, nats per step",
-        converged is True and settled,
-        "it stopped before it was done: raise max_steps",
+        UNSEEN,
+        math.nan,
+        "the data",
+        False,
+        "how far q is from the posterior (k-hat, means, widths): give diagnose the data, fit.diagnose(x)",
+    )
+
+
+def check_finite(share: float) -> Iterator[Check]:
+    """Share of the numbers that q is made of, or of its draws, which are finite."""
+    yield Check(
+        "finite posterior", share, "= 100%", share == 1.0, "q holds NaN or infinity: the run lost its way, fit again"
     )
 
 
@@ -120,19 +127,6 @@ def check_restarts(elbos: Sequence[float]) -> Iterator[Check]:
             gap <= RESTART_NATS,
             "the optimum depends on the start: raise n_init",
         )
-
-
-def _pareto_shape(log_ratio: Array) -> float:
-    """k-hat of the largest ratios; NaN ratios make it NaN, ratios all alike (q is exact) make it minus infinity."""
-    from arviz_stats.base import array_stats
-
-    if log_ratio.size < 25 or not np.isfinite(log_ratio).all():
-        return math.nan
-    if np.ptp(log_ratio) < 1e-8 * max(1.0, float(np.abs(log_ratio).max())):
-        return -math.inf
-    # arviz smooths the importance weights of leave-one-out, which are those of minus its argument.
-    _, shape = array_stats.psislw(-log_ratio, axis=-1)
-    return float(shape)
 
 
 def _last_slope(elbo: Array) -> tuple[float, float, int]:

@@ -1,18 +1,22 @@
 """What checks come to: lines in words, and a verdict that fails closed."""
 
+import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import pandas as pd
 
-__all__ = ["MODES", "Check", "Report", "report"]
+__all__ = ["MODES", "UNSEEN", "Check", "Report", "report"]
 
 MODES = "modes"  # the check whose advice is part of the verdict
+UNSEEN = "comparison with the posterior"  # the check that stands for those which could not be made
+WIDTH = 120  # of a line of passed checks
 
 
 class Check(NamedTuple):
-    """One line of a report."""
+    """One line of a report; a ``threshold`` that begins with "of" says what a count is of: ``5 of 64,000 draws``."""
 
     check: str
     value: float
@@ -22,7 +26,7 @@ class Check(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """Whether a fit can be trusted: ``ok``, a ``verdict`` in words, and a ``table`` with one row per check."""
 
@@ -31,24 +35,68 @@ class Report:
     table: pd.DataFrame
 
     def __str__(self) -> str:
-        return "\n".join([self.verdict, *(_line(Check(*row)) for row in self.table.itertuples(index=False))])
+        """The verdict, a line per failed check, and the passed ones by name."""
+        rows = self._rows()
+        lines = [_line(row) for row in rows if not row.ok]
+        passed = "; ".join(_short(row) for row in rows if row.ok)
+        return "\n".join([self.verdict, *lines, *textwrap.wrap(f"ok   {passed}" if passed else "", WIDTH)])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, and a table with the failed checks first."""
+        rows = sorted(self._rows(), key=lambda row: row.ok)
+        heads = "".join(f"<th>{name}</th>" for name in ("", "check", "found", "what to do"))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in rows)
+        return f"<p>{html.escape(self.verdict)}</p><table><tr>{heads}</tr>{body}</table>"
+
+    def _rows(self) -> list[Check]:
+        return [Check(*row) for row in self.table[list(Check._fields)].itertuples(index=False)]
 
 
 def report(checks: Sequence[Check], notes: Sequence[str] = ()) -> Report:
-    """Verdict over all checks, with ``notes`` behind it; without any check it is not good, for nothing was shown."""
-    table = pd.DataFrame(list(checks), columns=list(Check._fields))
+    """Verdict over all checks, with ``notes`` behind it; without any check it is not good, for nothing was shown.
+
+    The table gives advice where a check failed, and nowhere else.
+    """
+    table = pd.DataFrame(
+        [row if not row.ok else row._replace(advice="") for row in checks], columns=list(Check._fields)
+    )
     failed = [check for check in checks if not check.ok]
-    if not checks:
-        words = "Not to be trusted: nothing could be checked."
-    elif failed:
-        names = ", ".join(dict.fromkeys(check.check.split(" of ")[0] for check in failed))
-        words = f"Not to be trusted as it is: {len(failed)} of {len(checks)} checks failed ({names})."
-    else:
-        words = f"No problem found: {len(checks)} of {len(checks)} checks passed."
     found = [f"{check.advice[0].upper()}{check.advice[1:]}." for check in failed if check.check == MODES]
-    return Report(bool(checks) and not failed, " ".join([words, *found, *notes]), table)
+    return Report(bool(checks) and not failed, " ".join([_words(checks, failed), *found, *notes]), table)
+
+
+def _words(checks: Sequence[Check], failed: Sequence[Check]) -> str:
+    if not checks:
+        return "Not to be trusted: nothing could be checked."
+    if not failed:
+        return f"No problem found: {len(checks)} of {len(checks)} checks passed."
+    unseen = "".join(f" Not shown: {check.advice}." for check in failed if check.check == UNSEEN)
+    names = ", ".join(dict.fromkeys(check.check.split(" of ")[0] for check in failed if check.check != UNSEEN))
+    count = sum(check.check != UNSEEN for check in failed)
+    if count:
+        return f"Not to be trusted as it is: {count} of {len(checks)} checks failed ({names}).{unseen}"
+    passed = len(checks) - len(failed)
+    said = f"{passed} check{'' if passed == 1 else 's'} passed"
+    return f"Not shown to be good: {said}, but the one that matters was not made.{unseen}"
+
+
+def _found(row: Check) -> str:
+    """The number beside what was wanted."""
+    if row.threshold.startswith("of "):
+        return f"{row.value:,.0f} {row.threshold}"
+    return f"{row.value:.4g} (wanted {row.threshold})"
 
 
 def _line(row: Check) -> str:
-    mark, advice = ("ok  ", "") if row.ok else ("FAIL", f": {row.advice}")
-    return f"{mark} {row.check}: {row.value:.4g} (wanted {row.threshold}){advice}"
+    return f"FAIL {row.check}: {_found(row)}: {row.advice}"
+
+
+def _short(row: Check) -> str:
+    return f"{row.check} {row.value:,.0f}" if row.threshold.startswith("of ") else f"{row.check} {row.value:.4g}"
+
+
+def _cells(row: Check) -> tuple[str, str, str, str]:
+    return "ok" if row.ok else "FAIL", row.check, _found(row), "" if row.ok else row.advice

@@ -24,7 +24,7 @@ LP = "log density"  # what the sampler's record of it is called among the sites
 
 
 def diagnose(fit: "Fit", read: Read | None, draws: int) -> Report:
-    """Report on ``fit``; ``read`` holds the data (labelled, tensor, inputs), which importance ratios need."""
+    """Report on ``fit``; ``read`` holds the data (labelled, tensor, inputs), which a variational fit's checks need."""
     notes: list[str] = list(fit.attrs.get("relabelled", []))
     return report(list(_checks(fit, read, draws, notes)), notes)
 
@@ -36,14 +36,8 @@ def _checks(fit: "Fit", read: Read | None, draws: int, notes: list[str]) -> Iter
     if isinstance(fit.posterior, Draws) and "log_q" not in fit.posterior.stats:
         yield from _chain_checks(fit, fit.posterior, notes)
     else:
-        yield from _bound_checks(fit)
-        if read is None:
-            notes.append(
-                "Not checked: Pareto k-hat, whether q can stand in for the posterior (give diagnose the data)."
-            )
-        else:
-            _, x, u = read
-            yield from diagnostics.check_importance(_log_ratio(fit, x, u, draws))
+        yield from _bound_checks(fit, notes)
+        yield from _posterior_checks(fit, read, draws, notes)
     share = fit.attrs.get("missing_share") if read is None else predictive.missing_share(fit.model, read[1])
     if share is not None:
         yield from diagnostics.check_missing(share)
@@ -67,24 +61,62 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
     yield from diagnostics.check_sampler(stats)
 
 
-def _bound_checks(fit: "Fit") -> Iterator[Check]:
+def _bound_checks(fit: "Fit", notes: list[str]) -> Iterator[Check]:
     """The bound of the run that was kept: monotone where every step was a full one."""
     kept = fit.history[fit.history["kept"]] if "kept" in fit.history else fit.history
     elbo = kept["elbo"].to_numpy(dtype=float) if "elbo" in kept else np.empty(0)
     monotone = "step_size" in kept and bool((kept["step_size"] == 1).all())
     yield from diagnostics.check_elbo(elbo, monotone=monotone)
     yield from diagnostics.check_convergence(fit.attrs.get("converged"), elbo)
-    yield from diagnostics.check_restarts(fit.attrs.get("restart_elbos", []))
+    restarts = fit.attrs.get("restart_elbos", [])
+    yield from diagnostics.check_restarts(restarts)
+    if len(restarts) < 2:
+        more = " (n_init)" if len(restarts) == 1 else ""
+        notes.append(f"One start was made: whether others end higher was not looked at{more}.")
 
 
-def _log_ratio(fit: "Fit", x: Tensor, u: Tensor | None, draws: int) -> np.ndarray:
-    """Log p(theta, x) - log q(theta) at draws from q."""
-    posterior = fit.posterior
+def _posterior_checks(fit: "Fit", read: Read | None, draws: int, notes: list[str]) -> Iterator[Check]:
+    """How far q is from the posterior, by draws of q and both densities of them."""
+    finite = _finite_share(fit.posterior)
+    if finite < 1.0:
+        yield from diagnostics.check_finite(finite)
+    elif read is None:
+        yield from diagnostics.check_compared()
+    else:
+        theta, log_ratio = _weighed(fit, read, draws, notes)
+        k_hat = list(diagnostics.check_importance(log_ratio))
+        yield from k_hat
+        if all(check.ok for check in k_hat):
+            yield from diagnostics.check_moments(theta, log_ratio)
+        else:
+            notes.append("Not compared: means and widths, for the draws of q cannot be reweighted.")
+
+
+def _finite_share(posterior: Draws | Factors) -> float:
+    """Share of the numbers behind a posterior that are finite."""
+    if isinstance(posterior, Draws):
+        values = [*posterior.sites.values(), *posterior.stats.values()]
+    else:
+        values = [value for factor in posterior.factors.values() for value in factor.eta.values()]
+        values += list(posterior.points.values())
+    bad = sum(int((~torch.isfinite(value)).sum()) for value in values)
+    return 1 - bad / max(1, sum(value.numel() for value in values))
+
+
+def _weighed(fit: "Fit", read: Read, draws: int, notes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Draws of q, {site: (S, *event)}, and log p(theta, x) - log q(theta) of each (S,)."""
+    posterior, (_, x, u) = fit.posterior, read
     if isinstance(posterior, Factors):
         theta = posterior.draws(draws)
         log_q = posterior.log_prob(theta)
     else:
+        if draws > posterior.size:
+            notes.append(f"Of draws={draws:,} the fit holds {posterior.size:,}, which were used.")
         theta = posterior.draws(min(draws, posterior.size))
-        log_q = posterior.draw_stats(len(next(iter(theta.values()))))["log_q"]
+        log_q = posterior.draw_stats(min(draws, posterior.size))["log_q"]
     joint = predictive.gather(lambda one: predictive.log_joint(fit.model, one, x, u=u), theta)
-    return (joint - log_q).numpy(force=True)
+    points = posterior.points if isinstance(posterior, Factors) else {}
+    if points:
+        notes.append(f"Points without a width of their own, not compared: {', '.join(points)}.")
+    uncertain = {site: value.numpy(force=True) for site, value in theta.items() if site not in points}
+    return uncertain, (joint - log_q).numpy(force=True)

@@ -305,6 +305,16 @@ def test_a_bound_that_still_rises_is_seen_whatever_the_engine_says(random):
     assert not failures(d.check_convergence(True, -100 / np.arange(1.0, 60)))
 
 
+def test_without_early_stopping_the_slope_alone_decides(random):
+    noise = random.normal(size=2000)
+    assert not failures(d.check_convergence(None, noise))
+    assert not failures(d.check_convergence(None, noise - 0.001 * np.arange(2000)))
+    rising = list(d.check_convergence(None, noise + 0.05 * np.arange(2000)))
+    assert failures(rising) == ["ELBO slope"]
+    assert "cosine" in rising[0].advice
+    assert failures(d.check_convergence(None, np.arange(5.0))) == ["ELBO slope"]
+
+
 def test_a_lone_best_restart_is_seen():
     assert not failures(d.check_restarts([-100.0, -101.0, -300.0]))
     assert failures(d.check_restarts([-100.0, -150.0]))

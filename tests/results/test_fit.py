@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -179,6 +182,49 @@ def test_diagnosis_of_a_variational_fit_looks_at_the_exact_posterior_where_data_
     assert "Pareto k-hat" not in set(without.table["check"])
     assert "Pareto k-hat" in set(given.table["check"])
     assert given.table["value"].notna().all()
+
+
+def test_a_variational_fit_without_the_data_is_not_shown_to_be_good(hmm_fit):
+    report = hmm_fit.diagnose()
+    assert not report.ok
+    assert "give diagnose the data" in report.verdict
+    assert report.table.set_index("check")["ok"].drop("comparison with the posterior").all()
+
+
+def test_one_start_is_said_to_be_one(hmm_fit):
+    assert "One start was made" in hmm_fit.diagnose().verdict
+    several = replace(hmm_fit, attrs={**hmm_fit.attrs, "restart_elbos": [-1.0, -2.0]})
+    assert "One start" not in several.diagnose().verdict
+
+
+def test_nan_in_a_variational_posterior_is_a_verdict(hmm_fit, recordings, line):
+    factors = {
+        name: factor._replace(eta={key: value * torch.nan for key, value in factor.eta.items()})
+        for name, factor in hmm_fit.posterior.factors.items()
+    }
+    report = replace(hmm_fit, posterior=Factors(factors)).diagnose(recordings)
+    assert not report.table.set_index("check").loc["finite posterior", "ok"]
+    guided, x, u = normal_guide(line)
+    sites = {site: value * torch.nan for site, value in guided.posterior.sites.items()}
+    report = replace(guided, posterior=Draws(sites, guided.posterior.stats)).diagnose(x, u=u)
+    assert not report.table.set_index("check").loc["finite posterior", "ok"]
+
+
+def normal_guide(line):
+    """The fit of `Line` as if a guide had been fitted: independent normals of the draws' means and sds."""
+    fit, x, u = line
+    weight = dist.Normal(fit.posterior.sites["weight"].mean((0, 1)), 0.3)
+    noise = dist.LogNormal(fit.posterior.sites["noise"].log().mean(), 0.3)
+    sites = {"weight": weight.sample((1, 400)), "noise": noise.sample((1, 400))}
+    log_q = weight.log_prob(sites["weight"]).sum(-1) + noise.log_prob(sites["noise"])
+    history = pd.DataFrame({"step": np.arange(200), "elbo": -1.0})
+    return ppgen.Fit(fit.model, Draws(sites, {"log_q": log_q}), history, {"engine": "svi", "converged": None}, {}), x, u
+
+
+def test_more_draws_than_a_fit_holds_are_said_to_be_missing(line):
+    fit, x, u = normal_guide(line)
+    assert "Of draws=20,000 the fit holds 400, which were used." in fit.diagnose(x, draws=20000, u=u).verdict
+    assert "the fit holds" not in fit.diagnose(x, draws=400, u=u).verdict
 
 
 def test_a_variational_posterior_that_is_too_narrow_is_not_trusted(hmm_fit, recordings):
