@@ -29,6 +29,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from ppgen.distributions.collapsed import Collapsed
+from ppgen.errors import DataError
 from ppgen.families.completion import Completion
 from ppgen.families.family import Factor, Natural
 
@@ -71,6 +72,18 @@ class Model(nn.Module, ABC):
 
     def check(self, x: Tensor) -> None:  # noqa: B027 (a model without demands has nothing to refuse)
         """Refuse data that this model cannot take, in words."""
+
+    def renumbered(self, axis: str, order: Tensor) -> "Model":
+        """Put exchangeable labels in another order: label k of the answer is label ``order[k]`` of this model.
+
+        A model with learnt tensors says itself which of them lie along ``axis``; one without needs nothing.
+        """
+        if learnt := sorted(self.state_dict()):
+            raise DataError(
+                f"{type(self).__name__}: must say how {learnt[:4]} follow another order of {axis}, got no "
+                "`renumbered(axis, order)`; write it, and return self if they do not"
+            )
+        return self
 
 
 class Conjugate(Model):

@@ -80,7 +80,7 @@ def as_observations(
 
 def to_tensor(observations: xr.DataArray) -> Tensor:
     """Return the values as a float64 tensor that shares no memory with them."""
-    return torch.tensor(np.asarray(observations.values, dtype=np.float64))
+    return torch.tensor(np.ascontiguousarray(observations.values, dtype=np.float64))
 
 
 def lengths(x: Float[Tensor, "N T *D"]) -> Int[Tensor, " N"]:

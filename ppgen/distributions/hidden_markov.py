@@ -49,9 +49,14 @@ class HiddenMarkovLatents:
 
     @property
     def marginals(self) -> dict[str, Tensor]:
-        """``z``: probability of each state at each step; ``h``: mean of the latent frames, where there are any."""
+        """``z``: probability of each state at each step; ``h``: mean of the latent frames, where there are any.
+
+        NaN past the end of a sequence.
+        """
         found = {"z": self.chain.marginals}
-        return found if self.completion is None else found | {"h": self.completion.mean}
+        found |= {} if self.completion is None else {"h": self.completion.mean}
+        exists = torch.arange(found["z"].shape[-2], device=self.lengths.device) < self.lengths[:, None]
+        return {name: torch.where(exists[..., None], value, torch.nan) for name, value in found.items()}
 
     @property
     def mode(self) -> dict[str, Tensor]:

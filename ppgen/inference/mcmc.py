@@ -148,7 +148,7 @@ def fit(
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
-    return fit_result(task.model, posterior, run.table(), attrs, labels)
+    return fit_result(task.model, posterior, run.table(), attrs, labels, task.inputs)
 
 
 def _check_options(

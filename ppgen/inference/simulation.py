@@ -21,7 +21,7 @@ from ppgen.inference import predictive
 from ppgen.inference.density import Density, density, quiet
 from ppgen.inference.program import copy_model
 from ppgen.model import Model
-from ppgen.results.arguments import as_inputs
+from ppgen.results.inputs import read_inputs
 from ppgen.rng import private_stream
 
 __all__ = ["Data", "Joint", "Simulated", "joint", "stacked"]
@@ -79,7 +79,7 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
         x = to_tensor(labelled)
         model = copy_model(model)
         model.check(x)
-        inputs = as_inputs("calibrate", u, x)
+        inputs = read_inputs("calibrate", u, labelled).values
         _observed(lambda: model.model(x, u=inputs))
         return Joint(model, model.model, density(model, x, u=inputs), args, inputs, labelled)
     if u is not None:

@@ -170,14 +170,15 @@ def fit(
     }
     posterior = Draws({name: _kept(value) for name, value in sites.items()}, {"log_q": _kept(log_q)})
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
-    return fit_result(_plain(task.model), posterior, run.history(), attrs, labels)
+    return fit_result(_plain(task.model), posterior, run.history(), attrs, labels, task.inputs)
 
 
 def _read(
-    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device
-) -> Task:
+    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
+    *, beside: Task | None = None,
+) -> Task:  # fmt: skip
     """What is fitted, in one type on one device; a model is told how many rows there are."""
-    task = read("svi", model, args, u).to(device, dtype)
+    task = read("svi", model, args, u, beside=beside).to(device, dtype)
     return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
 
 
@@ -189,7 +190,7 @@ def _held_out(task: Task, x: object, u: object, dtype: torch.dtype, device: torc
         return None
     if task.observations is None:
         raise DataError("svi: held_out is for models, whose data is known; subclass ppgen.Model")
-    outside = _read(task.model, (x,), u, dtype, device)
+    outside = _read(task.model, (x,), u, dtype, device, beside=task)
     for dim, size, given in zip(task.model.data_dims, task.args[0].shape, outside.args[0].shape, strict=True):
         if dim not in (task.model.data_dims[0], "time") and given != size:
             raise DataError(f"svi: held_out must have {size} {dim}s like x, got {given}; pass rows of the same data")

@@ -1,7 +1,7 @@
 """What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -11,7 +11,7 @@ from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
 from ppgen.inference.program import Function, cast, copy_model, private
 from ppgen.model import Model
-from ppgen.results.arguments import as_inputs
+from ppgen.results.inputs import Inputs, aligned_features, labels_of, read_inputs
 
 __all__ = ["Task", "read"]
 
@@ -25,6 +25,7 @@ class Task:
     observations: xr.DataArray | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    inputs: Inputs | None = None
 
     @property
     def program(self) -> Callable[..., Any]:
@@ -40,11 +41,15 @@ class Task:
         """The same on a device, floating numbers in one type."""
         args = tuple(cast(arg, dtype, device) for arg in self.args)
         kwargs = {name: cast(arg, dtype, device) for name, arg in self.kwargs.items()}
-        return Task(self.model.to(device=device, dtype=dtype), self.observations, args, kwargs)
+        return replace(self, model=self.model.to(device=device, dtype=dtype), args=args, kwargs=kwargs)
 
 
-def read(who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: object) -> Task:
+def read(
+    who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, *, beside: Task | None = None
+) -> Task:
     """Read what an engine was called with: a `Model`, its data and inputs; or a function and its arguments.
+
+    Named features and inputs of what is looked at ``beside`` the data of a task are brought into the order of those.
 
     Raises
     ------
@@ -59,8 +64,12 @@ def read(who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: 
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
     observations = as_observations(args[0], dims=model.data_dims)
+    names = None
+    if beside is not None and beside.observations is not None and beside.inputs is not None:
+        observations = aligned_features(who, observations, labels_of(beside.observations))
+        names = beside.inputs.names
     data = to_tensor(observations)
-    inputs = as_inputs(who, u, data)
+    inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)
-    return Task(model, observations, (data,), {"u": inputs})
+    return Task(model, observations, (data,), {"u": inputs.values}, inputs)

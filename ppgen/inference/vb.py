@@ -33,6 +33,7 @@ from ppgen.inference.program import copy_model
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.arguments import as_folder, require_at_least
 from ppgen.results.fit import Fit, fit_result
+from ppgen.results.inputs import Inputs
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
 
@@ -132,7 +133,7 @@ def fit(
     }
     history = pd.concat([pd.DataFrame(state.rows).assign(init=i) for i, state in enumerate(states)], ignore_index=True)
     history["kept"] = history["init"] == states.index(best)
-    return fit_result(model, Factors(best.q), history, attrs, observations)
+    return fit_result(model, Factors(best.q), history, attrs, observations, Inputs())
 
 
 def _check(options: Options, n_init: int) -> None:

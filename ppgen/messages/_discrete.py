@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ppgen.messages import _discrete_draws as draws
 from ppgen.messages import _discrete_kernels as kernels
-from ppgen.messages import _op, _scan
+from ppgen.messages import _discrete_steps, _op, _scan
 from ppgen.messages._compiled import run_tasks
 from ppgen.messages._discrete_cross import cross, finish
 from ppgen.messages._discrete_exact import exact
 
-__all__ = ["NAME", "compute", "mode", "sample"]
+__all__ = ["NAME", "compute", "mode", "sample", "steps"]
 
 NAME = "discrete_chain"
 
@@ -75,6 +75,11 @@ def mode(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, len
     return _best(*_detached(log_initial, log_transition, log_potential, lengths), None)[0]
 
 
+def steps(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor) -> Tensor:
+    """What each step adds to the log-normaliser (B, T), in one forward pass; without a gradient."""
+    return _each(*_detached(log_initial, log_transition, log_potential, lengths), None)[0]
+
+
 def _sample(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor) -> Tensor:
     arrays = [t.cpu().contiguous().numpy() for t in (a, b, c, lengths, uniforms)]
     states = torch.empty(uniforms.shape, dtype=torch.long)
@@ -93,7 +98,15 @@ def _mode(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, _: Tensor | None) ->
     return states.to(c.device)
 
 
+def _steps(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, _: Tensor | None) -> Tensor:
+    arrays = [t.cpu().contiguous().numpy() for t in (a, b, c, lengths)]
+    added = torch.empty((1, *c.shape[:2]), dtype=torch.float64)
+    run_tasks(_discrete_steps.steps, len(c), c.numel() * c.shape[2], *arrays, added[0].numpy())
+    return added.to(c.device)
+
+
 _draw = _op.folded(f"{NAME}_sample", _sample)
+_each = _op.folded(f"{NAME}_steps", _steps, torch.float64)
 _best = _op.folded(f"{NAME}_mode", _mode)
 
 

@@ -47,10 +47,10 @@ def register(name: str, compute: Compute) -> None:
     _operators[name] = operator
 
 
-def folded(name: str, paths: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def folded(name: str, paths: Callable[..., Tensor], dtype: torch.dtype = torch.long) -> Callable[..., Tensor]:
     """Make ``paths(a, b, c, lengths, uniforms) -> (n, B, T)`` an operator that folds a ``vmap`` into its own batch.
 
-    Inputs are those of `register`, and ``uniforms`` (n, B, T) or None, which is n = 1.
+    Inputs are those of `register`, and ``uniforms`` (n, B, T) or None, which is n = 1. The answer is of ``dtype``.
     """
 
     def run(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None) -> Tensor:
@@ -59,7 +59,7 @@ def folded(name: str, paths: Callable[..., Tensor]) -> Callable[..., Tensor]:
     operator = torch.library.custom_op(f"ppgen::{name}", run, mutates_args=())
 
     def shapes(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None) -> Tensor:
-        return c.new_empty((1 if uniforms is None else len(uniforms), *c.shape[:2]), dtype=torch.long)
+        return c.new_empty((1 if uniforms is None else len(uniforms), *c.shape[:2]), dtype=dtype)
 
     def fold(
         info: Context, in_dims: tuple, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, uniforms: Tensor | None

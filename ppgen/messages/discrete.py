@@ -133,6 +133,14 @@ class DiscreteChain:
         """The most probable path (Viterbi), (..., T) of int64; padded like :meth:`sample`, and raises as it does."""
         return _discrete.mode(*self._inputs).reshape(*self.batch, self.steps)
 
+    def log_steps(self) -> Float[Tensor, "*B T"]:
+        """What each step adds to the log-normaliser of those before it, (..., T): they sum to :attr:`log_normalizer`.
+
+        Of a normalised chain this is log p(x_t | x_1, ..., x_{t-1}). Zero at or after the length, and behind a step
+        that makes every path impossible, which has ``-inf``. One forward pass, without a gradient.
+        """
+        return self._shaped(_discrete.steps(*self._inputs))
+
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat.reshape(self.batch + flat.shape[1:]).to(self.dtype)
 

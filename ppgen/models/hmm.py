@@ -54,7 +54,8 @@ class HMM(Conjugate):
 
     Parameters
     ----------
-    states : number of states K, or their names.
+    states : number of states K. Names for them may be given too, but which state gets which is arbitrary: see
+        ``Fit.order`` and ``Fit.rename``.
     features : number of features D of a full-covariance Gaussian emission; or give ``emission``.
     emission : any :class:`~ppgen.families.emission.Emission`.
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
@@ -266,6 +267,15 @@ class HMM(Conjugate):
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x)
+
+    def renumbered(self, axis: str, order: Int[Tensor, " K"]) -> "HMM":
+        """A copy whose learnt usage follows ``order``; the guide that SVI trains is left out."""
+        model = HMM(**self.config)
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("q.")}
+        if self.hierarchical:
+            state["usage_logits"] = state["usage_logits"][order]
+        model.load_state_dict(state)
+        return model
 
 
 def _refuse_inputs(u: Tensor | None) -> None:

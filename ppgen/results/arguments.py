@@ -39,7 +39,7 @@ def as_inputs(who: str, u: object, x: Tensor) -> Tensor | None:
         raise DataError(
             f"{who}: u must be finite, got {values[place]} at {place}; only x may have gaps, fill or drop them"
         )
-    return torch.tensor(values, dtype=x.dtype)
+    return torch.tensor(np.ascontiguousarray(values), dtype=x.dtype)
 
 
 def as_device(who: str, name: str) -> torch.device | None:

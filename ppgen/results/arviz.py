@@ -18,6 +18,8 @@ from torch import Tensor
 from ppgen.errors import DataError
 from ppgen.inference import predictive
 from ppgen.results.arguments import require_memory
+from ppgen.results.inputs import INPUT
+from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws
 
 if TYPE_CHECKING:
@@ -38,16 +40,26 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     stats = _sample_stats(fit, theta, read, draws)
     groups |= {"sample_stats": _numpy(stats)} if stats else {}
     dims = {site: list(names) for site, names in fit.model.dims.items()}
-    coords: dict[str, Any] = {axis: list(labels) for axis, labels in fit.model.coords.items()}
-    coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in fit.model.data_dims[:2]}
+    coords: dict[str, Any] = names(fit)
+    coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in (*fit.model.data_dims[:2], INPUT)}
     if read is not None:
         observations, x, u = read
         groups |= _data_groups(fit, theta, x, u)
         dims |= {"x": list(fit.model.data_dims)}
-        dims |= {} if u is None else {"u": [*fit.model.data_dims[: u.ndim - 1], "input"]}
+        dims |= {} if u is None else {"u": [*fit.model.data_dims[: max(u.ndim - 1, 1)], INPUT][: u.ndim]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
+    _name_inputs(fit, tree)
     return tree if read is None else _without_empty_rows(tree, read[1], fit.model.data_dims[0])
+
+
+def _name_inputs(fit: "Fit", tree: xr.DataTree) -> None:
+    """Label inputs, and parameters along them, by the names of the columns that the fit had."""
+    names = fit.labels.get(INPUT)
+    for group in ("constant_data", "posterior", "prior"):
+        own = group != "constant_data" and INPUT in fit.model.coords
+        if names is not None and group in tree and tree[group].sizes.get(INPUT) == len(names) and not own:
+            tree[group] = xr.DataTree(tree[group].to_dataset().assign_coords({INPUT: names}))
 
 
 def _check_names(sites: list[str], axes: set[str]) -> None:

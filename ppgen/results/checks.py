@@ -11,6 +11,7 @@ from torch import Tensor
 from ppgen.inference import diagnostics, predictive
 from ppgen.inference.verdict import Check, Report, report
 from ppgen.results.labels import aligned, declared
+from ppgen.results.numbering import arbitrary_names
 from ppgen.results.posterior import Draws, Factors
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ LP = "log density"  # what the sampler's record of it is called among the sites
 
 def diagnose(fit: "Fit", read: Read | None, draws: int) -> Report:
     """Report on ``fit``; ``read`` holds the data (labelled, tensor, inputs), which a variational fit's checks need."""
-    notes: list[str] = list(fit.attrs.get("relabelled", []))
+    notes: list[str] = [*fit.attrs.get("relabelled", []), *arbitrary_names(fit.model, fit.attrs)]
     return report(list(_checks(fit, read, draws, notes)), notes)
 
 

@@ -1,6 +1,6 @@
 """What a fit gives back: labelled answers about any data its model takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,28 +8,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
-from torch import Tensor
-from tqdm import tqdm
 
-from ppgen.data.arrays import as_observations, like, to_tensor
 from ppgen.errors import DataError
-from ppgen.inference import predictive
 from ppgen.inference.diagnostics import Report
-from ppgen.model import Conjugate, Model
-from ppgen.results.arguments import as_inputs, require_at_least, require_memory
+from ppgen.model import Model
+from ppgen.results import answers
+from ppgen.results.arguments import require_at_least
 from ppgen.results.checks import diagnose
+from ppgen.results.inputs import INPUT, Inputs, labels_of
 from ppgen.results.labels import aligned, declared
+from ppgen.results.numbering import ordered, renamed, warn_of_names
 from ppgen.results.posterior import Draws, Factors
+from ppgen.results.reading import Read, read
 from ppgen.results.storage import read_folder, versions, write_folder
 from ppgen.results.stored import describe_fit, restore_parts
 from ppgen.rng import private_stream
 
 __all__ = ["Fit", "fit_result", "load"]
-
-AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
-DELAY = 2  # seconds before a progress bar is shown
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,15 +64,7 @@ class Fit:
         200 of them, whose mode is the most probable state of each step. Discrete sites that `mcmc.fit` summed out by
         enumeration come under their own names, their values numbered.
         """
-        observations, data, inputs = self._read(x, u)
-        require_at_least("latents: draws", draws, 0)
-        require_memory("latents", max(draws, 1), data.shape[:2].numel(), "pass fewer draws")
-        with private_stream(random_seed):
-            found = self._latents(data, inputs, draws)
-        variables = {name: self._label(observations, value, found.dims[name]) for name, value in found.values.items()}
-        for name, value in found.draws.items():
-            variables[name] = self._label(observations, value, ("draw", *found.dims[name]))
-        return xr.Dataset(variables, attrs={"engine": str(self.attrs.get("engine", ""))})
+        return answers.latents(self, x, draws, u=u, random_seed=random_seed)
 
     def impute(
         self, x: object, draws: int = 500, *, u: object = None, sparse: bool = False, random_seed: int | None = None
@@ -90,72 +78,25 @@ class Fit:
         ------
         DataError : when the draws would need more than 4 GB.
         """
-        observations, data, inputs = self._read(x, u)
-        hidden = torch.isnan(data) & predictive.exists(self.model, data)
-        size = int(hidden.sum()) if sparse else data.numel()
-        require_memory("impute", draws, size, "pass sparse=True or fewer draws")
-
-        def fill(theta: predictive.Theta, start: Tensor | None = None) -> Tensor:
-            return predictive.impute(self.model, theta, data, u=inputs, start=start)
-
-        values = self._predict("impute", fill, draws, random_seed, then=fill, keep=hidden if sparse else None)
-        if not sparse:
-            return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
-        places = np.argwhere(hidden.numpy())
-        coords = {
-            dim: (
-                "missing",
-                observations[dim].values[places[:, axis]] if dim in observations.coords else places[:, axis],
-            )
-            for axis, dim in enumerate(self.model.data_dims)
-        }
-        return xr.Dataset({"x": (("draw", "missing"), values.numpy())}, coords)
+        return answers.impute(self, x, draws, u=u, sparse=sparse, random_seed=random_seed)
 
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:
         """Draws of the ``horizon`` steps after each sequence's last observation, (draw, sequence, ahead, feature)."""
-        observations, data, inputs = self._read(x, u)
-        require_at_least("forecast: horizon", horizon, 1)
-        dims = ["ahead" if dim == "time" else dim for dim in self.model.data_dims]
-        require_memory("forecast", draws, len(data) * horizon * data[0, 0].numel(), "pass fewer draws")
-        values = self._predict(
-            "forecast",
-            lambda theta: predictive.forecast(self.model, theta, data, horizon, u=inputs),
-            draws,
-            random_seed,
-        )
-        answer = self._label(observations, values, ("draw", *dims)).rename(observations.name)
-        return answer.assign_coords(ahead=np.arange(1, horizon + 1))
+        return answers.forecast(self, x, horizon, draws, u=u, random_seed=random_seed)
 
     def posterior_predictive(
         self, x: object, draws: int = 500, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:
         """Replicated data sets of the shape of ``x`` (NaN past the end of a sequence), (draw, *dims of x)."""
-        observations, data, inputs = self._read(x, u)
-        require_memory("posterior_predictive", draws, data.numel(), "pass fewer draws")
-        values = self._predict(
-            "posterior_predictive",
-            lambda theta: predictive.replicate(self.model, theta, data, u=inputs),
-            draws,
-            random_seed,
-        )
-        return self._label(observations, values, ("draw", *self.model.data_dims)).rename(observations.name)
+        return answers.posterior_predictive(self, x, draws, u=u, random_seed=random_seed)
 
     def log_likelihood(
         self, x: object, draws: int = 200, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:
         """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta)."""
-        observations, data, inputs = self._read(x, u)
-        require_memory("log_likelihood", draws, len(data), "pass fewer draws")
-        values = self._predict(
-            "log_likelihood",
-            lambda theta: predictive.log_likelihood(self.model, theta, data, u=inputs),
-            draws,
-            random_seed,
-        )
-        mean = torch.logsumexp(values, 0) - np.log(draws)
-        return self._label(observations, mean, self.model.data_dims[:1]).rename("log_likelihood")
+        return answers.log_likelihood(self, x, draws, u=u, random_seed=random_seed)
 
     def to_arviz(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None
@@ -198,14 +139,51 @@ class Fit:
 
         Raises
         ------
-        DataError : labels of sites or axes that are not there.
+        DataError : labels of sites or axes that are not there, or of variational factors.
         """
-        if labels is None or not isinstance(self.posterior, Draws):
-            return self if self._numbered is self.posterior else replace(self, posterior=self._numbered)
+        if labels is not None and not isinstance(self.posterior, Draws):
+            raise DataError(
+                "relabel: variational factors have one numbering, so there is nothing to align, got labels; use "
+                "fit.order or fit.rename"
+            )
+        if not isinstance(self.posterior, Draws) or labels is None:
+            return (
+                self if self.numbered_posterior is self.posterior else replace(self, posterior=self.numbered_posterior)
+            )
         axes = {site: (axis,) if isinstance(axis, int) else tuple(axis) for site, axis in labels.items()}
         posterior, found = aligned(self.posterior, {"the draws": axes})
         words = [alignment.words(name) for name, alignment in found.items()]
         return replace(self, posterior=posterior, attrs={**self.attrs, "relabelled": words})
+
+    def rename(self, **axes: Sequence[str]) -> "Fit":
+        """The same fit with names for labels: ``fit.rename(state=["rest", "run"])``, once it is known which is which.
+
+        Raises
+        ------
+        DataError : an axis that no parameter has, or another number of names.
+        """
+        return renamed(self, axes)
+
+    def order(
+        self, axis: str, by: str, *, x: object = None, u: object = None, descending: bool = False, **where: object
+    ) -> "Fit":
+        """The same fit, its exchangeable labels in another order: ``order("state", by="location", feature="speed")``.
+
+        Nothing that the fit says of data changes. Names that `rename` gave go with their labels; names that the model
+        had before the fit stay where they are, the first for the label that is now first.
+
+        Parameters
+        ----------
+        axis : one of ``model.exchangeable``.
+        by : a site, whose posterior mean is ascending in the answer; with the data ``x``, a variable of `latents`,
+            whose average over the data is: ``by="z", x=x, descending=True`` has the most used first.
+        where : where to look along other axes of ``by``, by label.
+
+        Raises
+        ------
+        DataError : labels with a meaning of their own, or nothing of that name to order by.
+        """
+        return ordered(self, axis, by, where, x=x, u=u, descending=descending)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write this fit to a new ``folder``, all or nothing; ``overwrite`` replaces an earlier fit there.
@@ -219,58 +197,16 @@ class Fit:
         content, tensors = describe_fit(self)
         write_folder(folder, content, tensors, self.history, overwrite=overwrite)
 
-    def _read(self, x: object, u: object) -> tuple[xr.DataArray, Tensor, Tensor | None]:
-        observations = self._aligned(as_observations(x, dims=self.model.data_dims))
-        data = to_tensor(observations)
-        self.model.check(data)
-        return observations, data, as_inputs("Fit", u, data)
-
-    def _aligned(self, observations: xr.DataArray) -> xr.DataArray:
-        """Bring named features into the order of the training data; refuse others."""
-        axis = self.model.data_dims[-1]
-        if axis not in self.labels or axis not in observations.coords:
-            return observations
-        wanted, given = np.asarray(self.labels[axis]).tolist(), observations[axis].values.tolist()
-        if wanted == given:
-            return observations
-        if sorted(map(str, wanted)) != sorted(map(str, given)):
-            raise DataError(f"Fit: x must have the {axis}s of the fit, {wanted}, got {given}; rename or select them")
-        return observations.sel({axis: wanted})
+    def _read(self, x: object, u: object) -> Read:
+        return read(self, x, u)
 
     @cached_property
-    def _numbered(self) -> Factors | Draws:
+    def numbered_posterior(self) -> Factors | Draws:
         """The posterior; of chains, with exchangeable labels numbered alike in every draw."""
         if not isinstance(self.posterior, Draws) or "log_q" in self.posterior.stats:
             return self.posterior
         labels = declared(self.model, self.posterior)
         return aligned(self.posterior, labels)[0] if labels else self.posterior
-
-    def _latents(self, data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
-        if isinstance(self.posterior, Factors) and isinstance(self.model, Conjugate):
-            with torch.no_grad():
-                exact = self.model.likelihood(self.posterior.statistics()).latents(data)
-                return predictive.summarized(exact, draws)
-        posterior = self._numbered
-        theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
-        return predictive.latents(self.model, theta, data, draws, u=inputs)
-
-    def _predict(
-        self,
-        who: str,
-        answer: Callable[[predictive.Theta], Tensor],
-        draws: int,
-        random_seed: int | None,
-        *,
-        then: Callable[[predictive.Theta, Tensor], Tensor] | None = None,
-        keep: Tensor | None = None,
-    ) -> Tensor:
-        """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
-        with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
-            return predictive.gather(answer, self.posterior.draws(draws), then, keep=keep, done=bar.update)
-
-    def _label(self, observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:
-        coords = {dim: list(labels) for dim, labels in self.model.coords.items() if dim in dims}
-        return like(observations, values, dims, coords=coords)
 
 
 def fit_result(
@@ -279,8 +215,11 @@ def fit_result(
     history: pd.DataFrame,
     attrs: Mapping[str, Any],
     observations: xr.DataArray,
+    inputs: Inputs | None = None,
 ) -> Fit:
     """Put a `Fit` together: engines call it, and it adds versions, labels of the training data, and point estimates.
+
+    ``inputs`` says which there were beside the data, an empty one that there were none; without it nothing is known.
 
     A site in ``model.dims`` that no factor draws is a point estimate: the model's attribute of that name.
     """
@@ -288,7 +227,11 @@ def fit_result(
         drawn = {site for factor in posterior.factors.values() for site in factor.family.sites}
         points = {site: getattr(model, site) for site in model.dims if site not in drawn and hasattr(model, site)}
         posterior = Factors(posterior.factors, {**points, **posterior.points})
-    labels = {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
+    labels = labels_of(observations)
+    warn_of_names(model)
+    if inputs is not None:
+        attrs = {**attrs, "inputs": inputs.shape}
+        labels |= {} if inputs.names is None else {INPUT: inputs.names}
     return Fit(model, posterior, history, {**attrs, "versions": versions()}, labels)
 
 

@@ -128,7 +128,7 @@ def test_data_of_one_axis_may_have_gaps(centre):
 def test_entry_by_entry_every_observation_has_the_likelihood_of_its_row(hmm_fit, recordings):
     recordings = {**recordings, "none": recordings["rat"] * np.nan}
     tree = hmm_fit.to_arviz(recordings, draws=4, random_seed=0)
-    flat = by_entry(tree)
+    flat = by_entry(tree, loo_pit=True)
     data = tree["observed_data"]["x"]
     assert flat["observed_data"].sizes["entry"] == int(np.isfinite(data.values).sum())
     for i in (0, 50, 100, 150):
@@ -140,6 +140,18 @@ def test_entry_by_entry_every_observation_has_the_likelihood_of_its_row(hmm_fit,
         likelihood = tree["log_likelihood"]["x"].sel(sequence=place["sequence"])
         np.testing.assert_array_equal(flat["log_likelihood"]["x"].isel(entry=i), likelihood)
     assert flat["posterior"].to_dataset().equals(tree["posterior"].to_dataset())
+
+
+def test_the_likelihood_of_a_row_is_not_counted_once_for_each_of_its_entries(hmm_fit, recordings, regression):
+    tree = hmm_fit.to_arviz(recordings, draws=4, random_seed=0)
+    assert "log_likelihood" not in by_entry(tree).children
+    assert "log_likelihood" in tree.children
+    fit, y = regression
+    flat, rows = by_entry(fit.to_arviz(y, draws=5)), fit.to_arviz(y, draws=5)
+    np.testing.assert_array_equal(flat["log_likelihood"]["x"], rows["log_likelihood"]["x"])
+    one = hmm_fit.to_arviz({"mouse": recordings["mouse"]}, draws=4, random_seed=0)
+    with pytest.raises(DataError, match="LOO-PIT leaves one sequence out at a time, so there must be several"):
+        by_entry(one, loo_pit=True)
 
 
 def program(y, u):
@@ -182,7 +194,7 @@ def test_arviz_stats_can_use_it(kind, regression, chains, recordings):
     assert np.isfinite(found.elpd)
     assert found.n_data_points == (30 if kind == "function" else 2)
     assert len(compare({"one": tree, "other": tree}, var_name="x")) == 2
-    pit = loo_pit(by_entry(tree), var_names=["x"])["x"]
+    pit = loo_pit(by_entry(tree, loo_pit=True), var_names=["x"])["x"]
     assert ((pit >= 0) & (pit <= 1)).all()
     if kind == "function":
         np.testing.assert_array_equal(loo_pit(tree, var_names=["x"])["x"], pit)
@@ -229,7 +241,7 @@ def test_arviz_plots_can_use_it(kind, regression, chains, recordings):
         assert getattr(plots, f"plot_{name}")(tree, backend="matplotlib") is not None
         pyplot.close("all")
     for name in ("ppc_dist", "loo_pit", "ppc_pit"):
-        assert getattr(plots, f"plot_{name}")(by_entry(tree), backend="matplotlib") is not None
+        assert getattr(plots, f"plot_{name}")(by_entry(tree, loo_pit=True), backend="matplotlib") is not None
         pyplot.close("all")
     assert plots.plot_khat(loo(tree, var_name="x", pointwise=True), backend="matplotlib") is not None
     pyplot.close("all")

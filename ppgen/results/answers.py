@@ -1,0 +1,143 @@
+"""Answers of a fit about data: arrays first, then their labels. `Fit` says what each of them is."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from ppgen.data.arrays import like
+from ppgen.inference import predictive
+from ppgen.model import Conjugate
+from ppgen.results.arguments import require_at_least, require_memory
+from ppgen.results.numbering import names
+from ppgen.results.posterior import Factors
+from ppgen.results.reading import read
+from ppgen.rng import private_stream
+
+if TYPE_CHECKING:
+    from ppgen.results.fit import Fit
+
+__all__ = ["forecast", "impute", "latents", "log_likelihood", "posterior_predictive"]
+
+AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
+DELAY = 2  # seconds before a progress bar is shown
+
+
+def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.Dataset:
+    """See `Fit.latents`."""
+    observations, data, inputs = read(fit, x, u)
+    require_at_least("latents: draws", draws, 0)
+    require_memory("latents", max(draws, 1), data.shape[:2].numel(), "pass fewer draws")
+    with private_stream(random_seed):
+        found = _latents(fit, data, inputs, draws)
+    variables = {name: _label(fit, observations, value, found.dims[name]) for name, value in found.values.items()}
+    for name, value in found.draws.items():
+        variables[name] = _label(fit, observations, value, ("draw", *found.dims[name]))
+    return xr.Dataset(variables, attrs={"engine": str(fit.attrs.get("engine", ""))})
+
+
+def impute(
+    fit: "Fit", x: object, draws: int, *, u: object, sparse: bool, random_seed: int | None
+) -> xr.DataArray | xr.Dataset:
+    """See `Fit.impute`."""
+    observations, data, inputs = read(fit, x, u)
+    hidden = torch.isnan(data) & predictive.exists(fit.model, data)
+    size = int(hidden.sum()) if sparse else data.numel()
+    require_memory("impute", draws, size, "pass sparse=True or fewer draws")
+
+    def fill(theta: predictive.Theta, start: Tensor | None = None) -> Tensor:
+        return predictive.impute(fit.model, theta, data, u=inputs, start=start)
+
+    values = _predict(fit, "impute", fill, draws, random_seed, then=fill, keep=hidden if sparse else None)
+    if not sparse:
+        return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
+    places = np.argwhere(hidden.numpy())
+    coords = {
+        dim: (
+            "missing",
+            observations[dim].values[places[:, axis]] if dim in observations.coords else places[:, axis],
+        )
+        for axis, dim in enumerate(_dims(observations))
+    }
+    return xr.Dataset({"x": (("draw", "missing"), values.numpy())}, coords)
+
+
+def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
+    """See `Fit.forecast`."""
+    observations, data, inputs = read(fit, x, u)
+    require_at_least("forecast: horizon", horizon, 1)
+    dims = ["ahead" if dim == "time" else dim for dim in _dims(observations)]
+    require_memory("forecast", draws, len(data) * horizon * data[0, 0].numel(), "pass fewer draws")
+
+    def ahead(theta: predictive.Theta) -> Tensor:
+        return predictive.forecast(fit.model, theta, data, horizon, u=inputs)
+
+    values = _predict(fit, "forecast", ahead, draws, random_seed)
+    answer = _label(fit, observations, values, ("draw", *dims)).rename(observations.name)
+    return answer.assign_coords(ahead=np.arange(1, horizon + 1))
+
+
+def posterior_predictive(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
+    """See `Fit.posterior_predictive`."""
+    observations, data, inputs = read(fit, x, u)
+    require_memory("posterior_predictive", draws, data.numel(), "pass fewer draws")
+
+    def replicate(theta: predictive.Theta) -> Tensor:
+        return predictive.replicate(fit.model, theta, data, u=inputs)
+
+    values = _predict(fit, "posterior_predictive", replicate, draws, random_seed)
+    return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
+
+
+def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
+    """See `Fit.log_likelihood`."""
+    observations, data, inputs = read(fit, x, u)
+    require_memory("log_likelihood", draws, len(data), "pass fewer draws")
+
+    def score(theta: predictive.Theta) -> Tensor:
+        return predictive.log_likelihood(fit.model, theta, data, u=inputs)
+
+    values = _predict(fit, "log_likelihood", score, draws, random_seed)
+    mean = torch.logsumexp(values, 0) - np.log(draws)
+    return _label(fit, observations, mean, _dims(observations)[:1]).rename("log_likelihood")
+
+
+def _latents(fit: "Fit", data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
+    if isinstance(fit.posterior, Factors) and isinstance(fit.model, Conjugate):
+        with torch.no_grad():
+            exact = fit.model.likelihood(fit.posterior.statistics()).latents(data)
+            return predictive.summarized(exact, draws)
+    posterior = fit.numbered_posterior
+    theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
+    return predictive.latents(fit.model, theta, data, draws, u=inputs)
+
+
+def _predict(
+    fit: "Fit",
+    who: str,
+    answer: Callable[[predictive.Theta], Tensor],
+    draws: int,
+    random_seed: int | None,
+    *,
+    then: Callable[[predictive.Theta, Tensor], Tensor] | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
+    with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
+        return predictive.gather(answer, fit.posterior.draws(draws), then, keep=keep, done=bar.update)
+
+
+def _dims(observations: xr.DataArray) -> tuple[str, ...]:
+    return tuple(map(str, observations.dims))
+
+
+def _label(fit: "Fit", observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:
+    """Values with their dims; rows and draws without labels of their own are numbered."""
+    sizes = dict(zip(dims, values.shape, strict=True))
+    counted = {dim: range(sizes[dim]) for dim in ("draw", str(observations.dims[0])) if dim in sizes}
+    counted = {dim: labels for dim, labels in counted.items() if dim not in observations.coords}
+    return like(observations, values, dims, coords={**counted, **{d: v for d, v in names(fit).items() if d in dims}})

@@ -1,0 +1,58 @@
+"""What a fit is asked about: data and inputs of any form, brought into the order of those it was fitted to."""
+
+from typing import TYPE_CHECKING
+
+import xarray as xr
+from torch import Tensor
+
+from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.errors import DataError
+from ppgen.inference.program import Function
+from ppgen.results.inputs import INPUT, Inputs, aligned_features, read_inputs
+
+if TYPE_CHECKING:
+    from ppgen.results.fit import Fit
+
+__all__ = ["Read", "read"]
+
+Read = tuple[xr.DataArray, Tensor, Tensor | None]
+"""Labelled data, the same as a tensor, and inputs."""
+
+
+def read(fit: "Fit", x: object, u: object) -> Read:
+    """Read ``x`` and ``u`` as the fit's model takes them.
+
+    Named features and inputs are brought into the order of the fit, and rows of ``u`` into that of the rows of ``x``.
+    Rows of ``x`` stay where they are.
+
+    Raises
+    ------
+    DataError : data or inputs that the fit cannot be asked about, in words.
+    """
+    observations = aligned_features("Fit", as_observations(x, dims=fit.model.data_dims), fit.labels)
+    data = to_tensor(observations)
+    fit.model.check(data)
+    inputs = read_inputs("Fit", u, observations, fit.labels.get(INPUT))
+    _check_inputs(fit, inputs, data)
+    return observations, data, inputs.values
+
+
+def _check_inputs(fit: "Fit", inputs: Inputs, x: Tensor) -> None:
+    """Refuse inputs where the fit had none, their absence where it had some, and other columns than those."""
+    if isinstance(fit.model, Function) and inputs.values is not None:
+        raise DataError("Fit: a function has no inputs u, its further arguments are as they were; leave u out")
+    wanted, given = fit.attrs.get("inputs", inputs.shape), inputs.shape
+    if (wanted is None) != (given is None):
+        had = "no inputs" if wanted is None else f"inputs of shape {tuple(wanted)}"
+        came = "none" if given is None else f"some of shape {tuple(given)}"
+        raise DataError(
+            f"Fit: u must be as in the fit, which had {had}, got {came}; " + ("leave u out" if given else "pass u")
+        )
+    if wanted is None or given is None:
+        return
+    steps = x.shape[1] if fit.model.data_dims[1:2] == ("time",) else None
+    if len(wanted) != len(given) or (len(wanted) > 1 and given[-1] not in (wanted[-1], steps)):
+        raise DataError(
+            f"Fit: u must have {len(wanted)} axes and the columns of the fit, whose shape was {tuple(wanted)}, "
+            f"got {tuple(given)}; pass the same columns"
+        )
