@@ -30,7 +30,11 @@ class Latents(Protocol):
 
 @runtime_checkable
 class Collapsed(Protocol):
-    """A distribution over batches of observations, its latents summed out."""
+    """A distribution over batches of observations, its latents summed out.
+
+    Of a time series it may also have ``log_prob_steps(x)``: the log-density of each step given those before it, (N, T),
+    zero past the end of a sequence, which sum to ``log_prob(x)``.
+    """
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log evidence of each row of ``x``, NaN integrated out."""

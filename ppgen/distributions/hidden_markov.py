@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.data.arrays import lengths as sequence_lengths
-from ppgen.errors import DataError
+from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
@@ -116,6 +116,24 @@ class HiddenMarkov(TorchDistribution):
         value = self._chain(x, completion).log_normalizer
         value = torch.where(sequence_lengths(x) > 0, value, 0.0)
         return value if completion is None else value + completion.bonus
+
+    def log_prob_steps(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """Log-density of each step given those before it, in one forward pass; zero past the end of a sequence.
+
+        Raises
+        ------
+        FitError : missing frames have no closed form, so that :meth:`log_prob` is a bound of the whole sequence.
+        """
+        completion = self.complete(x)
+        if completion is None:
+            return self._chain(x, None).log_steps()
+        if not completion.complete:
+            raise FitError(
+                f"HiddenMarkov: the density of a step given those before it needs whole frames of "
+                f"{type(self.emission).__name__}, got gaps, for which only a bound of the whole sequence is known; "
+                "compare sequences by log_likelihood(x), or cut the data at its gaps"
+            )
+        return self._chain(x, completion).log_steps() + self.emission.log_frames(x)
 
     def latents(self, x: Float[Tensor, "N T D"]) -> HiddenMarkovLatents:
         """Posterior of the states given ``x``."""

@@ -249,15 +249,23 @@ class Autoregressive(Emission):
             return torch.where(torch.isnan(x), h, x)
         return self.subspace.fill(x.reshape(-1, self.features), h.reshape(-1, self.width)).reshape(x.shape)
 
+    def log_frames(self, x: Tensor) -> Float[Tensor, "N T"]:
+        evidence, known, lengths = self._evidence(x)
+        first = self._each_first_frame(evidence.value.reshape(known.shape), lengths)
+        return evidence.constant.reshape(x.shape[:2]) + torch.nn.functional.pad(first, (0, x.shape[1] - first.shape[1]))
+
     def _first_frames(self, h: Tensor, lengths: Tensor) -> Float[Tensor, " N"]:
         """Log-density of the first frames at ``h``."""
+        return self._each_first_frame(h, lengths).sum(-1)
+
+    def _each_first_frame(self, h: Tensor, lengths: Tensor) -> Float[Tensor, "N L"]:
         first = h[:, : self.lags]
         exists = torch.arange(first.shape[1]) < lengths[:, None]
         scale = torch.full((first.shape[1], 1), self.initial_step, dtype=h.dtype)
         scale[:1] = self.initial_scale
         z = torch.diff(first, dim=1, prepend=torch.zeros_like(first[:, :1])) / scale
         each = -0.5 * (z**2 + LOG_2PI) - scale.log()
-        return (each.sum(-1) * exists).sum(-1)
+        return each.sum(-1) * exists
 
     def _first_precision(self) -> Float[Tensor, "S LD LD"]:
         """Precision of the first frames of a sequence of 0, 1, ..., L frames, in one block."""

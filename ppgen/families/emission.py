@@ -68,6 +68,10 @@ class Emission(ABC):
         """One draw of the latent frames of :meth:`complete` given the states."""
         return None
 
+    def log_frames(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """Log-density that each frame adds beside :meth:`potential`, where no latent frame is left: of first frames."""
+        return x.new_zeros(x.shape[:2])
+
     def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
         """Draw H observations that follow ``past``, for given states; it has NaN before ``lengths`` only where
         :meth:`complete` is None, for then observations depend on nothing but their own state.

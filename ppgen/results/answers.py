@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.data.arrays import like
-from ppgen.inference import predictive
+from ppgen.errors import DataError
+from ppgen.inference import predictive, steps
 from ppgen.model import Conjugate
 from ppgen.results.arguments import require_at_least, require_memory
 from ppgen.results.numbering import names
@@ -93,17 +94,27 @@ def posterior_predictive(fit: "Fit", x: object, draws: int, *, u: object, random
     return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
 
 
-def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
+def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, per: str, random_seed: int | None) -> xr.DataArray:
     """See `Fit.log_likelihood`."""
+    if per not in ("row", "step"):
+        raise DataError(f'log_likelihood: per must be "row" or "step", got {per!r}; choose one')
     observations, data, inputs = read(fit, x, u)
-    require_memory("log_likelihood", draws, len(data), "pass fewer draws")
+    dims = _dims(observations)
+    if per == "step" and dims[1:2] != ("time",):
+        raise DataError(f'log_likelihood: per="step" is for data with time, got {", ".join(dims)}; ask for rows')
+    require_memory("log_likelihood", draws, data.shape[: 1 + (per == "step")].numel(), "pass fewer draws")
+    one = steps.log_steps if per == "step" else predictive.log_likelihood
 
     def score(theta: predictive.Theta) -> Tensor:
-        return predictive.log_likelihood(fit.model, theta, data, u=inputs)
+        return one(fit.model, theta, data, u=inputs)
 
     values = _predict(fit, "log_likelihood", score, draws, random_seed)
-    mean = torch.logsumexp(values, 0) - np.log(draws)
-    return _label(fit, observations, mean, _dims(observations)[:1]).rename("log_likelihood")
+    if per == "row":
+        mean = torch.logsumexp(values, 0) - np.log(draws)
+        return _label(fit, observations, mean, dims[:1]).rename("log_likelihood")
+    exists = predictive.exists(fit.model, data).flatten(2).any(-1)
+    mean = torch.where(exists, steps.averaged(values), torch.nan)
+    return _label(fit, observations, mean, dims[:2]).rename("log_likelihood")
 
 
 def _latents(fit: "Fit", data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:

@@ -93,10 +93,25 @@ class Fit:
         return answers.posterior_predictive(self, x, draws, u=u, random_seed=random_seed)
 
     def log_likelihood(
-        self, x: object, draws: int = 200, *, u: object = None, random_seed: int | None = None
+        self,
+        x: object,
+        draws: int = 200,
+        *,
+        u: object = None,
+        per: str = "row",
+        random_seed: int | None = None,
     ) -> xr.DataArray:
-        """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta)."""
-        return answers.log_likelihood(self, x, draws, u=u, random_seed=random_seed)
+        """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta).
+
+        ``per="step"`` splits that of a time series, (sequence, time): log p(x_t | x_1, ..., x_{t-1}), which sum to that
+        of their sequence; 0 where nothing was observed, NaN past the end. Of data held out from the fit these score
+        forecasts of one step; of the data of the fit they are in-sample, as the posterior has seen what they predict.
+
+        Raises
+        ------
+        FitError : the density of a step is not known, as where missing frames have no closed form.
+        """
+        return answers.log_likelihood(self, x, draws, u=u, per=per, random_seed=random_seed)
 
     def to_arviz(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None

@@ -7,13 +7,14 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from ppgen.errors import FitError
 from ppgen.families.autoregressive import Autoregressive
 from ppgen.families.bernoulli import Bernoulli
 from ppgen.families.categorical import Categorical
 from ppgen.families.emission import Emission
 from ppgen.families.gaussian import Gaussian
 from ppgen.families.poisson import Poisson
-from ppgen.inference import predictive
+from ppgen.inference import predictive, steps
 from ppgen.inference.predictive import at, gather
 from ppgen.messages import discrete_chain
 from ppgen.models.hmm import HMM
@@ -93,7 +94,7 @@ def test_densities_and_latents_are_those_of_each_draw(kind, gaps):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     averaged = torch.stack([states(model, at(draws, index), x) for index in range(6)]).mean(0)
     found = predictive.latents(model, draws, x).values
-    torch.testing.assert_close(found["z"], averaged, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found["z"], averaged, rtol=1e-10, atol=1e-10, equal_nan=True)
     inside = predictive.exists(model, x)[..., 0]
     assert found["z_mode"].equal(torch.where(inside, averaged.argmax(-1), -1))
 
@@ -215,3 +216,38 @@ def test_the_averaged_posterior_of_states_is_that_of_the_chain():
     chain = discrete_chain(draws["initial"].log()[:, None], draws["transition"].log()[:, None], potential)
     found = predictive.latents(model, draws, x).values["z"]
     torch.testing.assert_close(found, chain.marginals.mean(0), rtol=1e-9, atol=1e-9)
+
+
+@every
+def test_densities_of_steps_are_differences_of_those_of_beginnings(kind):
+    model, theta, x, _ = given(kind, gaps=kind != "autoregressive")
+    x[1, 6:] = torch.nan
+    found = steps.log_steps(model, theta, x)
+    begun = [predictive.log_likelihood(model, theta, x[:, :t]) for t in range(1, 9)]
+    torch.testing.assert_close(found.cumsum(-1), torch.stack(begun, -1), rtol=1e-10, atol=1e-10)
+    assert (found[1, 6:] == 0).all()
+    if kind != "autoregressive":
+        assert float(found[0, 3].abs()) < 1e-12
+    draws = predictive.priors(model, x, 5)
+    each = torch.stack([steps.log_steps(model, at(draws, index), x) for index in range(5)])
+    torch.testing.assert_close(gather(lambda one: steps.log_steps(model, one, x), draws), each)
+    whole = gather(lambda one: predictive.log_likelihood(model, one, x), draws).logsumexp(0) - np.log(5)
+    torch.testing.assert_close(steps.averaged(each).sum(-1), whole, rtol=1e-12, atol=1e-10)
+
+
+def test_the_steps_seen_so_far_weigh_the_draws():
+    """The first step of two equal rows scores all draws alike; the next those that the first made likely."""
+    log_steps = torch.log(doubles([[[0.9, 0.9]], [[0.1, 0.1]]]))
+    expected = doubles([[0.5, 0.9 * 0.9 + 0.1 * 0.1]]).log()
+    torch.testing.assert_close(steps.averaged(log_steps), expected)
+
+
+def test_a_step_that_no_draw_allows_leaves_nothing_to_say_of_later_ones():
+    never = doubles([[[-1.0, -torch.inf, 0.0, 0.0]], [[-1.0, -torch.inf, 0.0, 0.0]]])
+    assert steps.averaged(never).tolist() == [[-1.0, -np.inf, 0.0, 0.0]]
+
+
+def test_a_bound_is_not_called_the_density_of_a_step():
+    model, theta, x, _ = given("autoregressive", gaps=True)
+    with pytest.raises(FitError, match="needs whole frames of Autoregressive, got gaps, for which only a bound"):
+        steps.log_steps(model, theta, x)

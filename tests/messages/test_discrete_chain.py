@@ -307,3 +307,25 @@ def test_a_wrong_shape_is_refused_in_words(initial, transition, potential, messa
 def test_wrong_lengths_are_refused_in_words(lengths, message):
     with pytest.raises(ValueError, match=message):
         DiscreteChain(*random_chain(5, 3, 2), lengths)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize(("steps", "states", "scale"), [(1, 1, 1.0), (7, 3, 1.0), (90, 5, 40.0)])
+def test_steps_sum_to_the_normalisers_of_every_beginning(steps, states, scale, varying):
+    initial, transition, potential = random_chain(steps, states, 3, varying=varying, scale=scale)
+    lengths = torch.tensor([steps, (steps + 1) // 2, 0])
+    found = discrete_chain(initial, transition, potential, lengths).log_steps()
+    for stop in range(1, steps + 1):
+        moves = transition[:, : stop - 1] if varying else transition
+        chain = discrete_chain(initial, moves, potential[:, :stop], lengths.clamp_max(stop))
+        torch.testing.assert_close(found[:2, :stop].sum(-1), chain.log_normalizer[:2], rtol=1e-10, atol=1e-9)
+    assert (found[2] == 0).all()
+
+
+def test_steps_of_a_chain_that_becomes_impossible_stop_there():
+    apart = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
+    potential = torch.zeros(6, 2, dtype=torch.float64)
+    potential[3, 0] = -torch.inf
+    for second in (-800.0, -torch.inf):
+        initial = torch.tensor([0.0, second], dtype=torch.float64)
+        assert discrete_chain(initial, apart, potential).log_steps().tolist() == [0.0, 0.0, 0.0, second, 0.0, 0.0]

@@ -316,3 +316,16 @@ def test_importing_ppgen_loads_nothing_heavy():
     assert all(getattr(ppgen, name) is not None for name in dir(ppgen) if name not in ("data", "plots"))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ppgen.nothing
+
+
+def test_steps_of_a_series_are_scored_one_by_one_and_sum_to_its_density(hmm_fit, recordings, line):
+    found = hmm_fit.log_likelihood(recordings, per="step", draws=50, random_seed=3)
+    assert found.dims == ("sequence", "time")
+    whole = hmm_fit.log_likelihood(recordings, draws=50, random_seed=3)
+    np.testing.assert_allclose(found.sum("time"), whole, rtol=1e-10)
+    assert np.isnan(found.sel(sequence="rat")[30:]).all()
+    np.testing.assert_allclose(found.sel(sequence="mouse")[5:9], 0, atol=1e-12)
+    with pytest.raises(DataError, match='per="step" is for data with time, got row, target; ask for rows'):
+        line[0].log_likelihood(line[1], u=line[2], per="step")
+    with pytest.raises(DataError, match='per must be "row" or "step", got \'steps\''):
+        hmm_fit.log_likelihood(recordings, per="steps")
