@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppgen.data.indexes import check_times, index_labels, shared_labels
 from ppgen.errors import DataError
 
 __all__ = ["as_observations", "lengths", "like", "to_tensor"]
@@ -34,7 +35,8 @@ def as_observations(
         - an array or tensor with exactly ``len(dims)`` axes; entries masked in a masked array become NaN;
         - a list or dict of arrays without the first dim (ragged along the second): shorter ones end in NaN, the keys
           of a dict label the first dim;
-        - a DataFrame: one sequence, rows are the second dim, columns the third;
+        - a DataFrame or Series: where there are three dims one sequence, rows are the second dim, columns the third;
+          where there are two, rows and columns; where there is one, the only column;
         - a DataArray with these dims by name (the first may be absent), or a Dataset that holds just one.
     dims
         Names of the axes. The meaning of an axis is never guessed from its length.
@@ -52,7 +54,8 @@ def as_observations(
     Raises
     ------
     DataError
-        Wrong number of axes or dim names, text, objects, complex numbers or infinite values; said in words.
+        Wrong number of axes or dim names, text, objects, complex numbers, infinite values, or dates that do not go
+        forward; said in words.
 
     Examples
     --------
@@ -63,8 +66,8 @@ def as_observations(
     dims = tuple(dims)
     if isinstance(x, xr.Dataset | xr.DataArray):
         array = _from_xarray(x, dims, name)
-    elif isinstance(x, pd.DataFrame):
-        array = _from_frame(x, dims, name)
+    elif isinstance(x, pd.DataFrame | pd.Series):
+        array = _from_table(x, dims, name)
     elif isinstance(x, Mapping):
         array = _from_ragged(list(x.values()), dims, name, labels=[str(k) if not _scalar(k) else k for k in x])
     elif isinstance(x, list | tuple):
@@ -75,7 +78,7 @@ def as_observations(
     _refuse_infinite(array, name)
     if not array.size:
         raise DataError(f"{name}: must hold at least one entry, got shape {array.shape}; pass data")
-    return _with_lengths(array).rename(name)
+    return _with_lengths(_with_times(array, name)).rename(name)
 
 
 def to_tensor(observations: xr.DataArray) -> Tensor:
@@ -134,23 +137,40 @@ def _from_xarray(x: xr.Dataset | xr.DataArray, dims: tuple[str, ...], name: str)
     return x.copy(data=_floats(x.values, name))
 
 
-def _from_frame(x: pd.DataFrame, dims: tuple[str, ...], name: str) -> xr.DataArray:
-    if len(dims) != 3:
+def _from_table(x: pd.DataFrame | pd.Series, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    """A table as an array of rows, and of columns if they are a dim; with three dims the one member of the first."""
+    if len(dims) == 3:
+        return _from_table(x, dims[1:], name).expand_dims(dims[0])
+    frame = x.to_frame() if isinstance(x, pd.Series) else x
+    _check_table(frame, dims, name)
+    values = np.stack([_floats(frame[c].to_numpy(np.float64, na_value=np.nan), name) for c in frame.columns], -1)
+    coords: dict[str, Any] = {}
+    if frame.index.is_unique or frame.index.inferred_type != "string":
+        coords[dims[0]] = index_labels(frame.index)
+    if len(dims) == 1:
+        return xr.DataArray(values[:, 0], dims=dims, coords=coords)
+    if not (isinstance(x, pd.Series) and x.name is None):
+        coords[dims[1]] = index_labels(frame.columns)
+    return xr.DataArray(values, dims=dims, coords=coords)
+
+
+def _check_table(frame: pd.DataFrame, dims: tuple[str, ...], name: str) -> None:
+    """Refuse tables that are not an array of numbers with these dims."""
+    if len(dims) > 2:
         raise DataError(f"{name}: must have dims {', '.join(dims)}, got a DataFrame; pass an array or a DataArray")
-    if isinstance(x.index, pd.MultiIndex) or isinstance(x.columns, pd.MultiIndex):
+    if isinstance(frame.index, pd.MultiIndex) or isinstance(frame.columns, pd.MultiIndex):
         raise DataError(
             f"{name}: a DataFrame must have plain rows and columns, got a MultiIndex; pass a dict of frames"
         )
-    if not x.columns.is_unique:
-        raise DataError(f"{name}: columns must differ, got {x.columns[x.columns.duplicated()].tolist()} more than once")
-    bad = [str(c) for c, kind in x.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    columns = frame.columns
+    if not columns.is_unique:
+        raise DataError(f"{name}: columns must differ, got {columns[columns.duplicated()].tolist()} more than once")
+    bad = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if bad:
         raise DataError(f"{name}: columns must hold numbers, {bad[:6]} do not; drop or encode them")
-    coords: dict[str, Any] = {dims[2]: x.columns.to_numpy()}
-    if pd.api.types.is_numeric_dtype(x.index.dtype):
-        coords[dims[1]] = x.index.to_numpy()
-    values = np.stack([_floats(x[c].to_numpy(np.float64, na_value=np.nan), name) for c in x.columns], -1)
-    return xr.DataArray(values[None], dims=dims, coords=coords)
+    if len(columns) == 0 or (len(dims) == 1 and len(columns) > 1):
+        wanted = "one column" if len(dims) == 1 else "columns"
+        raise DataError(f"{name}: a DataFrame must have {wanted}, got {columns.tolist()[:6]}; select what is observed")
 
 
 def _from_ragged(items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None) -> xr.DataArray:
@@ -163,26 +183,44 @@ def _from_ragged(items: list[object], dims: tuple[str, ...], name: str, labels: 
     longest = max(len(a) for a in arrays)
     values = np.full((len(arrays), longest, *tails.pop()), np.nan)
     for row, array in zip(values, arrays, strict=True):
-        row[: len(array)] = array
-    found = xr.DataArray(values, dims=dims, coords={} if labels is None else {dims[0]: list(labels)})
-    first = items[0]
-    if isinstance(first, pd.DataFrame):
-        columns = list(first.columns)
-        if any(list(item.columns) != columns for item in items if isinstance(item, pd.DataFrame)):
-            raise DataError(f"{name}: every frame must have the columns {columns[:8]} in this order; reorder them")
-        found = found.assign_coords({dims[-1]: columns})
+        row[: len(array)] = array.values
+    coords: dict[str, Any] = {} if labels is None else {dims[0]: list(labels)}
+    for dim in dims[2:]:
+        coords |= _common(arrays, dim, name)
+    rows = shared_labels([a[dims[1]].values if dims[1] in a.coords else None for a in arrays], name)
+    coords |= {} if rows is None else {dims[1]: rows}
+    found = xr.DataArray(values, dims=dims, coords=coords)
     return found.assign_coords({"length": (dims[0], [len(a) for a in arrays])}) if dims[:2] == DIMS[:2] else found
 
 
-def _one(item: object, dims: tuple[str, ...], name: str) -> np.ndarray:
-    """Return one member of a ragged collection as an array with the dims after the first."""
-    if isinstance(item, pd.DataFrame):
-        return _from_frame(item, dims, name).values[0]
+def _common(arrays: list[xr.DataArray], dim: str, name: str) -> dict[str, np.ndarray]:
+    """Labels along ``dim``, which must be the same, in one order, wherever there are any."""
+    labels = [a[dim].values for a in arrays if dim in a.coords]
+    for other in labels[1:]:
+        if other.tolist() != labels[0].tolist():
+            raise DataError(
+                f"{name}: every frame must have the columns {labels[0].tolist()[:8]} in this order, "
+                f"got {other.tolist()[:8]}; reorder them"
+            )
+    return {dim: labels[0]} if labels else {}
+
+
+def _one(item: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    """Return one member of a ragged collection with the dims after the first."""
+    if isinstance(item, pd.DataFrame | pd.Series):
+        return _with_times(_from_table(item, dims[1:], name), name)
     if isinstance(item, xr.DataArray):
-        return _from_xarray(item, dims, name).values[0]
+        return _with_times(_from_xarray(item, dims, name)[0], name)
     if isinstance(item, list | tuple):
         raise DataError(f"{name}: must be an array, got a {type(item).__name__}; wrap it in numpy.array(...)")
-    return _from_array(item, dims[1:], name).values
+    return _from_array(item, dims[1:], name)
+
+
+def _with_times(array: xr.DataArray, name: str) -> xr.DataArray:
+    """The same, after its times were looked at."""
+    if "time" in array.dims and "time" in array.coords:
+        check_times(array["time"].values, name)
+    return array
 
 
 def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:

@@ -10,7 +10,7 @@ from ppgen.errors import DataError
 
 __all__ = ["check_times", "index_labels", "shared_labels"]
 
-UNEVEN = 1.5  # the longest step of an even axis is at most so many times the shortest
+UNEVEN = 1.5  # times the shortest step is the longest of an even axis, as that of months
 
 _log = logging.getLogger("ppgen")
 _told: set[str] = set()
@@ -25,23 +25,22 @@ def index_labels(index: pd.Index) -> np.ndarray:
     return np.asarray(index, dtype=str) if index.inferred_type == "string" else index.to_numpy()
 
 
-def shared_labels(indexes: Sequence[pd.Index], name: str) -> np.ndarray | None:
+def shared_labels(labels: Sequence[np.ndarray | None], name: str) -> np.ndarray | None:
     """Labels along the longest of some axes, of which the others have the first.
 
-    None where they have others, which the log then says, and for rows that pandas merely counts.
+    None where they have others, which the log then says, or none, or are merely counted.
     """
-    if all(isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1 for index in indexes):
+    if all(one is None or np.array_equal(one, np.arange(len(one))) for one in labels):
         return None
-    labels = [index_labels(index) for index in indexes]
-    longest = max(labels, key=len)
-    if all(pd.Index(one).equals(pd.Index(longest[: len(one)])) for one in labels):
+    longest = max((one for one in labels if one is not None), key=len)
+    if all(one is not None and pd.Index(one).equals(pd.Index(longest[: len(one)])) for one in labels):
         return longest
-    tell(f"{name}: the frames have different rows (times, say), so answers number their steps from 0")
+    tell(f"{name}: labels along its members (times, say) differ, so answers count their rows from 0")
     return None
 
 
 def check_times(labels: np.ndarray, name: str) -> None:
-    """Refuse dates that do not go forward, and say so where steps are uneven: a model takes them for neighbours.
+    """Refuse dates that do not go forward, and say so where steps are uneven: a model takes rows for neighbours.
 
     Raises
     ------
@@ -49,8 +48,9 @@ def check_times(labels: np.ndarray, name: str) -> None:
     """
     if labels.dtype.kind not in "iufmM" or len(labels) < 2:
         return
-    steps = np.diff(labels).astype(float)
-    if labels.dtype.kind in "mM" and not (steps > 0).all():
+    dates = labels.dtype.kind in "mM"
+    steps = np.diff(labels if dates else labels.astype(float)).astype(float)
+    if dates and not (steps > 0).all():
         place = int(np.flatnonzero(~(steps > 0))[0])
         raise DataError(
             f"{name}: times must go forward, got {labels[place]} and then {labels[place + 1]}; sort the rows, and give "
@@ -58,10 +58,12 @@ def check_times(labels: np.ndarray, name: str) -> None:
         )
     if not (steps > 0).all():
         tell(f"{name}: labels of the steps do not go forward; each row is taken to follow the one above it")
-    elif steps.max() > UNEVEN * steps.min() and not _regular(labels):
+    elif steps.max() > UNEVEN * steps.min() and not _working(labels):
+        shortest, longest = (np.diff(labels)[at] for at in (steps.argmin(), steps.argmax()))
+        words = [str(pd.Timedelta(step)) if dates else f"{step:g}" for step in (shortest, longest)]
         tell(
-            f"{name}: steps are uneven, from {np.diff(labels).min()} to {np.diff(labels).max()}, and each row is taken "
-            "as one step after the one above it; put rows of NaN where some are missing"
+            f"{name}: steps are uneven, from {words[0]} to {words[1]}, and each row is taken as one step after the one "
+            "above it; put rows of NaN where some are missing"
         )
 
 
@@ -72,6 +74,10 @@ def tell(message: str) -> None:
         _log.warning(message)
 
 
-def _regular(labels: np.ndarray) -> bool:
-    """Whether dates follow a calendar, as months and working days do."""
-    return labels.dtype.kind == "M" and len(labels) > 2 and pd.infer_freq(pd.DatetimeIndex(labels)) is not None
+def _working(labels: np.ndarray) -> bool:
+    """Whether dates are the working days, one after the other, or every so many of them."""
+    if labels.dtype.kind != "M":
+        return False
+    days = labels.astype("datetime64[D]")
+    steps = np.busday_count(days[:-1], days[1:])
+    return bool(np.is_busday(days).all() and steps[0] > 0 and (steps == steps[0]).all())

@@ -130,3 +130,91 @@ def test_a_tensor_of_observations_shares_no_memory():
     x = as_observations(np.zeros((1, 2, 1)))
     to_tensor(x)[0, 0, 0] = 1.0
     assert x.values[0, 0, 0] == 0.0
+
+
+DAYS = pd.date_range("2026-01-01", periods=4)
+
+
+@pytest.mark.parametrize(
+    ("index", "labels"),
+    [
+        (DAYS, DAYS.to_numpy()),
+        (DAYS.tz_localize("Europe/Paris"), (DAYS - pd.Timedelta("1h")).to_numpy()),
+        (pd.period_range("2026-01", periods=4, freq="Q"), pd.date_range("2026-01-01", periods=4, freq="QS").to_numpy()),
+        (pd.timedelta_range("0s", periods=4, freq="s"), np.arange(4).astype("timedelta64[s]")),
+        (pd.Index(["a", "b", "c", "d"]), np.array(["a", "b", "c", "d"])),
+        (pd.Index([0.5, 1.0, 1.5, 2.0]), np.array([0.5, 1.0, 1.5, 2.0])),
+    ],
+    ids=["dates", "zone", "periods", "durations", "text", "numbers"],
+)
+def test_rows_of_a_frame_keep_their_labels(index, labels, caplog):
+    frame = pd.DataFrame({"speed": np.arange(4.0)}, index=index)
+    found = as_observations(frame)
+    np.testing.assert_array_equal(found["time"].values, labels)
+    shared = as_observations({"a": frame, "b": frame[:2]})
+    np.testing.assert_array_equal(shared["time"].values, labels)
+    assert np.isnan(shared.values[1, 2:]).all()
+    series = as_observations(frame["speed"])
+    np.testing.assert_array_equal(series.values, found.values)
+    assert series["feature"].values.tolist() == ["speed"]
+    assert not caplog.messages
+
+
+def test_frames_with_rows_of_their_own_are_counted_and_the_log_says_so(caplog):
+    frames = {
+        "a": pd.DataFrame({"v": [1.0, 2.0]}, index=DAYS[:2]),
+        "b": pd.DataFrame({"v": [1.0, 2.0]}, index=DAYS[2:]),
+    }
+    assert "time" not in as_observations(frames, name="differ").coords
+    assert caplog.messages == [
+        "differ: labels along its members (times, say) differ, so answers count their rows from 0"
+    ]
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], [0, 1, 1, 3], [3, 2, 1, 0]])
+def test_dates_that_do_not_go_forward_are_refused(order):
+    frame = pd.DataFrame({"v": np.arange(4.0)}, index=DAYS[order])
+    for x in (frame, {"a": frame}, xr.DataArray(frame[["v"]], dims=("time", "feature"), coords={"time": DAYS[order]})):
+        with pytest.raises(
+            DataError, match="times must go forward, got 2026-01-0.* and then 2026-01-0.*; sort the rows"
+        ):
+            as_observations(x)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (DAYS[[0, 1, 3]], "from 1 days 00:00:00 to 2 days 00:00:00"),
+        (pd.Index([0, 1, 2, 9]), "from 1 to 7"),
+        (pd.Index([2, 1, 0]), "do not go forward"),
+        (pd.Index([0, 1, 0, 1]), "do not go forward"),
+        (pd.date_range("2026-01-31", periods=9, freq="ME"), None),
+        (pd.bdate_range("2026-01-01", periods=20), None),
+        (pd.Index([0.0, 0.0333, 0.0667, 0.1]), None),
+    ],
+)
+def test_uneven_steps_are_said_in_the_log(index, words, caplog, request):
+    as_observations(pd.DataFrame({"v": np.ones(len(index))}, index=index), name=request.node.name)
+    assert ([words in message for message in caplog.messages] == [True]) if words else not caplog.messages
+
+
+def test_tables_of_rows_are_arrays_of_rows():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]}, index=["x", "y"])
+    rows = as_observations(frame, dims=("row", "target"))
+    assert rows["row"].values.tolist() == ["x", "y"]
+    assert rows["target"].values.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(rows, frame)
+    for one in (frame["a"], frame[["a"]]):
+        np.testing.assert_array_equal(as_observations(one, dims=("row",)), [1.0, 2.0])
+    assert as_observations(frame["a"], dims=("row", "target"))["target"].values.tolist() == ["a"]
+    with pytest.raises(DataError, match=r"a DataFrame must have one column, got \['a', 'b'\]; select"):
+        as_observations(frame, dims=("row",))
+
+
+def test_members_with_features_in_another_order_are_not_mixed():
+    one = xr.DataArray(np.zeros((2, 2)), dims=("time", "feature"), coords={"feature": ["a", "b"]})
+    with pytest.raises(
+        DataError, match=r"every frame must have the columns \['a', 'b'\] in this order, got \['b', 'a'\]"
+    ):
+        as_observations([one, one[:, ::-1]])
+    assert as_observations([np.zeros((2, 2)), one])["feature"].values.tolist() == ["a", "b"]
