@@ -15,7 +15,11 @@ STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
 
 @final
 class Batches(Sequence[Tensor]):
-    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest."""
+    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest.
+
+    Groups of ``batch_size`` or fewer are as many as it takes, and as even as they can be: a last group of one sequence
+    would say next to nothing of all of them.
+    """
 
     def __init__(self, data: Tensor, batch_size: int | None) -> None:
         self.data = data
@@ -23,7 +27,7 @@ class Batches(Sequence[Tensor]):
         if batch_size is None:
             self.groups = _by_memory(torch.argsort(-self.lengths, stable=True), self.lengths)
         else:
-            self.groups = list(torch.randperm(len(data)).split(batch_size))
+            self.groups = list(torch.randperm(len(data)).tensor_split(-(-len(data) // batch_size)))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -39,9 +43,14 @@ class Batches(Sequence[Tensor]):
         stream = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step // len(self))
         return int(torch.randperm(len(self), generator=stream)[step % len(self)])
 
-    def weight(self, index: int) -> float:
-        """How many such batches the data holds, by sequences."""
-        return len(self.data) / len(self.groups[index])
+    @property
+    def weight(self) -> float:
+        """What a sum over one of the groups is multiplied by to stand for that over all sequences.
+
+        A pass takes every group once, so the number of groups is right whatever their sizes: the mean over a pass is
+        the sum over the data.
+        """
+        return float(len(self.groups))
 
 
 def _by_memory(order: Tensor, steps: Tensor) -> list[Tensor]:

@@ -1,17 +1,12 @@
-"""Checkpoints of a run: safetensors and JSON in one folder, written whole or not at all, refused for another fit."""
+"""Checkpoints of a run: one file in a folder, written whole or not at all, refused for another fit."""
 
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -19,12 +14,15 @@ from ppgen.errors import FileError
 from ppgen.families.completion import Completion
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
-from ppgen.results.commit import writing
+from ppgen.results.commit import is_left
+from ppgen.results.fit import Fit
+from ppgen.results.lock import LOCK
+from ppgen.results.posterior import Factors
+from ppgen.results.storage import read_tensors, write_tensors
 
-__all__ = ["Checkpoint", "State"]
+__all__ = ["Checkpoint", "State", "described"]
 
-FORMAT = 1
-STATE, MANIFEST = "state.safetensors", "manifest.json"
+STATE = "vb.safetensors"
 
 
 @final
@@ -48,11 +46,12 @@ class State:
 class Checkpoint:
     """Where a variational run is saved: the states of its starts, those under way included, and its seed.
 
-    ``settings`` are the options that another run must share to go on from here.
+    ``settings`` are the options that another run must share to go on from here. Nobody else may write to the folder
+    meanwhile (:mod:`ppgen.results.lock`).
     """
 
     def __init__(self, folder: Path, model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> None:
-        self.folder, self.model = folder, model
+        self.folder, self.model, self.path = folder, model, folder / STATE
         self.identity = _identity(model, data, settings)
 
     def save(self, states: Sequence[State], seed: int) -> None:
@@ -62,57 +61,48 @@ class Checkpoint:
         for number, state in enumerate(states):
             tensors |= _flatten(state, f"{number}/")
             heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.completions)})
-        manifest = {"format": FORMAT, "identity": self.identity, "seed": seed, "states": heads}
-        blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        manifest["sha256"] = hashlib.sha256(blob).hexdigest()
-        with writing(self.folder):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-            try:
-                _write(fresh / STATE, blob)
-                _write(fresh / MANIFEST, json.dumps(manifest).encode())
-                self._swap(fresh)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
+        write_tensors(self.path, tensors, {"identity": self.identity, "seed": seed, "states": heads})
 
     def load(self) -> tuple[list[State], int | None]:
         """States to go on from and the seed of their run; none where nothing was saved."""
-        previous = self.folder.with_name(f".{self.folder.name}.old")
-        if not self.folder.exists() and previous.exists():
-            previous.rename(self.folder)  # a run was killed between the two renames of a save
-        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+        if not self.path.exists():
+            names = sorted(path.name for path in self.folder.iterdir())
+            strangers = [name for name in names if name != LOCK and not is_left(name, STATE)]
+            if strangers:
+                raise FileError(
+                    f"checkpoint: {self.folder} must be empty or hold a checkpoint; name another folder, it holds "
+                    f"{strangers[:3]}"
+                )
             return [], None
-        manifest, tensors = self._read()
-        if manifest["identity"] != self.identity:
-            changed = [name for name in self.identity if manifest["identity"].get(name) != self.identity[name]]
+        try:
+            content, tensors = read_tensors(self.path)
+            identity, heads, seed = dict(content["identity"]), content["states"], int(content["seed"])
+        except (FileError, KeyError, TypeError, ValueError) as error:
+            raise FileError(f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew") from error
+        changed = [name for name, value in self.identity.items() if identity.get(name) != value]
+        if changed:
             raise FileError(
                 f"checkpoint: {self.folder} must hold this fit, but its {', '.join(changed)} differ; "
                 "use another folder, or the same model, data and options"
             )
-        states = [_unflatten(self.model, head, tensors, f"{i}/") for i, head in enumerate(manifest["states"])]
-        return states, int(manifest["seed"])
+        return [_unflatten(self.model, head, tensors, f"{i}/") for i, head in enumerate(heads)], seed
 
-    def _swap(self, fresh: Path) -> None:
-        old = self.folder.with_name(f".{self.folder.name}.old")
-        if self.folder.exists():
-            if not (self.folder / MANIFEST).exists() and any(self.folder.iterdir()):
-                raise FileError(f"checkpoint: {self.folder} holds other files; name an empty or new folder")
-            shutil.rmtree(old, ignore_errors=True)
-            self.folder.rename(old)
-        fresh.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if not self.folder.is_dir() or not any((self.folder / name).exists() for name in (STATE, MANIFEST)):
-            raise FileError(f"checkpoint: {self.folder} must be empty or hold a checkpoint; name another folder")
-        try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
-            blob = (self.folder / STATE).read_bytes()
-            if manifest["format"] != FORMAT or manifest["sha256"] != hashlib.sha256(blob).hexdigest():
-                raise ValueError("format or checksum")
-            return manifest, safetensors.torch.load(blob)
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise FileError(f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew") from error
+def described(start: Fit | str) -> str:
+    """What tells one start from another in the identity of a run: of an earlier fit a digest of all it holds."""
+    if not isinstance(start, Fit):
+        return str(start)
+    posterior = start.posterior
+    if isinstance(posterior, Factors):
+        held = {f"{name}/{k}": v for name, factor in posterior.factors.items() for k, v in factor.eta.items()}
+        held |= posterior.points
+    else:
+        held = dict(posterior.sites)
+    total = hashlib.sha256(type(posterior).__name__.encode())
+    for name, value in {**held, **start.model.state_dict(prefix="model/")}.items():
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f"fit {total.hexdigest()}"
 
 
 def _identity(model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> dict[str, str]:
@@ -159,10 +149,3 @@ def _completion(own: dict[str, Tensor], prefix: str) -> Completion | None:
     if not fields:
         return None
     return Completion(**{k: bool(v) if k == "complete" else v for k, v in fields.items()})  # type: ignore[arg-type]
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

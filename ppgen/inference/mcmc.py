@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.chains import LEAST, default_chains
+from ppgen.inference.checkpoint import described
 from ppgen.inference.chees import Chees
 from ppgen.inference.density import Density, density, home
 from ppgen.inference.hamiltonian import Leapfrog
@@ -34,6 +35,7 @@ from ppgen.inference.tracing import MODES, Mode
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
+from ppgen.results.lock import held
 from ppgen.results.posterior import Draws
 from ppgen.rng import private_stream
 
@@ -114,7 +116,7 @@ def fit(
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
     task = read("mcmc", model, args, u)
-    with private_stream(random_seed) as seed:
+    with private_stream(random_seed) as seed, held(folder, "mcmc"):
         program = task.model.function if isinstance(task.model, Function) else task.model
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
@@ -129,7 +131,7 @@ def fit(
             "depth": max_tree_depth,
             "dense": dense,
         }
-        options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": str(start)}
+        options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": described(start)}
         saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
         run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
         run.go(progressbar, saved, checkpoint_every)

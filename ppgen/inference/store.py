@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
+from ppgen.results.lock import LOCK
 
 __all__ = ["MEMORY", "Arrays", "Saved"]
 
@@ -135,7 +136,7 @@ class Saved:
 
 def _own(folder: Path) -> bool:
     """Whether the folder holds only what a run leaves that was killed before its first checkpoint."""
-    return all(path.suffix in {".bin", ".new"} for path in folder.iterdir())
+    return all(path.suffix in {".bin", ".new"} or path.name == LOCK for path in folder.iterdir())
 
 
 def _allocate(path: Path, size: int) -> None:

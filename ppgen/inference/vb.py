@@ -13,6 +13,7 @@ References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (20
 Beal (2003), ch. 3.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,13 +28,14 @@ from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
 from ppgen.inference.batches import Batches
-from ppgen.inference.checkpoint import Checkpoint, State
+from ppgen.inference.checkpoint import Checkpoint, State, described
 from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import copy_model
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.results.arguments import as_folder, require_at_least
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.inputs import Inputs
+from ppgen.results.lock import held
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
 
@@ -80,7 +82,8 @@ def fit(
     max_steps : at most this many steps a start.
     tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
         over a pass through the data).
-    batch_size : sequences a step; None uses all of them, and the bound then never goes down.
+    batch_size : sequences a step at most, in groups as even as can be; None uses all of them, and the bound then never
+        goes down.
     n_init : starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
     start : the way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to go on
         from.
@@ -105,17 +108,15 @@ def fit(
         raise DataError(f"vb: batch_size must be between 1 and the {len(data)} sequences of x, got {batch_size}")
     options = replace(options, entries=max(1, int((~torch.isnan(data)).sum())))
     began = time.perf_counter()
-    saved: Checkpoint | None = None
-    known: list[State] = []
-    known_seed = None
+    starts = [model.starts[i % len(model.starts)] for i in range(n_init)]
+    methods = starts if start is None else [start, *starts[1:]]
     folder = as_folder("vb", checkpoint)
-    if folder is not None:
-        settings = _settings(options, n_init=n_init, random_seed=random_seed, start=start)
-        saved = Checkpoint(folder, model, data, settings)
-        known, known_seed = saved.load()
-    with private_stream(random_seed if known_seed is None else known_seed) as seed:
-        starts = [model.starts[i % len(model.starts)] for i in range(n_init)]
-        methods = starts if start is None else [start, *starts[1:]]
+    settings = _settings(options, n_init=n_init, random_seed=random_seed, start=described(methods[0]))
+    saved = None if folder is None else Checkpoint(folder, model, data, settings)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held(folder, "vb"))
+        known, known_seed = ([], None) if saved is None else saved.load()
+        seed = stack.enter_context(private_stream(random_seed if known_seed is None else known_seed))
         states, interrupted = _restarts(
             model, Batches(data, batch_size), options, methods, known, seed, saved, progressbar
         )
@@ -147,10 +148,10 @@ def _check(options: Options, n_init: int) -> None:
         raise DataError(f"vb: forgetting must be above 0 and at most 1, got {options.forgetting}")
 
 
-def _settings(options: Options, start: Fit | str | None, **others: int | None) -> dict[str, object]:
+def _settings(options: Options, **others: int | str | None) -> dict[str, object]:
     """What a run shares with one that may go on from its checkpoint: everything but how long it lasts."""
     shared = {k: v for k, v in asdict(options).items() if k not in ("max_steps", "checkpoint_every")}
-    return {**shared, **others, "start": type(start).__name__ if isinstance(start, Fit) else start}
+    return {**shared, **others}
 
 
 def _restarts(
@@ -246,7 +247,7 @@ def _stochastic_step(model: Conjugate, batches: Batches, state: State, options: 
     number = len(state.rows) + 1
     rate = (number + options.delay) ** -options.forgetting
     index = batches.turn(number - 1)
-    share = batches.weight(index)
+    share = batches.weight
     prior = model.natural_prior()
     fresh = replace(state, completions=(None,) * len(batches))
     s, total, _ = _gather(model, batches, [index], fresh)
@@ -269,8 +270,8 @@ def _final_bound(model: Conjugate, batches: Batches, state: State) -> State:
 
 
 def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options) -> bool:
-    """Whether the bound averaged over a pass has stopped rising (at least ten steps a window)."""
-    window = max(passes, 10)
+    """Whether the bound averaged over a pass has stopped rising (at least ten steps a window, in whole passes)."""
+    window = -(-10 // passes) * passes  # whole passes: what one group lacks another has
     if len(rows) < 2 * window:
         return False
     recent = sum(row["elbo"] for row in rows[-window:]) / window

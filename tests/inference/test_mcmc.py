@@ -21,6 +21,7 @@ from ppgen.inference.density import density
 from ppgen.inference.hamiltonian import Ensemble
 from ppgen.inference.nuts import Nuts
 from ppgen.model import Model
+from ppgen.results.lock import held
 from ppgen.results.posterior import Draws
 
 
@@ -242,6 +243,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
         patch.setattr(mcmc, "version", lambda _: "0.0.0")
         with pytest.raises(FileError, match="must hold this run, but its versions differ"):
             sample(Centre(), **short)
+    first, second = (sample(Centre(), draws=5, tune=4, random_seed=seed) for seed in (1, 2))
+    begun = {"draws": 4, "tune": 4, "checkpoint": tmp_path / "begun"}
+    sample(Centre(), start=first, **begun)
+    sample(Centre(), start=first, **begun)
+    with pytest.raises(FileError, match="must hold this run, but its options differ"):
+        sample(Centre(), start=second, **begun)
+    with held(folder, "mcmc"), pytest.raises(FileError, match="mcmc: .* must be written by one run at a time, process"):
+        sample(Centre(), **short)
     blob = bytearray((folder / "state.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "state.safetensors").write_bytes(blob)

@@ -1,5 +1,4 @@
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from ppgen.families import (
 )
 from ppgen.inference import svi, vb
 from ppgen.models import HMM
+from ppgen.results.lock import LOCK, held
+from ppgen.results.storage import read_tensors, write_tensors
 
 
 def blobs(N=3, T=60, D=2, gap=4.0):
@@ -295,24 +296,21 @@ def test_a_checkpoint_of_another_fit_is_refused(saved):
         run(HMM(states=3, features=2), x, tol=0, random_seed=5, checkpoint=saved)
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_a_damaged_checkpoint_is_refused(saved, name, damage):
-    file = saved / name
+@pytest.mark.parametrize("damage", ["flip at the start", "flip", "cut", "empty"])
+def test_a_damaged_checkpoint_is_refused(saved, damage):
+    file = saved / "vb.safetensors"
     content = bytearray(file.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-    file.write_bytes({"flip": content, "cut": content[:-9], "empty": b"", "gone": content}[damage])
-    if damage == "gone":
-        file.unlink()
+    if damage.startswith("flip"):
+        content[len(content) // 2 if damage == "flip" else 99] ^= 1
+    file.write_bytes({"cut": content[:-9], "empty": b""}.get(damage, content))
     torch.manual_seed(0)
-    with pytest.raises(FileError, match=r"checkpoint: .*run (cannot be read|must hold this fit)"):
+    with pytest.raises(FileError, match=r"checkpoint: .*run cannot be read \(.*\); delete it to start anew"):
         run(HMM(states=3, features=2), blobs(), max_steps=5, tol=0, checkpoint=saved)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 99}', "null", '"text"'])
-def test_a_foreign_manifest_is_refused(saved, content):
-    (saved / "manifest.json").write_text(content)
+@pytest.mark.parametrize("content", [{}, {"identity": {}}, {"identity": 3, "states": [], "seed": 1}])
+def test_a_foreign_file_in_the_place_of_a_checkpoint_is_refused(saved, content):
+    write_tensors(saved / "vb.safetensors", {"a": torch.zeros(1)}, content)
     with pytest.raises(FileError, match="cannot be read"):
         run(HMM(states=3, features=2), blobs(), checkpoint=saved)
 
@@ -324,12 +322,27 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_run_killed_between_the_two_renames_of_a_save_is_not_lost(saved):
-    whole = json.loads((saved / "manifest.json").read_text())
-    saved.rename(saved.with_name(".run.old"))
-    torch.manual_seed(0)
-    fit = run(HMM(states=3, features=2), blobs(), max_steps=5, tol=0, checkpoint=saved)
-    assert len(fit.history) == len(whole["states"][0]["rows"])
+def test_a_run_killed_in_its_first_save_begins_anew(tmp_path):
+    (tmp_path / ".vb.safetensors.ppgen-new").write_bytes(b"half")
+    (tmp_path / LOCK).write_text("process 1 on elsewhere")
+    assert len(run(HMM(states=3, features=2), blobs(), max_steps=5, tol=0, checkpoint=tmp_path).history) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["vb.safetensors"]
+
+
+def test_two_runs_cannot_share_a_checkpoint(tmp_path):
+    with held(tmp_path, "vb"), pytest.raises(FileError, match="vb: .* must be written by one run at a time, process"):
+        run(HMM(states=3, features=2), blobs(), checkpoint=tmp_path)
+
+
+def test_a_checkpoint_is_that_of_its_start(tmp_path):
+    """Two earlier fits of one model, length and engine are two starts."""
+    x = blobs()
+    first, second = (run(HMM(states=3, features=2), x, max_steps=3, tol=0, random_seed=seed) for seed in (1, 2))
+    options = {"max_steps": 2, "tol": 0, "checkpoint": tmp_path / "run"}
+    begun = run(HMM(states=3, features=2), x, start=first, **options)
+    assert same(run(HMM(states=3, features=2), x, start=first, **options), begun)
+    with pytest.raises(FileError, match="must hold this fit, but its options differ"):
+        run(HMM(states=3, features=2), x, start=second, **options)
 
 
 @pytest.mark.slow
@@ -341,8 +354,8 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
         f" checkpoint={str(tmp_path / 'run')!r}, checkpoint_every=3)"
     )
     process = subprocess.Popen([sys.executable, "-c", program])
-    manifest, deadline = tmp_path / "run" / "manifest.json", time.monotonic() + 120
-    while not manifest.exists():
+    saved, deadline = tmp_path / "run" / "vb.safetensors", time.monotonic() + 120
+    while not saved.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(2)
@@ -350,8 +363,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     process.wait()
     torch.manual_seed(0)
     x = torch.randn(3, 400, 2).double()
-    manifest = manifest if manifest.exists() else tmp_path / ".run.old" / "manifest.json"
-    steps = len(json.loads(manifest.read_text())["states"][0]["rows"]) + 10
+    steps = len(read_tensors(saved)[0]["states"][0]["rows"]) + 10
     options = {"tol": 0, "max_steps": steps}
     resumed = run(HMM(states=4, features=2), x, checkpoint=tmp_path / "run", **options)
     assert same(resumed, run(HMM(states=4, features=2), x, **options))
@@ -416,6 +428,6 @@ def test_a_folder_with_other_files_is_left_alone_and_an_empty_one_used(tmp_path)
     )
     assert len(fitted.history) == 2
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileError, match="must be empty or hold a checkpoint; name another folder"):
+    with pytest.raises(FileError, match="must be empty or hold a checkpoint; name another folder, it holds .'mine'"):
         vb.fit(HMM(states=2, features=1), torch.randn(1, 9, 1), max_steps=2, progressbar=False, checkpoint=tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
