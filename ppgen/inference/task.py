@@ -9,6 +9,7 @@ import xarray as xr
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
+from ppgen.inference.arguments import as_arguments
 from ppgen.inference.program import Function, cast, copy_model, private
 from ppgen.model import Model
 from ppgen.results.inputs import Inputs, aligned_features, labels_of, read_inputs
@@ -60,6 +61,7 @@ def read(
     if not isinstance(model, Model):
         if u is not None:
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
+        args = as_arguments(who, model, args)
         return Task(Function(private(model), args), None, args, {})
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")

@@ -45,12 +45,12 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     if read is not None:
         observations, x, u = read
         groups |= _data_groups(fit, theta, x, u)
-        dims |= {"x": list(fit.model.data_dims)}
+        dims |= {"x": list(map(str, observations.dims))}
         dims |= {} if u is None else {"u": [*fit.model.data_dims[: max(u.ndim - 1, 1)], INPUT][: u.ndim]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
     _name_inputs(fit, tree)
-    return tree if read is None else _without_empty_rows(tree, read[1], fit.model.data_dims[0])
+    return tree if read is None else _without_empty_rows(tree, read[1], str(read[0].dims[0]))
 
 
 def _name_inputs(fit: "Fit", tree: xr.DataTree) -> None:

@@ -59,7 +59,8 @@ class Fit:
     def latents(self, x: object, draws: int = 0, *, u: object = None, random_seed: int | None = None) -> xr.Dataset:
         """Posterior of what was summed out: probabilities (or means), modes and ``draws`` draws.
 
-        Of a hidden Markov model: ``z`` (sequence, time, state), ``z_mode`` (-1 past the end of a sequence), ``z_draw``.
+        Of a hidden Markov model: ``z`` (sequence, time, state), NaN past the end of a sequence; ``z_mode`` and
+        ``z_draw``, numbers of states along ``state``, -1 there.
         From variational Bayes the exact q(z), whose mode is the most probable path; from draws the average over up to
         200 of them, whose mode is the most probable state of each step. Discrete sites that `mcmc.fit` summed out by
         enumeration come under their own names, their values numbered.

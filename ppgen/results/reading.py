@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Read", "read"]
 
+TAKEN = ("x", "chain", "draw")  # names that answers have for themselves
+
 Read = tuple[xr.DataArray, Tensor, Tensor | None]
 """Labelled data, the same as a tensor, and inputs."""
 
@@ -23,13 +25,17 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     """Read ``x`` and ``u`` as the fit's model takes them.
 
     Named features and inputs are brought into the order of the fit, and rows of ``u`` into that of the rows of ``x``.
-    Rows of ``x`` stay where they are.
+    Rows of ``x`` stay where they are. Dims of the data of a plain function are called as they came.
 
     Raises
     ------
     DataError : data or inputs that the fit cannot be asked about, in words.
     """
-    observations = aligned_features("Fit", as_observations(x, dims=fit.model.data_dims), fit.labels)
+    dims = fit.model.data_dims
+    if isinstance(fit.model, Function) and isinstance(x, xr.DataArray) and x.ndim == len(dims):
+        x = x.rename({dim: own for dim, own in zip(x.dims, dims, strict=True) if dim in TAKEN})
+        dims = tuple(map(str, x.dims))
+    observations = aligned_features("Fit", as_observations(x, dims=dims), fit.labels)
     data = to_tensor(observations)
     fit.model.check(data)
     inputs = read_inputs("Fit", u, observations, fit.labels.get(INPUT))
