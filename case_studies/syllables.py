@@ -72,7 +72,8 @@ def fit(
     Reads the files, aligns the bodies, chooses how sticky syllables must be for the median one to last the target
     duration, fits, and writes into OUT: syllables/RECORDING.csv (frame, time in seconds, syllable, probability,
     centroid, heading, latent coordinates), results.h5, posterior.nc, model/, syllables.csv, index.csv and report.html.
-    Open report.html first. Keypoints that were not seen stay missing; nothing is interpolated.
+    Open report.html first. Keypoints that were not seen stay missing; nothing is interpolated. The syllables of a
+    recording are its most probable path; the probability is that of the frame's own label, and low where it is unsure.
     """
     from ppgen.behavior import jobs
     from ppgen.behavior.fitting import Settings

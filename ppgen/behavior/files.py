@@ -32,7 +32,8 @@ class Labelled:
     probabilities
         (T, K) of each syllable, float32; NaN where the syllable is -1.
     syllable
-        (T,) the most probable syllable; -1 after the last frame in which anything was seen.
+        (T,) the syllables of the most probable path through the whole recording, which in a few frames is not the most
+        probable syllable of the frame alone; -1 after the last frame in which anything was seen.
     latent
         (T, L) posterior mean of the pose's latent coordinates.
     centroid, heading

@@ -21,7 +21,7 @@ from ppgen.inference import vb
 from ppgen.models.hmm import HMM
 from ppgen.results.fit import Fit
 
-__all__ = ["Settings", "Study", "fit_pipeline", "windows"]
+__all__ = ["Settings", "Study", "fit_pipeline", "out_of_reach", "windows"]
 
 WINDOW = 2_000
 """Frames per window: long recordings are cut so that windows are about equal and run side by side."""
@@ -193,6 +193,12 @@ def _check(recordings: Sequence[Recording], settings: Settings) -> float:
     frames = sum(map(len, recordings))
     if not 1 <= settings.states <= frames:
         raise DataError(f"fit: states must be between 1 and the number of frames ({frames}), got {settings.states}")
+    longest = max(map(len, recordings)) / float(recordings[0].fps or 0)
+    if settings.target_duration >= longest:
+        raise DataError(
+            f"fit: target_duration must be shorter than the longest recording ({longest:.2f} s), got "
+            f"{settings.target_duration:g} s; check the frame rate, or ask for a shorter duration"
+        )
     if not 0 < settings.variance <= 1:
         raise DataError(f"fit: variance must lie between 0 and 1, got {settings.variance:g}")
     return float(recordings[0].fps or 0)
@@ -248,7 +254,21 @@ def _search(
     found = Search(
         last.stickiness, last.state, last.median / fps, trail.assign(median=trail["median"] / fps), last.reached
     )
+    if not found.reached:
+        say(f"the median syllable lasts {found.median:.2f} s: {out_of_reach(found, settings.target_duration)}")
     return found, starts
+
+
+def out_of_reach(search: Search[Fit], target: float) -> str:
+    """Why the search ended away from its target, in seconds, and what to do."""
+    longest, shortest = search.trail["median"].max(), search.trail["median"].min()
+    if longest < target or shortest > target:
+        edge = f"the longest was {longest:.2f} s" if longest < target else f"the shortest was {shortest:.2f} s"
+        return (
+            f"no stickiness that was tried reached {target:g} s ({edge}); check the frame rate (--fps), or ask for "
+            "another --target-duration"
+        )
+    return f"the median jumps over {target:g} s, and no stickiness that was tried came closer; more recordings may help"
 
 
 def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> HMM:
@@ -259,7 +279,7 @@ def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> H
 
 
 def modes(fit: Fit, x: Windows) -> dict[str, np.ndarray]:
-    """The most probable state of each frame, window by window."""
+    """The states of the most probable path, window by window."""
     found = fit.latents(x)["z_mode"].transpose("sequence", "time").to_numpy()
     return {name: row[: len(part)].astype(int) for (name, part), row in zip(x.items(), found, strict=True)}
 

@@ -5,7 +5,7 @@ from the truth: a too confident autoregression may ask for :math:`\kappa` beyond
 :math:`\log\kappa` nats, so the search runs over :math:`\log\kappa`: steps that double until the target is enclosed,
 then false position on the log of the median, which copes with the noise that local optima bring. A trial starts from
 the fit at the next smaller stickiness tried: states merge as stickiness grows, and would not come apart again on the
-way back.
+way back. Where a stickiness is so large that rounding drowns the data and the fit fails, the search stays below it.
 """
 
 import math
@@ -16,13 +16,15 @@ from typing import Generic, TypeVar
 import numpy as np
 import pandas as pd
 
-from ppgen.errors import DataError
+from ppgen.errors import DataError, FitError
 
 __all__ = ["Search", "choose_stickiness"]
 
 State = TypeVar("State")
 LARGEST = 40 * math.log(10)
 """log of the largest stickiness tried; beyond it float64 sums lose the rest of the transition prior."""
+MOST_FAILURES, NARROW = 6, 2.0
+"""Trials that may fail, and the range of log stickiness below a failed one that is not worth another trial."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ def choose_stickiness(
         Stop when the median is this close to the target, as a share of it, or half a frame: it cannot come closer.
     max_evaluations
         Stop after so many trials and keep the closest.
+
+    Raises
+    ------
+    FitError
+        Every trial failed.
     """
     if not target_frames >= 1:
         raise DataError(
@@ -85,27 +92,38 @@ def choose_stickiness(
         )
     allowed = max(tolerance * target_frames, 0.5)
     tried: list[tuple[float, float, State]] = []
-    cost = math.log(first)
-    while len(tried) < max_evaluations:
+    cost: float | None = math.log(first)
+    failures, limit = 0, LARGEST
+    while cost is not None and len(tried) < max_evaluations and failures <= MOST_FAILURES:
         below = [(c, i) for i, (c, _, _) in enumerate(tried) if c < cost]
-        state, median = fit_once(math.exp(cost), tried[max(below)[1]][2] if below else None)
-        tried.append((cost, median, state))
-        if abs(median - target_frames) <= allowed:
-            break
-        following = _next([(c, m) for c, m, _ in tried], target_frames, step or max(math.log(first), 1.0))
-        if following is None:
-            break
-        cost = following
+        try:
+            state, median = fit_once(math.exp(cost), tried[max(below)[1]][2] if below else None)
+        except FitError:
+            failures, limit = failures + 1, cost
+            if failures > MOST_FAILURES and not tried:
+                raise
+        else:
+            tried.append((cost, median, state))
+            if abs(median - target_frames) <= allowed:
+                break
+        cost = _next([(c, m) for c, m, _ in tried], target_frames, step or max(math.log(first), 1.0), limit)
     return _best(tried, target_frames, allowed)
 
 
-def _next(tried: list[tuple[float, float]], target: float, step: float) -> float | None:
-    """The next log stickiness to try, or None when the range is used up."""
+def _next(tried: list[tuple[float, float]], target: float, step: float, limit: float = LARGEST) -> float | None:
+    """The next log stickiness to try, or None when the range up to ``limit``, where fits fail, is used up."""
     short = [(c, m) for c, m in tried if m < target]
     long = [(c, m) for c, m in tried if m >= target]
+    if not tried:
+        return limit / 2
     if not long:
         cost = max(c for c, _ in short)
-        return min(cost + step * 2 ** (len(short) - 1), LARGEST) if cost < LARGEST else None
+        following = cost + step * 2 ** (len(short) - 1)
+        if following < limit:
+            return following
+        if limit == LARGEST:
+            return LARGEST if cost < LARGEST else None
+        return (cost + limit) / 2 if limit - cost > NARROW else None
     if not short:
         cost = min(c for c, _ in long)
         return max(cost - step * 2 ** (len(long) - 1) / 2, 0.0) if cost > 0 else None

@@ -9,7 +9,7 @@ import pandas as pd
 from ppgen import plots
 from ppgen.behavior.compare import Comparison
 from ppgen.behavior.files import Labelled, labels_of
-from ppgen.behavior.fitting import Study
+from ppgen.behavior.fitting import Study, out_of_reach
 from ppgen.behavior.match import Match
 from ppgen.behavior.pipeline import observations
 from ppgen.behavior.report import Section
@@ -20,6 +20,7 @@ from ppgen.data.alignment import Aligned
 from ppgen.data.pose import missing_report
 from ppgen.data.recording import Recording
 from ppgen.inference.verdict import Report
+from ppgen.plots.style import apart
 
 __all__ = ["comparison_sections", "label_sections", "match_sections", "study_sections"]
 
@@ -33,6 +34,7 @@ CHECKED, SIMULATIONS = 1_000, 20
 """Frames of each recording, of the first three, that are compared with simulated data, and how many simulations."""
 
 
+@apart()
 def study_sections(
     study: Study, recordings: Sequence[Recording], labelled: Sequence[Labelled], aligned: Aligned, truth: Match | None
 ) -> list[Section]:
@@ -52,6 +54,7 @@ def study_sections(
     ]
 
 
+@apart()
 def label_sections(
     recordings: Sequence[Recording], labelled: Sequence[Labelled], aligned: Aligned, target: float | None = None
 ) -> list[Section]:
@@ -95,6 +98,7 @@ def label_sections(
     ]
 
 
+@apart()
 def comparison_sections(found: Comparison, left_out: Sequence[str] = ()) -> list[Section]:
     """Groups side by side, with what differs said in words, and which recordings were ``left_out``."""
     steps = found.transitions["p_adjusted"] < 0.05
@@ -120,6 +124,7 @@ def comparison_sections(found: Comparison, left_out: Sequence[str] = ()) -> list
     ]
 
 
+@apart()
 def match_sections(found: Match) -> list[Section]:
     """Two fits side by side."""
     words = (
@@ -182,7 +187,7 @@ def _course_sections(study: Study, target: float) -> list[Section]:
         f"The median syllable lasts {search.median:.2f} s at stickiness {search.stickiness:.3g} (target {target:g})."
     )
     if not search.reached:
-        words += " That is more than a tenth off: no stickiness that was tried came closer."
+        words += " That is more than a tenth off: " + out_of_reach(search, target)
     trail = pd.concat([search.trail, last], ignore_index=True)
     return [
         Section("Did the fit settle?", ["The bound must level off."], [plots.elbo(kept)]),
@@ -207,8 +212,9 @@ def _missing_section(recordings: Sequence[Recording]) -> Section:
 def _guide() -> Section:
     words = [
         "syllables/: a table per recording with frame, time in seconds, syllable, its probability, centroid, heading "
-        "in radians and latent coordinates. Syllable 0 is used most; -1 marks frames after the last one in which "
-        "anything was seen.",
+        "in radians and latent coordinates. The syllables are the most probable path through the recording, and the "
+        "probability is that of the frame's own label. Syllable 0 is used most; -1 marks frames after the last one in "
+        "which anything was seen.",
         "results.h5: the same with the probabilities of all syllables. syllables.csv: one row per syllable. "
         "posterior.nc: what is known of the model's parameters, by the same numbers of syllables, for ArviZ. model/: "
         "label new recordings with it by the command apply, or open it with ppgen.load.",

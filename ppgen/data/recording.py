@@ -14,6 +14,8 @@ from ppgen.errors import DataError
 __all__ = ["Recording", "Track", "find_problem"]
 
 SPACE = ("x", "y", "z")
+LARGEST = 1e9
+"""Farther from 0 than any camera or arena reaches, in any unit; the arithmetic of bodies is still exact there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +172,14 @@ def _position_problem(positions: np.ndarray, keypoints: tuple[str, ...]) -> str 
         t, p, s = infinite[0]
         where = f"row {t}, keypoint {keypoints[p]!r} ({SPACE[s]})"
         return f"positions must be finite or NaN, got {positions[t, p, s]} at {where}; write NaN for not observed"
+    huge = np.argwhere(np.abs(positions) > LARGEST)
+    if len(huge):
+        t, p, s = huge[0]
+        where = f"row {t}, keypoint {keypoints[p]!r} ({SPACE[s]})"
+        return (
+            f"positions must lie within {LARGEST:g} of 0, got {positions[t, p, s]:g} at {where}; "
+            "write NaN for not observed"
+        )
     if np.isnan(positions).any(-1).all():
         return "every position is missing; nothing was tracked, or the threshold on confidence is too high"
     return None

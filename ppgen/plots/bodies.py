@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from ppgen.errors import DataError
-from ppgen.plots.style import QUIET, canvas, syllable_colors
+from ppgen.plots.style import QUIET, new_figure, syllable_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def trajectories(bodies: xr.DataArray, *, most: int = 12, columns: int = 6) -> "
         raise DataError("trajectories: bodies must hold at least one seen keypoint, got none")
     columns = min(columns, len(flat))
     rows = -(-len(flat) // columns)
-    figure = canvas(1.8 * columns, 1.9 * rows + 0.4)
+    figure = new_figure(1.8 * columns, 1.9 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     lines, colors = _skeleton(flat), syllable_colors(len(flat))
     moments = np.unique(np.linspace(0, flat.shape[1] - 1, OUTLINES).round().astype(int))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ppgen.errors import DataError
-from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, canvas, log_scale, sole_axes, tidy
+from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, log_scale, new_figure, sole_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def predictive_check(replicates: pd.DataFrame) -> "Figure":
     panels = list(dict.fromkeys(replicates["statistic"]))
     if not panels:
         raise DataError("predictive_check: replicates must hold at least one statistic, got none")
-    figure = canvas(3.2 * len(panels), 3.0)
+    figure = new_figure(3.2 * len(panels), 3.0)
     for ax, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         rows = replicates[replicates["statistic"] == name]
         _panel(ax, rows)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ppgen.plots.style import SHADES, canvas, sole_axes, syllable_colors, tidy
+from ppgen.plots.style import SHADES, new_figure, sole_axes, syllable_colors, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
     """
     shown = shares.iloc[:, :most]
     names = sorted(groups.unique())
-    figure = canvas(max(6.0, 0.28 * shown.shape[1] * max(len(names) / 2, 1) + 2), 3.6)
+    figure = new_figure(max(6.0, 0.28 * shown.shape[1] * max(len(names) / 2, 1) + 2), 3.6)
     ax = figure.subplots()
     width = 0.8 / len(names)
     for i, (name, color) in enumerate(zip(names, syllable_colors(len(names)), strict=True)):

@@ -1,5 +1,8 @@
 """What all figures share: a canvas outside pyplot, and colours that colour-blind readers can tell apart."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,13 +11,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "INK", "QUIET", "SHADES", "canvas", "log_scale", "sole_axes", "syllable_colors", "tidy"]
+__all__ = [
+    "ACCENT", "INK", "QUIET", "SHADES", "apart", "canvas", "log_scale", "new_figure", "sole_axes", "syllable_colors",
+    "tidy",
+]  # fmt: skip
 
 MUTED = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 """Paul Tol's muted scheme (SRON technical note 09-002): nine hues safe for all common colour-blindness."""
 INK, QUIET, ACCENT = "#332288", "#9A9A9A", "#CC6677"
 SHADES = "Blues"
 """Colour map of shares and probabilities: white is none, and lightness alone carries the value."""
+
+
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Figures that are made inside are files to come, not things to show: pyplot does not know of them."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def new_figure(width: float = 7.0, height: float = 3.5) -> "Figure":
+    """An empty figure, in inches, on pyplot's list, so that notebooks and ``plt.show()`` show it."""
+    if _apart.get():
+        return canvas(width, height)
+    from matplotlib import pyplot as plt
+
+    return plt.figure(figsize=(width, height), layout="constrained")
 
 
 def canvas(width: float = 7.0, height: float = 3.5) -> "Figure":
@@ -29,7 +57,7 @@ def canvas(width: float = 7.0, height: float = 3.5) -> "Figure":
 
 def sole_axes(ax: "Axes | None", width: float = 7.0, height: float = 3.5) -> "Axes":
     """``ax`` itself, or the only axes of a new figure."""
-    return canvas(width, height).subplots() if ax is None else ax
+    return new_figure(width, height).subplots() if ax is None else ax
 
 
 def tidy(ax: "Axes", title: str = "", x: str = "", y: str = "") -> "Axes":

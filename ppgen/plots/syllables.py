@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from ppgen.errors import DataError
-from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, canvas, log_scale, sole_axes, syllable_colors, tidy
+from ppgen.plots.style import ACCENT, INK, QUIET, SHADES, log_scale, new_figure, sole_axes, syllable_colors, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def ethogram(
     Parameters
     ----------
     latents
-        ``z`` (time, state), the probabilities, and ``z_mode`` (time), the most probable syllable (``-1``: none);
+        ``z`` (time, state), the probabilities, and ``z_mode`` (time), the most probable path (``-1``: none);
         with a ``sequence`` dimension in front when several recordings are held, as ``Fit.latents`` gives.
         The coordinate ``time`` is in seconds.
     sequence
@@ -82,7 +82,7 @@ def durations(segments: pd.DataFrame, *, target: float | None = None, most: int 
     """
     if segments.empty:
         raise DataError("durations: segments must hold at least one instance, got none")
-    figure = canvas(9.0, 3.4)
+    figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     lengths = segments["duration"].to_numpy()
     left.hist(lengths, bins=_log_bins(lengths), color=INK, alpha=0.75)

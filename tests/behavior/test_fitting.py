@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from ppgen.behavior import fitting
-from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, windows
+from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, out_of_reach, windows
+from ppgen.behavior.stickiness import Search
 from ppgen.data.recording import Recording
 from ppgen.data.simulate import simulate_mice
 from ppgen.errors import DataError
@@ -82,3 +84,19 @@ def test_data_too_large_for_whole_steps_is_fitted_in_batches_and_searched_in_par
     labels = study.pipeline.label(recordings[0])
     assert (labels.syllable >= 0).all()
     assert any("looking for the stickiness" in line for line in said)
+
+
+def search(medians, median):
+    trail = pd.DataFrame({"stickiness": np.geomspace(1, 100, len(medians)), "median": medians})
+    return Search(10.0, None, median, trail, False)
+
+
+def test_a_target_that_was_not_reached_is_explained():
+    assert "(the longest was 0.05 s); check the frame rate (--fps)" in out_of_reach(search([0.01, 0.05], 0.05), 0.4)
+    assert "(the shortest was 0.90 s)" in out_of_reach(search([0.9, 2.0], 0.9), 0.4)
+    assert "the median jumps over 0.4 s" in out_of_reach(search([0.1, 2.0], 0.1), 0.4)
+
+
+def test_a_target_longer_than_any_recording_is_refused_in_words(mice):
+    with pytest.raises(DataError, match=r"must be shorter than the longest recording \(3.00 s\), got 60 s"):
+        _check(mice, Settings(states=2, target_duration=60.0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppgen.behavior.stickiness import choose_stickiness
-from ppgen.errors import DataError
+from ppgen.errors import DataError, FitError
 
 
 def growing(slope, start=2.0, noise=0.0, seed=0):
@@ -75,3 +75,43 @@ def test_a_fit_without_instances_is_never_the_best():
 def test_a_target_below_one_frame_is_refused_in_words():
     with pytest.raises(DataError, match=r"choose_stickiness: the target must be at least one frame, got 0.3 frames"):
         choose_stickiness(growing(0.1), 0.3)
+
+
+def failing_from(limit, slope=0.02, start=2.0):
+    """A median that grows slowly, and fits that fail from ``limit`` on; the stickinesses that were tried."""
+    tried = []
+
+    def fit_once(stickiness, previous):
+        tried.append(stickiness)
+        if stickiness >= limit:
+            raise FitError("the bound went down")
+        return stickiness, start * stickiness**slope
+
+    return fit_once, tried
+
+
+def test_a_search_stays_below_the_stickiness_at_which_fits_fail():
+    fit_once, tried = failing_from(1e15)
+    found = choose_stickiness(fit_once, 400.0)
+    assert not found.reached
+    assert found.stickiness < 1e15
+    assert found.stickiness == found.trail["stickiness"].max() > 1e11
+    assert len(tried) <= 16
+
+
+def test_a_target_just_below_the_stickiness_at_which_fits_fail_is_still_found():
+    fit_once, _ = failing_from(1e18, slope=0.05)
+    found = choose_stickiness(fit_once, 2.0 * 1e14**0.05)
+    assert found.reached
+
+
+def test_a_search_whose_first_trial_fails_goes_below_it():
+    fit_once, _ = failing_from(1e12, slope=0.1)
+    assert choose_stickiness(fit_once, 12.0, first=1e14, step=1.0, max_evaluations=1).stickiness < 1e12
+
+
+def test_when_every_trial_fails_the_failure_is_told():
+    fit_once, tried = failing_from(0.0)
+    with pytest.raises(FitError, match="the bound went down"):
+        choose_stickiness(fit_once, 12.0)
+    assert len(tried) <= 8

@@ -5,8 +5,18 @@ import xarray as xr
 
 from ppgen import plots
 from ppgen.errors import DataError
+from ppgen.plots import style
 
 STATES, FRAMES, FPS = 12, 900, 30
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No figure is left open."""
+    yield
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
 
 
 @pytest.fixture
@@ -77,14 +87,33 @@ def test_every_figure_is_drawn_and_leaves_matplotlib_as_it_was(
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
-    before, open_before = dict(mpl.rcParams), plt.get_fignums()
+    plt.get_fignums()  # pyplot chooses its backend
+    before = dict(mpl.rcParams)
     drawn = every_figure(latents, bodies, segments, shares, transitions, generator)
     assert set(drawn) == set(plots.__all__)
     for name, figure in drawn.items():
         figure.get_figure(root=True).savefig(tmp_path / f"{name}.png", dpi=40)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert dict(mpl.rcParams) == before
-    assert plt.get_fignums() == open_before
+
+
+def test_every_figure_is_one_that_pyplot_shows(latents, bodies, segments, shares, transitions, generator):
+    from matplotlib import pyplot as plt
+
+    drawn = every_figure(latents, bodies, segments, shares, transitions, generator)
+    shown = [plt.figure(number) for number in plt.get_fignums()]
+    assert [figure.get_figure(root=True) for figure in drawn.values()] == shown
+
+
+def test_figures_made_apart_are_unknown_to_pyplot(shares):
+    from matplotlib import pyplot as plt
+
+    with style.apart():
+        ax = plots.usage(shares)
+    assert ax.patches
+    assert plt.get_fignums() == []
+    plots.usage(shares)
+    assert len(plt.get_fignums()) == 1
 
 
 def test_a_figure_goes_where_it_is_told(shares):
