@@ -218,6 +218,7 @@ BAD_FILES = {
     "wrong header depth": (HEADER.split("\n", 1)[1].encode() + b"0,1,2,0.9,3,4,0.9\n" * 9, r""),
     "text in a number column": (GOOD.replace("3.0,4.5,", "3.0,four,").encode(), r""),
     "likelihood outside 0-1": (GOOD.replace("0.9", "1.9", 1).encode(), r"likelihood must lie in 0-1"),
+    "beyond any arena": (GOOD.replace("3.0,4.5,", "1e300,4.5,").encode(), r"positions must lie within 1e\+09 of 0"),
     "duplicate keypoints": (GOOD.replace("tail", "nose").encode(), r"nose"),
     "one frame": ((HEADER + ROW.format(0, 1, 1)).encode(), r"frame"),
     "all missing": ((HEADER + "".join(f"{i},,,,,,\n" for i in range(30))).encode(), r""),
