@@ -1,7 +1,7 @@
 """What Hamiltonian samplers share: where chains are, the leapfrog step as one graph, what is recorded of a draw."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppgen.inference.adaptation import color, color_gradient
 from ppgen.inference.density import Gradient
-from ppgen.inference.tracing import Batch, Mode
+from ppgen.inference.tracing import Batch, Mode, compiled
 
 __all__ = ["DIVERGENCE", "NAMES", "Ensemble", "Leapfrog", "Record", "Target", "record"]
 
@@ -80,17 +80,34 @@ class Ensemble:
 class Leapfrog(Generic[D]):
     """Leapfrog steps of all chains: gradient and update in one graph, traced or compiled once.
 
-    ``dense`` fixes whether the metric is a matrix. ``calls`` is how many steps are expected.
+    ``dense`` fixes whether the metric is a matrix. ``calls`` is how many steps are expected; where that becomes known
+    only later, `reconsider` takes it. ``steps`` counts those that were made.
     """
 
     def __init__(self, density: D, chains: int, *, dense: bool, mode: Mode, calls: int) -> None:
-        self.density, self.chains = density, chains
+        self.density, self.chains, self.steps = density, chains, 0
         P = density.size
         v = density.start(chains, torch.Generator().manual_seed(0))
         like: dict[str, Any] = {"dtype": density.dtype, "device": v.device}
         self.identity = torch.eye(P, **like) if dense else torch.ones(P, **like)
-        examples = [v, torch.zeros_like(v), torch.zeros_like(v), torch.ones(chains, 1, **like), self.identity]
-        self.batch: Batch = density.batch(_step, examples, mode=mode, calls=calls)
+        self.examples = [v, torch.zeros_like(v), torch.zeros_like(v), torch.ones(chains, 1, **like), self.identity]
+        self.batch: Batch = density.batch(_step, self.examples, mode=mode, calls=calls)
+        self.open = mode == "auto" and self.batch.mode == "traced" and self.batch.work is not None
+
+    def reconsider(self, calls: float) -> None:
+        """Compile now if so many calls still to come would pay for it, and nothing was decided by the user."""
+        if not self.open or self.batch.work is None:
+            return
+        reason = self.batch.work.words(calls)
+        if self.batch.work.pays(calls):
+            self.compile(reason)
+        else:
+            self.batch = replace(self.batch, reason=reason)
+
+    def compile(self, reason: str) -> None:
+        """Compile the step, for this ``reason``; the choice is made then, even where torch cannot."""
+        self.batch = compiled(self.batch, self.examples, reason)
+        self.open = False
 
     def at(self, v: Float[Tensor, "C P"], factor: Tensor | None = None) -> Ensemble:
         """Density and gradient at ``v``, without a step; ``factor`` None leaves coordinates as they are."""
@@ -106,6 +123,7 @@ class Leapfrog(Generic[D]):
         """``steps`` steps of size ``step`` (one, or (C, 1), negative for backwards): where they end, and how fast."""
         size = step if isinstance(step, Tensor) else momentum.new_full((len(momentum), 1), step)
         v, value, gradient = place.v, place.value, place.gradient
+        self.steps += steps
         with torch.no_grad():
             for _ in range(steps):
                 v, momentum, value, gradient = self.batch.run(v, momentum, gradient, size, factor)

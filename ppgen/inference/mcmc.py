@@ -23,6 +23,7 @@ from ppgen.inference.chains import LEAST, default_chains
 from ppgen.inference.checkpoint import described
 from ppgen.inference.chees import Chees
 from ppgen.inference.density import Density, density, home
+from ppgen.inference.enough import WANTED, Enough
 from ppgen.inference.hamiltonian import Leapfrog
 from ppgen.inference.nuts import Nuts
 from ppgen.inference.predictive import missing_share
@@ -31,6 +32,7 @@ from ppgen.inference.sampling import Run, first_tuning
 from ppgen.inference.starts import Start, pathfinder, uniform
 from ppgen.inference.store import MEMORY, Arrays, Saved
 from ppgen.inference.task import read
+from ppgen.inference.threads import limited
 from ppgen.inference.tracing import MODES, Mode
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
@@ -43,7 +45,7 @@ __all__ = ["fit"]
 
 STARTS = ("pathfinder", "prior", "uniform")
 TUNE = {"chees": 300, "nuts": 1000}
-LEAPFROGS = {"chees": 5, "nuts": 15}  # steps an iteration is expected to take, to judge whether to compile
+MOST = 1000  # draws of a chain, where no number is given
 CHUNK = 1 << 22  # numbers of draws that are converted at a time
 DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
 
@@ -52,7 +54,8 @@ def fit(
     model: Model | Callable[..., Any],
     *args: Any,  # noqa: ANN401 (the program's own)
     u: object = None,
-    draws: int = 1000,
+    draws: int | None = None,
+    min_ess: float | None = None,
     tune: int | None = None,
     chains: int | None = None,
     sampler: str = "chees",
@@ -77,7 +80,10 @@ def fit(
     args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
         observed; of a function its arguments.
     u : inputs of a `Model`.
-    draws : kept draws of each chain.
+    draws : kept draws of each chain, exactly so many; with ``min_ess``, at most.
+    min_ess : stop when the least effective size (bulk, tail and mean of every entry of every site, labels aligned, and
+        of the log density) is so large, after 100 draws or more. Without ``draws`` it is 1000, and a chain has at most
+        1000 draws; where ``draws`` is given, nothing stops the run but their number.
     tune : iterations of each chain before them, to learn metric and step size; 300 for chees, 1000 for nuts.
     chains : 64 for chees and 4 for nuts, on CUDA 1024 and 64; of chees fewer, down to 16, where a gradient for all
         would be slow or large. One alone cannot check itself.
@@ -108,6 +114,10 @@ def fit(
     FitError : no starting point with finite density, a program that depends on values, only divergent draws.
     FileError : a checkpoint of another run, or one that cannot be written.
     """
+    if min_ess is not None:
+        require_at_least("mcmc: min_ess", min_ess, 1)
+    wanted = WANTED if draws is None and min_ess is None else min_ess
+    draws = MOST if draws is None else draws
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
     require_at_least("mcmc: memory_limit", memory_limit, 0)
     _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
@@ -121,8 +131,7 @@ def fit(
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
-        calls = (tune + draws) * LEAPFROGS[sampler]
-        leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=calls)
+        leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=0)
         engine = _engine(sampler, leapfrog, target_accept, max_tree_depth)
         options: dict[str, object] = {
             **counts,
@@ -131,10 +140,17 @@ def fit(
             "depth": max_tree_depth,
             "dense": dense,
         }
-        options |= {"random_seed": random_seed, "mode": leapfrog.batch.mode, "start": described(start)}
-        saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
-        run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved)
-        run.go(progressbar, saved, checkpoint_every)
+        options |= {
+            "random_seed": random_seed,
+            "mode": (compile, leapfrog.batch.mode),
+            "start": described(start),
+            "min_ess": wanted,
+        }
+        enough = None if wanted is None else Enough(task.model, target, wanted)
+        with limited(leapfrog.batch.threads):
+            saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
+            run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved, enough)
+            run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
     attrs = {
         "engine": "mcmc",
@@ -143,6 +159,7 @@ def fit(
         "interrupted": run.interrupted,
         "seconds": time.perf_counter() - began,
         "tune": tune,
+        "stopped": run.why(),
         "device": str(target.device),
         "compile": leapfrog.batch.mode,
         "compile_reason": leapfrog.batch.reason,
@@ -186,6 +203,7 @@ def _begin(
     lengths: tuple[int, int],
     arrays: Arrays,
     saved: Saved | None,
+    enough: Enough | None,
 ) -> Run:
     """A new run, or the one that was saved."""
     generator = torch.Generator(leapfrog.density.device).manual_seed(seed)
@@ -193,7 +211,7 @@ def _begin(
     if before is None:
         found = _start(start, leapfrog, generator)
         tuning = first_tuning(leapfrog, found, generator)
-        run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays)
+        run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays, enough)
         if not bool(torch.isfinite(run.place.value).any()):
             raise FitError(
                 "mcmc: a starting point must have finite density and gradient, none of the chains has one"
@@ -201,7 +219,7 @@ def _begin(
             )
         return run
     v = leapfrog.density.start(leapfrog.chains, generator)
-    run = Run(leapfrog, engine, leapfrog.at(v), first_tuning(leapfrog, Start(v)), generator, *lengths, arrays)
+    run = Run(leapfrog, engine, leapfrog.at(v), first_tuning(leapfrog, Start(v)), generator, *lengths, arrays, enough)
     run.restore(before)
     return run
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ppgen.errors import FileError
 from ppgen.inference.adaptation import Spread, StepSize, Tuning, pack, unpack, window_ends, window_start
+from ppgen.inference.enough import Enough, Stop
 from ppgen.inference.hamiltonian import Ensemble, Leapfrog, Record
 from ppgen.inference.starts import Start
 from ppgen.inference.store import Arrays, Saved
@@ -28,6 +29,7 @@ FIRST_STEP = 0.7  # in whitened coordinates, times P^(-1/4)
 ACCEPTED, HALVINGS = 0.8, 30  # of one step, and how often it is halved at most
 DELAY = 1.0  # seconds before a bar is shown
 REFRESH = 0.5  # seconds between looks at R-hat
+CONSIDERED = 20  # iterations between two looks at whether to compile
 RHAT_DRAWS = 200  # newest draws that the R-hat of the bar looks at
 
 
@@ -50,7 +52,8 @@ class Sampler(Protocol):
 class Run:
     """A run under way: where its chains are, what they learnt, and the arrays it fills.
 
-    ``v`` holds the draws (S, C, P), ``stats`` their records (S, names, C), ``history`` a row per iteration.
+    ``v`` holds the draws (S, C, P), ``stats`` their records (S, names, C), ``history`` a row per iteration. With
+    ``enough`` it may stop before ``draws``.
     """
 
     leapfrog: Leapfrog
@@ -61,6 +64,7 @@ class Run:
     tune: int
     draws: int
     arrays: Arrays
+    enough: Enough | None = None
     interrupted: bool = False
     v: Tensor = field(init=False)
     stats: Tensor = field(init=False)
@@ -76,15 +80,18 @@ class Run:
         self.stats = self.arrays.make("stats", (self.draws, len(self.sampler.names), chains))
         self.kept = max(0, self.tuning.iteration - self.tune)
         self.sums, self.summed = [0, 0, 0], 0
+        self.stop = Stop(self.draws) if self.enough is None else self.enough.first(self.draws)
+        self.counted = self.leapfrog.steps
 
     def go(self, progressbar: bool, saved: Saved | None = None, every: int = 100) -> None:
         """Make the iterations that are left; on Ctrl-C keep what there is, if there is a draw."""
         ends, start, total = window_ends(self.tune), window_start(self.tune), self.tune + self.draws
         with Bar(self, total, progressbar) as bar, torch.no_grad():
             try:
-                while self.tuning.iteration < total:
+                while self.tuning.iteration < total and not self.stop.reached:
                     self._iterate(ends, start)
                     bar.update()
+                    self._look()
                     if saved is not None and self.tuning.iteration % every == 0:
                         self.save(saved)
             except KeyboardInterrupt:
@@ -100,17 +107,20 @@ class Run:
         self._sum_up()
         place = {f"place/{name}": getattr(self.place, name) for name in ("v", "value", "gradient")}
         rest = {"generator": self.generator.get_state(), "sums": torch.tensor(self.sums)}
-        saved.save(pack(self.tuning, "tuning") | place | rest)
+        choice = torch.tensor([self.leapfrog.batch.mode == "compiled", self.leapfrog.steps - self.counted])
+        saved.save(pack(self.tuning, "tuning") | pack(self.stop, "stop") | place | rest | {"choice": choice})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a state that `save` wrote.
 
         Raises
         ------
-        FileError : the draws beside it are not those that were written.
+        FileError : the draws beside it are not those that were written; or it was compiled, and nothing compiles here.
         """
+        self._restore_choice(*tensors["choice"].tolist())
         there = {name: value.to(self.place.v.device) for name, value in tensors.items()}
         self.tuning = unpack(self.tuning, there, "tuning")
+        self.stop = unpack(self.stop, dict(tensors), "stop")
         self.place = Ensemble(*(there[f"place/{name}"] for name in ("v", "value", "gradient")))
         self.generator.set_state(tensors["generator"])
         self.kept = max(0, self.tuning.iteration - self.tune)
@@ -137,12 +147,43 @@ class Run:
         rows.insert(1, "tuning", np.arange(done) < self.tune)
         return rows.drop(columns=[] if self.tuning.trajectory.count else ["trajectory_length"])
 
+    def why(self) -> str:
+        """Why the run ended when it did."""
+        if self.interrupted:
+            return f"interrupted after {self.kept} draws a chain"
+        if self.enough is None:
+            return f"{self.kept} draws a chain, as asked for"
+        if self.stop.reached:
+            found = f"least effective size {self.stop.size:,.0f} of {self.enough.wanted:,.0f} wanted"
+            return f"{found}, after {self.kept} draws a chain"
+        return f"{self.kept} draws a chain, the most allowed, before the effective size of {self.enough.wanted:,.0f}"
+
     def _sum_up(self) -> None:
         """Carry the checksums of history, draws and their records on to the present iteration."""
         done, kept = self.tuning.iteration, max(0, self.summed - self.tune)
         parts = (self.history[self.summed : done], self.v[kept : self.kept], self.stats[kept : self.kept])
         self.sums = [zlib.crc32(part.numpy().data, old) for part, old in zip(parts, self.sums, strict=True)]
         self.summed = done
+
+    def _restore_choice(self, compiled: int, since: int) -> None:
+        """Go on with the graph that the run had: the other one rounds otherwise."""
+        self.counted = self.leapfrog.steps - since
+        if compiled and self.leapfrog.open:
+            self.leapfrog.compile("so it was when the checkpoint was written")
+        if compiled != (self.leapfrog.batch.mode == "compiled"):
+            raise FileError(
+                f"mcmc: the run in checkpoint {self.arrays.folder} must go on compiled, as it was, got: "
+                f"{self.leapfrog.batch.reason}; mend that, or delete the folder to start anew"
+            )
+
+    def _look(self) -> None:
+        """See from time to time whether draws are enough, and whether compiling would pay for those to come."""
+        if self.enough is not None and self.kept == min(self.stop.next, self.draws):
+            self.stop = self.enough.look(self.v[: self.kept], self.records(), self.stop)
+        if self.tuning.iteration % CONSIDERED == 0 and not self.stop.reached:
+            calls, self.counted = self.leapfrog.steps - self.counted, self.leapfrog.steps
+            left = self.tune + min(self.stop.expected, self.draws) - self.tuning.iteration
+            self.leapfrog.reconsider(calls / CONSIDERED * left)
 
     def _iterate(self, ends: frozenset[int], start: int) -> None:
         number, tuning = self.tuning.iteration, self.tuning

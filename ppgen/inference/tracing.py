@@ -10,9 +10,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, fx
@@ -23,19 +23,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ppgen.errors import FitError
+from ppgen.inference.threads import limited, threads_for
+from ppgen.inference.work import Work, work_of
 
-__all__ = ["MODES", "Batch", "Mode", "blame", "build"]
+__all__ = ["MODES", "Batch", "Mode", "blame", "build", "compiled"]
 
 Mode = Literal["auto", "compiled", "traced", "eager"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 Outputs = Sequence[Tensor]
 
-# What a compilation and a call of the traced graph are expected to take. Rounding differs between the two, so the
-# choice goes by the graph, not by the clock: the same run must give the same draws again.
-COMPILE_SECONDS, COMPILE_SECONDS_PER_NODE = 3.0, 0.03
-SECONDS_PER_NODE, SECONDS_PER_ELEMENT = 3e-6, 1.5e-9
-SAVED = 0.7  # share of a call that compilation is expected to save
 TIMED_CALLS = 5
 FACTORISATIONS = tuple(
     getattr(torch.ops.aten, name).default
@@ -53,38 +50,52 @@ TOLERANCE = {torch.float32: 1e-3}  # relative difference of compiled and traced 
 @final
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A function of tensors of fixed shapes: how it is run, why, the seconds each stage took, and its operators."""
+    """A function of tensors of fixed shapes: how it is run, why, the seconds each stage took, and its operators.
+
+    ``work`` is what those do; ``threads`` is how many are worth it (see :mod:`ppgen.inference.threads`).
+    """
 
     run: Callable[..., Outputs]
     mode: Mode
     reason: str
     seconds: dict[str, float] = field(default_factory=dict)
     nodes: int = 0
+    work: Work | None = None
+    threads: int | None = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Outputs for ``inputs`` of the shapes it was built for."""
         return self.run(*inputs)
 
 
-def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mode, calls: int) -> Batch:
+def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mode, calls: float) -> Batch:
     """Trace ``function`` at ``examples``; compile it too if asked, or if ``calls`` calls would pay for it."""
     began = time.perf_counter()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own machinery, about what a user cannot change
         graph = _trace(function, examples)
-    seconds = {"trace": time.perf_counter() - began, "call": _time(graph, examples)}
-    nodes = len(graph.graph.nodes)
-    saved, cost = SAVED * calls * _expected_seconds(graph), COMPILE_SECONDS + COMPILE_SECONDS_PER_NODE * nodes
-    if mode == "traced" or (mode == "auto" and saved < cost):
-        reason = "asked for" if mode == "traced" else f"compiling takes about {cost:.1f} s and would save {saved:.1f} s"
-        return Batch(graph, "traced", reason, seconds, nodes)
+    work = work_of(graph)
+    threads = threads_for(work.width) if all(example.device.type == "cpu" for example in examples) else None
+    seconds = {"trace": time.perf_counter() - began}
+    with limited(threads):
+        seconds["call"] = _time(graph, examples)
+    reason = "asked for" if mode == "traced" else work.words(calls)
+    traced = Batch(graph, "traced", reason, seconds, len(graph.graph.nodes), work, threads)
+    if mode == "traced" or (mode == "auto" and not work.pays(calls)):
+        return traced
+    return compiled(traced, examples, "asked for" if mode == "compiled" else reason)
+
+
+def compiled(traced: Batch, examples: Sequence[Tensor], reason: str) -> Batch:
+    """The same function compiled, for this ``reason``; still traced, and why, where torch cannot."""
     began = time.perf_counter()
-    compiled, reason = _compile(graph, examples)
-    seconds["compile"] = time.perf_counter() - began
-    if compiled is None:
-        return Batch(graph, "traced", reason, seconds, nodes)
-    seconds["call"] = _time(compiled, examples)
-    return Batch(compiled, "compiled", "asked for" if mode == "compiled" else reason, seconds, nodes)
+    with limited(traced.threads):
+        run, fault = _compile(cast(fx.GraphModule, traced.run), examples)
+        seconds = traced.seconds | {"compile": time.perf_counter() - began}
+        if run is None:
+            return replace(traced, reason=fault, seconds=seconds)
+        seconds["call"] = _time(run, examples)
+    return replace(traced, run=run, mode="compiled", reason=reason, seconds=seconds)
 
 
 @final
@@ -188,21 +199,22 @@ def blame(error: Exception) -> Exception:
 
 
 def _compile(graph: fx.GraphModule, examples: Sequence[Tensor]) -> tuple[Callable[..., Outputs] | None, str]:
-    """The compiled graph, or None and why there is none."""
+    """The compiled graph, or None and why there is none. Its loops have the threads that torch has now."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import torch._inductor as inductor  # slow to import
             from torch._inductor import config
 
-            with config.patch(fallback_random=True):  # the same random numbers as the graph's
+            here: dict[str, Any] = {"cpp.threads": torch.get_num_threads()}  # part of what its cache goes by
+            with config.patch(fallback_random=True, **here):  # the same random numbers as the graph's
                 compiled = inductor.compile(graph, list(examples))
             found, wanted = _seeded(compiled, examples), _seeded(graph, examples)
     except Exception as error:  # noqa: BLE001 (a missing compiler, header or operator: whatever it is, the graph works)
         return None, f"torch cannot compile it here ({type(error).__name__})"
     if not all(_alike(one, two) for one, two in zip(found, wanted, strict=True)):
         return None, "the compiled graph gave other values than the traced one"
-    return compiled, "the run is long enough to pay for it"
+    return compiled, ""
 
 
 def _seeded(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> Outputs:
@@ -216,12 +228,6 @@ def _alike(one: Tensor, two: Tensor) -> bool:
     tolerance = TOLERANCE.get(two.dtype, 1e-6)
     largest = float(two.nan_to_num(posinf=0.0, neginf=0.0).abs().amax()) if two.numel() else 0.0
     return torch.allclose(one, two, rtol=tolerance, atol=tolerance * max(1.0, largest), equal_nan=True)
-
-
-def _expected_seconds(graph: fx.GraphModule) -> float:
-    results = [node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function"]
-    elements = sum(value.numel() for value in results if isinstance(value, Tensor))
-    return SECONDS_PER_NODE * len(results) + SECONDS_PER_ELEMENT * elements
 
 
 def _time(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> float:
