@@ -67,9 +67,10 @@ def test_a_killed_run_stops_at_the_same_draw_bit_for_bit(monkeypatch, tmp_path, 
     options = {"min_ess": 2300, "chains": 16, "checkpoint_every": 10}
     whole = sample(**options)
     assert whole.posterior.shape[1] > 130
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         killed_at(patch, number)
-        sample(**options, checkpoint=tmp_path / "run")
+        with pytest.raises(SystemExit):
+            sample(**options, checkpoint=tmp_path / "run")
     for _ in range(2):  # resumed, and a finished one read back
         fit = sample(**options, checkpoint=tmp_path / "run")
         assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
@@ -118,9 +119,10 @@ def test_a_run_that_compiled_goes_on_compiled_bit_for_bit(monkeypatch, tmp_path,
     monkeypatch.setattr(Work, "saved", 1.0)
     options = {"compile": "auto", "draws": 30, "checkpoint_every": 5}
     whole = sample(**options)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         killed_at(patch, 49)
-        sample(**options, checkpoint=tmp_path / "run")
+        with pytest.raises(SystemExit):
+            sample(**options, checkpoint=tmp_path / "run")
     fit = sample(**options, checkpoint=tmp_path / "run")
     assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
     with monkeypatch.context() as patch:
