@@ -92,6 +92,7 @@ class Leapfrog(Generic[D]):
         self.identity = torch.eye(P, **like) if dense else torch.ones(P, **like)
         self.examples = [v, torch.zeros_like(v), torch.zeros_like(v), torch.ones(chains, 1, **like), self.identity]
         self.batch: Batch = density.batch(_step, self.examples, mode=mode, calls=calls)
+        self.weighed = 0.0
         self.open = mode == "auto" and self.batch.mode == "traced" and self.batch.work is not None
 
     def reconsider(self, calls: float) -> None:
@@ -101,8 +102,8 @@ class Leapfrog(Generic[D]):
         reason = self.batch.work.words(calls)
         if self.batch.work.pays(calls):
             self.compile(reason)
-        else:
-            self.batch = replace(self.batch, reason=reason)
+        elif calls > self.weighed:  # the most that was ever expected is what speaks for compiling, and is said
+            self.batch, self.weighed = replace(self.batch, reason=reason), calls
 
     def compile(self, reason: str) -> None:
         """Compile the step, for this ``reason``; the choice is made then, even where torch cannot."""
