@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ppgen.inference.convergence import MANY, Convergence, convergence
 from ppgen.inference.modes import modes
@@ -16,7 +16,8 @@ __all__ = ["check_chains", "check_labels", "check_modes", "check_sampler"]
 Array = np.ndarray
 
 RHAT, HIGHEST_RHAT, FALSE_ALARMS = 1.01, 1.05, 1e-3
-ESS, MCSE, ODD, SHAPE, MOVES = 400, 0.05, 0.3, 0.7, 0.1
+ESS, MCSE, ODD, BETWEEN, SHAPE, MOVES = 400, 0.05, 0.3, 0.07, 0.7, 0.1
+STAY, SHORTEST_STAY = 0.05, 10  # share of a chain's draws, and number of them, under which no stay is long
 SHORT = 99  # steps of a chain under which its halves are too short to see that one stands still
 EBFMI, EBFMI_DRAWS = 0.3, 1000
 UNCLEAR_SHARE = 0.1  # of draws in which two labels could as well be exchanged
@@ -38,6 +39,8 @@ def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Ch
         if number == 0:
             yield _distinct(entry[0])
         yield from _check_site(site, entry, rate)
+    if moving:
+        yield _stay_check([_entries(value) for value in moving.values()])
 
 
 def check_modes(
@@ -133,6 +136,60 @@ def _check_site(site: str, entry: Float[Array, "P C S"], rate: float) -> Iterato
         if math.isnan(known.odd[worst])
         else f"chain {known.odd[worst]:.0f} is elsewhere than the others, or wider or narrower: look at it alone",
     )
+    yield Check(
+        f"chain means of {site}",
+        float(known.between.max()),
+        f"<= {BETWEEN} sd between them beyond their errors",
+        bool((known.between <= BETWEEN).all()),
+        "chains differ by more than they should after so many draws: run longer, or look whether some are stuck",
+    )
+
+
+def _stay_check(sites: list[Float[Array, "P C S"]]) -> Check:
+    """The longest time that a chain stood still in a site, beside what the moves it made otherwise explain.
+
+    Samplers that reject stand still at times; stays as long as that are rare. A site that comes back to values it left,
+    as one of whole numbers does, is left out.
+    """
+    if not all(np.isfinite(site).all() for site in sites):
+        return Check("longest stay", math.nan, "that of rejections", False, "some draws are not finite")
+    stays = [stay for site in sites if not _comes_back(site[0]) for stay in [(np.diff(site, axis=2) == 0).all(0)]]
+    longest = np.array([_longest_runs(stay) for stay in stays]).reshape(len(stays), -1)
+    chance = np.array([_log_chance(stay, runs) for stay, runs in zip(stays, longest, strict=True)]).reshape(
+        longest.shape
+    )
+    least = max(SHORTEST_STAY, math.ceil(STAY * sites[0].shape[2]))
+    long = (longest >= least) & (chance < math.log(FALSE_ALARMS / max(1, len(stays))))
+    value = longest[long].max() if long.any() else longest.max(initial=0)
+    chain = int(np.argmax(np.where(long, longest, -1).max(0, initial=-1))) if long.any() else 0
+    return Check(
+        "longest stay",
+        float(value),
+        f"< {least} draws, or what rejections explain",
+        not bool(long.any()),
+        f"chain {chain} stood still for {value:.0f} of its {sites[0].shape[2]:,} draws: smaller steps (raise "
+        "target_accept), or look at where it was stuck",
+    )
+
+
+def _comes_back(value: Float[Array, "C S"]) -> bool:
+    """Whether values that a chain had left come again, in one arrival out of ten or more."""
+    arrivals = np.diff(value, axis=1, prepend=np.nan) != 0
+    distinct = sum(len(np.unique(chain)) for chain in value)
+    return bool(distinct < 0.9 * arrivals.sum())
+
+
+def _longest_runs(flags: Bool[Array, "C n"]) -> Int[Array, " C"]:
+    """Longest run of true flags in each row."""
+    place = np.arange(1, flags.shape[1] + 1)
+    return (place - np.maximum.accumulate(np.where(flags, 0, place), axis=1)).max(1, initial=0)
+
+
+def _log_chance(stays: Bool[Array, "C n"], longest: Int[Array, " C"]) -> Float[Array, " C"]:
+    """Log probability, at most, of so long a stay in any chain, if steps stay as often as in the rest of the draws."""
+    steps, rest = stays.shape[1] - longest, stays.sum(1) - longest
+    share = np.maximum((rest + 1) / (steps + 2), (rest.sum() + 1) / (steps.sum() + 2))
+    return math.log(max(1, stays.size)) + longest * np.log(share)
 
 
 def _distinct(entry: Float[Array, "C S"]) -> Check:

@@ -31,6 +31,7 @@ Entries = Float[Array, "P C S"]
 
 MANY, SUPERCHAINS = 16, 4  # from so many chains on R-hat is nested; superchains, and spans of time
 SHORTEST = 4  # draws of a chain, for any of this to have a value
+FORGOTTEN = 5  # autocorrelation times over which a chain's autocovariance is summed, each too small by what it spans
 BLOCK = 1 << 22  # numbers worked on at once
 TAIL_PRIOR = 10  # draws that the prior of a tail's shape, at 0.5, counts
 
@@ -42,7 +43,8 @@ class Convergence:
 
     ``rhat`` and ``noise`` (what chains that agree would reach by chance once in ``1 / rate`` runs), effective sizes
     ``bulk``, ``tail`` and ``mean``, ``shape`` (the heavier tail's Pareto shape), ``apart`` (distance of the oddest
-    chain from the others in pooled standard deviations, 0 where chance explains it) and ``odd``, its number.
+    chain from the others in pooled standard deviations, 0 where chance explains it) and ``odd``, its number, and
+    ``between`` (sd of the chains' means beyond their own Monte Carlo errors, 0 where chance explains it).
     """
 
     rhat: Float[Array, " P"]
@@ -53,6 +55,7 @@ class Convergence:
     shape: Float[Array, " P"]
     apart: Float[Array, " P"]
     odd: Float[Array, " P"]
+    between: Float[Array, " P"]
 
 
 def convergence(x: Entries, rate: float) -> Convergence:
@@ -119,22 +122,46 @@ def _convergence(x: Entries, rate: float) -> Convergence:
         shape=tail_shape(x.reshape(len(x), -1)),
         apart=np.where(farther, apart[1][0], apart[0][0]),
         odd=np.where(farther, apart[1][1], apart[0][1]),
+        between=np.maximum(compared[0][2], compared[1][2]),
     )
 
 
-def _compared(scores: Float[Array, "P m n"], rate: float) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """R-hat of ranked half chains (first halves first), and what it reaches by chance with probability ``rate``."""
+def _compared(
+    scores: Float[Array, "P m n"], rate: float
+) -> tuple[Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
+    """R-hat of ranked half chains (first halves first), what it reaches with probability ``rate``, and `_between`."""
     _, m, n = scores.shape
     covariance = _autocovariance(scores)
     time = np.maximum(_autocorrelation_time(covariance / covariance[:, :1]), 1.0)  # within chains: they may disagree
+    between = _between(scores, covariance[:, 0], time, rate)
     if m < 2 * MANY:
         one = np.full(len(scores), np.nan)
         value = one if m < 4 else rhat(scores)
-        return value, np.sqrt((n - 1) / n + time / n * chi2.isf(rate, max(m - 1, 1)) / max(m - 1, 1))
+        return value, np.sqrt((n - 1) / n + time / n * chi2.isf(rate, max(m - 1, 1)) / max(m - 1, 1)), between
     first, second = scores[:, : m // 2], scores[:, m // 2 :]
     value = np.maximum(nested_rhat(_superchains(first, second)), nested_rhat(_spans(first, second)))
     least = n * (m // 2 // SUPERCHAINS)  # draws behind the mean of a superchain, the same as of a span or fewer
-    return value, np.sqrt(1 + time / least * chi2.isf(rate / 2, SUPERCHAINS - 1) / (SUPERCHAINS - 1))
+    return value, np.sqrt(1 + time / least * chi2.isf(rate / 2, SUPERCHAINS - 1) / (SUPERCHAINS - 1)), between
+
+
+def _between(
+    scores: Float[Array, "P m n"], variance: Float[Array, " P"], time: Float[Array, " P"], rate: float
+) -> Float[Array, " P"]:
+    """Sd of the chains' means beyond their Monte Carlo errors, where a chi-square test tells it from none; else 0.
+
+    The error is that of the autocorrelation time, less exact the shorter the chains; of many chains it is also half the
+    difference of their halves, if that is larger.
+    """
+    _, m, n = scores.shape
+    if m < 4:
+        return np.zeros(len(scores))
+    means, halves = _chain_means(scores), scores.mean(-1)
+    error = variance * time / (2 * n) / np.maximum(1 - FORGOTTEN * time / n, 0.5)
+    if m >= 2 * MANY:
+        error = np.maximum(error, ((halves[:, : m // 2] - halves[:, m // 2 :]) ** 2).mean(-1) / 4)
+    found = means.var(-1, ddof=1)
+    seen = found * (m // 2 - 1) > error * chi2.isf(rate, m // 2 - 1)
+    return np.where(seen, np.sqrt(np.maximum(found - error, 0)), 0.0)
 
 
 def _superchains(first: Entries, second: Entries) -> Float[Array, "P K M S"]:
