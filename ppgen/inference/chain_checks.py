@@ -154,7 +154,7 @@ def _stay_check(sites: list[Float[Array, "P C S"]]) -> Check:
     if not all(np.isfinite(site).all() for site in sites):
         return Check("longest stay", math.nan, "that of rejections", False, "some draws are not finite")
     stays = [stay for site in sites if not _comes_back(site[0]) for stay in [(np.diff(site, axis=2) == 0).all(0)]]
-    longest = np.array([_longest_runs(stay) for stay in stays]).reshape(len(stays), -1)
+    longest = np.array([_longest_runs(stay) for stay in stays]).reshape(len(stays), sites[0].shape[1])
     chance = np.array([_log_chance(stay, runs) for stay, runs in zip(stays, longest, strict=True)]).reshape(
         longest.shape
     )

@@ -32,6 +32,7 @@ Entries = Float[Array, "P C S"]
 MANY, SUPERCHAINS = 16, 4  # from so many chains on R-hat is nested; superchains, and spans of time
 SHORTEST = 4  # draws of a chain, for any of this to have a value
 FORGOTTEN = 5  # autocorrelation times over which a chain's autocovariance is summed, each too small by what it spans
+FEW_CHAINS = 1.1  # what the error of a chain's mean may be above its estimate from few chains
 BLOCK = 1 << 22  # numbers worked on at once
 TAIL_PRIOR = 10  # draws that the prior of a tail's shape, at 0.5, counts
 
@@ -157,7 +158,9 @@ def _between(
         return np.zeros(len(scores))
     means, halves = _chain_means(scores), scores.mean(-1)
     error = variance * time / (2 * n) / np.maximum(1 - FORGOTTEN * time / n, 0.5)
-    if m >= 2 * MANY:
+    if m < 2 * MANY:
+        error *= FEW_CHAINS
+    else:
         error = np.maximum(error, ((halves[:, : m // 2] - halves[:, m // 2 :]) ** 2).mean(-1) / 4)
     found = means.var(-1, ddof=1)
     seen = found * (m // 2 - 1) > error * chi2.isf(rate, m // 2 - 1)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ppgen.inference.chain_checks import check_chains, check_labels, check_modes, check_sampler
-from ppgen.inference.importance import check_importance, check_moments
+from ppgen.inference.importance import check_importance, check_moments, check_rows
 from ppgen.inference.verdict import UNSEEN, Check, Report, report
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "check_modes",
     "check_moments",
     "check_restarts",
+    "check_rows",
     "check_sampler",
     "report",
 ]

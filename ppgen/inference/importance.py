@@ -22,13 +22,14 @@ from scipy.stats import norm, rankdata
 
 from ppgen.inference.verdict import Check
 
-__all__ = ["check_importance", "check_moments"]
+__all__ = ["check_importance", "check_moments", "check_rows"]
 
 Array = np.ndarray
 
 SHAPE = 0.7
 SHIFT, WIDTH = 0.1, 0.1  # moves that matter, in widths of the posterior and as a share of it
 FALSE_ALARMS = 1e-3  # of a fit with as many entries as it has
+BAD_ROWS = 0.1  # share of rows whose own values q may fail
 LEAST_SIZE = 100  # effective draws that know a mean to a tenth of a width, and a width to a fourteenth
 FEWEST = 25  # draws that have a shape
 EQUAL = 0.95  # share of effective draws from which the weights are all but equal
@@ -97,6 +98,56 @@ def check_moments(draws: Mapping[str, Float[Array, "S *event"]], log_ratio: Floa
     if count > 1:
         error = float(influence.std()) / count / math.sqrt(weight.size)
         yield _width_check("all sites", np.array([stretch / count]), np.array([error]), limit)
+
+
+def check_rows(draws: Mapping[str, Float[Array, "S N *event"]], log_ratio: Float[Array, "S N"]) -> Iterator[Check]:
+    """Of values that each row has for itself: k-hat of each row, and how far reweighting moves them in most rows.
+
+    Parameters
+    ----------
+    draws : of sites with a value per row.
+    log_ratio : log p(h, x | the rest) - log q(h) of each row.
+    """
+    log_weight, shape = smoothed(np.asarray(log_ratio, dtype=float).T)
+    good = fit_to_reweight(log_weight, shape)
+    rows, bad, limit = len(good), int((~good).sum()), largest_shape(log_weight.shape[1])
+    most = int(BAD_ROWS * rows)
+    middle, high = np.quantile(np.nan_to_num(shape, nan=np.inf, neginf=-1.0), [0.5, 0.9], method="lower")
+    yield Check(
+        "Pareto k-hat of rows",
+        bad,
+        f"of {rows:,} rows have {limit:.2f} or more (wanted {most:,} at most; median {middle:.2f}, 90 % {high:.2f})",
+        bad <= most,
+        "the guide is no stand-in for the posterior of the values of these rows: do not quote their intervals, or give "
+        "it a richer encoder",
+    )
+    for site, value in draws.items():
+        if good.any():
+            yield from _most_rows(site, np.asarray(value, dtype=float)[:, good], np.exp(log_weight[good]))
+
+
+def _most_rows(site: str, value: Float[Array, "S N *event"], weight: Float[Array, "N S"]) -> Iterator[Check]:
+    """Median over rows of how far reweighting moves the values."""
+    size = value[0, 0].size
+    entry = np.moveaxis(value.reshape(*value.shape[:2], -1), 0, -1).reshape(-1, len(value))
+    rows = max(1, BLOCK // len(value) // size)
+    parts = [
+        moves(entry[first * size : (first + rows) * size], np.repeat(weight[first : first + rows], size, axis=0))
+        for first in range(0, len(weight), rows)
+    ]
+    shift, noise, stretch = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 2))
+    moved, most = float(np.median(np.abs(shift))), SHIFT + float(np.median(noise))
+    yield Check(
+        f"mean of {site}",
+        moved,
+        f"<= {most:.2g} sd from that of the reweighted draws in most rows",
+        moved <= most,
+        f"in half of the rows the posterior's mean is {moved:.2g} sd or more from that of q: more steps, or a richer "
+        "encoder",
+    )
+    middle = np.array([np.median(stretch)])
+    error = np.array([1.25 * stretch.std() / math.sqrt(len(weight))])
+    yield _width_check(site, middle, error, chance_limit(1), " in most rows")
 
 
 def fit_to_reweight(log_weight: Float[Array, "R S"], shape: Float[Array, " R"]) -> Bool[Array, " R"]:
@@ -183,7 +234,9 @@ def _site_checks(site: str, found: Moves, limit: float) -> Iterator[Check]:
     yield _width_check(site, found.stretch, found.stretch_error, limit)
 
 
-def _width_check(site: str, stretch: Float[Array, " P"], error: Float[Array, " P"], limit: float) -> Check:
+def _width_check(
+    site: str, stretch: Float[Array, " P"], error: Float[Array, " P"], limit: float, where: str = ""
+) -> Check:
     """Width of q over that of the posterior, of the entry that is farthest beyond what chance allows."""
     allowed = np.maximum(math.log1p(WIDTH) + MARGIN * error, limit * error)
     worst = int(np.argmax(np.abs(stretch) - allowed))
@@ -192,7 +245,7 @@ def _width_check(site: str, stretch: Float[Array, " P"], error: Float[Array, " P
     return Check(
         f"width of {site}",
         value,
-        f"{1 / most:.2f} to {most:.2f} times that of the reweighted draws",
+        f"{1 / most:.2f} to {most:.2f} times that of the reweighted draws{where}",
         bool(abs(stretch[worst]) <= allowed[worst]),
         f"q is {said}: {FIT_AGAIN}",
     )

@@ -29,6 +29,7 @@ from ppgen.inference.mapped import mapped
 from ppgen.inference.over_draws import gather
 from ppgen.inference.parameters import Placed
 from ppgen.inference.predictive import latent_sites
+from ppgen.inference.row_terms import row_scores
 from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
 from ppgen.inference.summed_out import innermost
 
@@ -144,24 +145,28 @@ class Objective(nn.Module):
 
     def draw(
         self, n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density (n,).
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density ``log_q`` (n,).
+
+        Where the guide draws sites in the plate over rows, ``log_q_rows`` (n, rows) is the density of those.
 
         All at once where the guide allows it (see `over_draws`); fewer than ``n`` where they would not fit.
         """
 
-        def once(_: object) -> tuple[dict[str, Tensor], Tensor]:
+        def once(_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             with Placed(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
                 values = {name: site["value"] for name, site in latent_sites(trace).items()}
-                return values, torch.as_tensor(trace.log_prob_sum())
+                trace.compute_log_prob()
+                log_q = torch.as_tensor(trace.log_prob_sum())
+                return values, {"log_q": log_q, **_of_rows(trace, args)}
 
         with torch.no_grad():
             size = sum(value.numel() for value in once(None)[0].values())
             n, asked = max(1, min(n, DRAWN // size)), n
             if n < asked:
                 log.warning("svi: %d of %d draws are kept, for each holds %d numbers", n, asked, size)
-            found: tuple[dict[str, Tensor], Tensor] = gather(once, {"": torch.empty(n)})
+            found: tuple[dict[str, Tensor], dict[str, Tensor]] = gather(once, {"": torch.empty(n)})
         return found
 
     def bad_site(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]) -> str:
@@ -199,6 +204,13 @@ def _run(
     """Traces of both programs at one draw of the guide: the model's, the guide's."""
     q = poutine.trace(guide).get_trace(*args, **kwargs)
     return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs), q
+
+
+def _of_rows(trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Log density of what is drawn in the plate over the rows of the first argument, if anything is."""
+    rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].ndim else 0
+    scores = row_scores(_drawn_sites(trace).values(), rows)
+    return {"log_q_rows": torch.stack(scores).sum(0)} if scores else {}
 
 
 def _closed_bound(p: poutine.Trace, q: poutine.Trace, plan: Plan, joint: Tensor | None) -> Tensor:

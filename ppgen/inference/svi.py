@@ -154,7 +154,7 @@ def fit(
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
-        sites, log_q = objective.draw(draws, task.args, task.kwargs, declared)
+        sites, stats = objective.draw(draws, task.args, task.kwargs, declared)
     attrs = {
         "engine": "svi",
         "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
@@ -168,7 +168,7 @@ def fit(
         "gradients": objective.plan.words(),
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
-    posterior = Draws({name: _kept(value) for name, value in sites.items()}, {"log_q": _kept(log_q)})
+    posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     return fit_result(_plain(task.model), posterior, run.history(), attrs, labels, task.inputs)
 

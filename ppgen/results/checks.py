@@ -9,10 +9,11 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.inference import diagnostics, predictive
+from ppgen.inference.row_terms import log_joint_rows, row_sites
 from ppgen.inference.verdict import Check, Report, report
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import arbitrary_names
-from ppgen.results.posterior import Draws, Factors
+from ppgen.results.posterior import Draws, Factors, evenly
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -21,6 +22,9 @@ __all__ = ["diagnose"]
 
 Read = tuple[xr.DataArray, Tensor, Tensor | None]
 
+Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+ROWS = 1000  # rows whose own values are looked at, spread evenly over all
 LP = "log density"  # what the sampler's record of it is called among the sites
 
 
@@ -84,13 +88,36 @@ def _posterior_checks(fit: "Fit", read: Read | None, draws: int, notes: list[str
     elif read is None:
         yield from diagnostics.check_compared()
     else:
-        theta, log_ratio = _weighed(fit, read, draws, notes)
-        k_hat = list(diagnostics.check_importance(log_ratio))
+        yield from _weighed_checks(fit, read, _draws(fit, draws, notes), notes)
+
+
+def _weighed_checks(fit: "Fit", read: Read, drawn: Drawn, notes: list[str]) -> Iterator[Check]:
+    """Draws of q, weighed by the posterior: all sites at once, or row by row where each row has values of its own."""
+    (_, x, u), (theta, stats) = read, drawn
+    joint = predictive.gather(lambda one: predictive.log_joint(fit.model, one, x, u=u), theta)
+    log_ratio = (joint - stats["log_q"]).numpy(force=True)
+    values = _uncertain(fit.posterior, theta, notes)
+    k_hat = list(diagnostics.check_importance(log_ratio))
+    if all(check.ok for check in k_hat):
         yield from k_hat
-        if all(check.ok for check in k_hat):
-            yield from diagnostics.check_moments(theta, log_ratio)
-        else:
-            notes.append("Not compared: means and widths, for the draws of q cannot be reweighted.")
+        yield from diagnostics.check_moments(values, log_ratio)
+        return
+    axes = row_sites(fit.model, predictive.at(theta, 0), x, u=u) if "log_q_rows" in stats else {}
+    if axes:
+        yield from _row_checks(fit, read, drawn, axes)
+    if set(values) - set(axes):
+        yield from k_hat
+        shared = " of sites that rows share" if axes else ""
+        notes.append(f"Not compared: means and widths{shared}, for the draws of q cannot be reweighted.")
+
+
+def _row_checks(fit: "Fit", read: Read, drawn: Drawn, axes: dict[str, int]) -> Iterator[Check]:
+    """Of values that each row has for itself, of at most so many rows."""
+    (_, x, u), (theta, stats) = read, drawn
+    chosen = evenly(len(x), min(len(x), ROWS))
+    joint = predictive.gather(lambda one: log_joint_rows(fit.model, one, x, u=u)[chosen], theta)
+    own = {site: theta[site].movedim(axis + 1, 1)[:, chosen].numpy(force=True) for site, axis in axes.items()}
+    yield from diagnostics.check_rows(own, (joint - stats["log_q_rows"][:, chosen]).numpy(force=True))
 
 
 def _finite_share(posterior: Draws | Factors) -> float:
@@ -104,20 +131,21 @@ def _finite_share(posterior: Draws | Factors) -> float:
     return 1 - bad / max(1, sum(value.numel() for value in values))
 
 
-def _weighed(fit: "Fit", read: Read, draws: int, notes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Draws of q, {site: (S, *event)}, and log p(theta, x) - log q(theta) of each (S,)."""
-    posterior, (_, x, u) = fit.posterior, read
+def _draws(fit: "Fit", draws: int, notes: list[str]) -> Drawn:
+    """Draws of q and their log densities."""
+    posterior = fit.posterior
     if isinstance(posterior, Factors):
         theta = posterior.draws(draws)
-        log_q = posterior.log_prob(theta)
-    else:
-        if draws > posterior.size:
-            notes.append(f"Of draws={draws:,} the fit holds {posterior.size:,}, which were used.")
-        theta = posterior.draws(min(draws, posterior.size))
-        log_q = posterior.draw_stats(min(draws, posterior.size))["log_q"]
-    joint = predictive.gather(lambda one: predictive.log_joint(fit.model, one, x, u=u), theta)
+        return theta, {"log_q": posterior.log_prob(theta)}
+    if draws > posterior.size:
+        notes.append(f"Of draws={draws:,} the fit holds {posterior.size:,}, which were used.")
+    count = min(draws, posterior.size)
+    return posterior.draws(count), posterior.draw_stats(count)
+
+
+def _uncertain(posterior: Draws | Factors, theta: dict[str, Tensor], notes: list[str]) -> dict[str, np.ndarray]:
+    """Draws of the sites that q has a width for."""
     points = posterior.points if isinstance(posterior, Factors) else {}
     if points:
         notes.append(f"Points without a width of their own, not compared: {', '.join(points)}.")
-    uncertain = {site: value.numpy(force=True) for site, value in theta.items() if site not in points}
-    return uncertain, (joint - log_q).numpy(force=True)
+    return {site: value.numpy(force=True) for site, value in theta.items() if site not in points}

@@ -213,7 +213,7 @@ def test_stays_that_rejections_explain_raise_no_alarm(random):
     moved[:, 0] = True
     at = np.maximum.accumulate(np.where(moved, np.arange(200), 0), 1)
     rejecting = np.take_along_axis(random.normal(size=(64, 200)), at, 1)
-    persisting = np.repeat(random.integers(0, 2, size=(64, 10)), 20, axis=1)
+    persisting = np.repeat(random.integers(0, 2, size=(64, 10)), 20, axis=1).astype(float)
     for value in (rejecting, persisting, np.stack([rejecting, persisting], -1)):
         assert "longest stay" not in failures(d.check_chains({"a": value}))
     rejecting[3, 150:] = rejecting[3, 150]

@@ -1,11 +1,18 @@
 """Guides that are wrong on purpose, beside good ones: what reweighting says of each."""
 
 import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from scipy import stats
 from scipy.special import digamma, polygamma
 
+import ppgen
 from ppgen.inference import diagnostics as d
+from ppgen.model import Model
+from ppgen.results import Draws
 
 
 def failures(draws, log_ratio):
@@ -109,3 +116,57 @@ def test_reweighted_draws_may_be_too_few_to_tell():
     _, log_ratio = normal(1, 1, scale=1.2)
     checks = {check.check: check for check in d.check_moments({"a": np.arange(60.0)}, log_ratio[:60])}
     assert not checks["effective size of the reweighted draws"].ok
+
+
+class Coded(Model):
+    """A value per row and two features that show it: h given x is N(sum(x) / 3, 1 / 3)."""
+
+    data_dims = ("row", "feature")
+    dims = {"h": ("row",)}
+    config = {}
+
+    def model(self, x, *, u=None, total=None):
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(h[:, None], 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+
+def coded(scale, shift=0.0, rows=150):
+    """A fit whose q has these widths and shifts, in sds of the exact posterior, row by row; and its data."""
+    x = torch.randn(rows, 2).double()
+    q = dist.Normal(x.sum(1) / 3 + shift * 3**-0.5, scale * 3**-0.5)
+    h = q.sample((1, 500))
+    stats = {"log_q": q.log_prob(h).sum(-1), "log_q_rows": q.log_prob(h)}
+    history = pd.DataFrame({"step": np.arange(200), "elbo": -1.0})
+    return ppgen.Fit(Coded(), Draws({"h": h}, stats), history, {"engine": "svi", "converged": None}, {}), x
+
+
+def test_values_of_rows_are_judged_row_by_row():
+    """A little too wide or too narrow in 300 rows: all at once the weights degenerate, in a row they hardly differ."""
+    fit, x = coded(torch.tensor([1.15, 0.87]).double().repeat(150), rows=300)
+    report = fit.diagnose(x)
+    table = report.table.set_index("check")
+    assert report.ok, str(report)
+    assert table.loc["Pareto k-hat of rows", "value"] <= 15
+    assert "Pareto k-hat" not in table.index
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "seen"),
+    [(1.4, 0.0, "width of h"), (0.8, 0.0, "width of h"), (1.0, 0.4, "mean of h"), (0.4, 0.0, "Pareto k-hat of rows")],
+)
+def test_rows_that_are_wrong_are_seen(scale, shift, seen):
+    fit, x = coded(torch.tensor(scale).double(), shift)
+    table = fit.diagnose(x).table.set_index("check")
+    assert not table.loc[seen, "ok"]
+
+
+def test_a_few_bad_rows_are_counted_and_forgiven():
+    scale = torch.full((150,), 1.05).double()
+    scale[:8] = 0.3
+    fit, x = coded(scale)
+    report = fit.diagnose(x)
+    row = report.table.set_index("check").loc["Pareto k-hat of rows"]
+    assert 5 <= row["value"] <= 10
+    assert row["threshold"].startswith("of 150 rows have")
+    assert row["ok"]

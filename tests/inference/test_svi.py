@@ -440,6 +440,9 @@ def test_an_amortised_guide_finds_the_exact_posterior_of_every_row():
     x = torch.randn(300, 2)
     fit = run(Amortised(), x, batch_size=50, max_steps=800, lr=0.02, schedule="cosine", early_stopping=False)
     assert fit.attrs["gradients"] == {"h": "closed form"}
+    of_rows = fit.posterior.stats["log_q_rows"]
+    assert of_rows.shape == (1, 50, 300)
+    torch.testing.assert_close(of_rows.sum(-1), fit.posterior.stats["log_q"], rtol=1e-4, atol=1e-3)
     weight, bias = (value.detach() for value in fit.model.encoder.parameters())
     assert weight.dtype == torch.float64  # the fit answers in double precision; it was trained in single
     torch.testing.assert_close(weight[0], torch.full((2,), 1 / 3).double(), atol=0.06, rtol=0)
