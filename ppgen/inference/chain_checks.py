@@ -145,7 +145,7 @@ def _check_site(site: str, entry: Float[Array, "P C S"], rate: float) -> Iterato
     )
 
 
-def _stay_check(sites: list[Float[Array, "P C S"]]) -> Check:
+def _stay_check(sites: list[Float[Array, "_ C S"]]) -> Check:
     """The longest time that a chain stood still in a site, beside what the moves it made otherwise explain.
 
     Samplers that reject stand still at times; stays as long as that are rare. A site that comes back to values it left,
