@@ -1,8 +1,9 @@
 r"""A hidden Markov model as one distribution over whole sequences, its states summed out.
 
-``log_prob(x)`` is the evidence, exact by message passing (with an autoregressive emission and missing frames, the lower
-bound of :mod:`ppgen.families.autoregressive`). The first state emits the first observation. NaN in ``x`` is not
-observed; trailing NaN means a shorter sequence.
+``log_prob(x)`` is the evidence, exact by message passing. With an autoregressive emission and missing frames it is the
+lower bound of :mod:`ppgen.families.autoregressive`, which has a gradient; answers about such data come from paths of
+states along which the frames are summed out (:mod:`ppgen.distributions.across_gaps`). The first state emits the first
+observation. NaN in ``x`` is not observed; trailing NaN means a shorter sequence.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.distributions.across_gaps import AcrossGaps, GapLatents
+from ppgen.distributions.estimated import wanted
 from ppgen.errors import DataError, FitError
 from ppgen.families.completion import Completion
 from ppgen.families.emission import Emission
@@ -28,7 +31,10 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
 SWEEPS = 5  # coordinate updates of the frames that have no closed form
-HEATED, COLD, WARM = 20, 10, 3  # Gibbs sweeps of an imputation: while heated, then not; and from an earlier draw
+ESTIMATED = (
+    "unbiased estimates of p(x | theta) by a particle filter, for sequences with missing frames; "
+    "their logarithms differ from call to call where a gap is long"
+)
 
 
 @final
@@ -108,8 +114,15 @@ class HiddenMarkov(TorchDistribution):
         return HiddenMarkov(self.log_initial, self.log_transition, self.emission, self.statistics, shape)
 
     def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
-        """Log evidence of each sequence."""
-        return self.evidence(x, self.complete(x))
+        """Log evidence of each sequence; with gaps that have no closed form a lower bound, or inside `estimates` an
+        estimate whose exponential is unbiased.
+        """
+        said = wanted()
+        across = None if said is None else self._across(x)
+        if said is None or across is None:
+            return self.evidence(x, self.complete(x))
+        said.words = ESTIMATED
+        return across.log_evidence()
 
     def evidence(self, x: Float[Tensor, "N T D"], completion: Completion | None = None) -> Float[Tensor, " N"]:
         """Log evidence given the posterior of latent frames (None where the emission needs none)."""
@@ -135,37 +148,28 @@ class HiddenMarkov(TorchDistribution):
             )
         return self._chain(x, completion).log_steps() + self.emission.log_frames(x)
 
-    def latents(self, x: Float[Tensor, "N T D"]) -> HiddenMarkovLatents:
+    def latents(self, x: Float[Tensor, "N T D"]) -> HiddenMarkovLatents | GapLatents:
         """Posterior of the states given ``x``."""
+        across = self._across(x)
+        if across is not None:
+            return across.latents()
         completion = self.complete(x)
         return HiddenMarkovLatents(self._chain(x, completion), completion, sequence_lengths(x))
 
-    def impute(self, x: Float[Tensor, "N T D"], start: Float[Tensor, "N T D"] | None = None) -> Float[Tensor, "N T D"]:
+    def impute(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays.
 
-        Exact where the emission integrates missing entries out. Otherwise Gibbs sweeps: from states drawn without the
-        frames that touch a gap, which then count more and more until they count in full, so that draws do not all end
-        in the mode nearest to a mean field; fewer sweeps ``start`` from an earlier draw for nearby parameters.
+        Exact where the emission integrates missing entries out, or where all paths of states through a gap are followed
+        (:mod:`ppgen.messages.switching`); else from a path among some hundred weighted ones, fresh ones at every call.
         """
         if not torch.isnan(x).any():
             return x.clone()
-        completion = self.complete(x, sweeps=1) if start is None else self.complete(start)
-        if completion is None:
-            path = self._path(x, completion)
-        elif start is None:
-            path = self._anneal(x, completion)
-        else:
-            path = self._gibbs(x, self._path(x, completion), WARM)
-        filled = self.emission.fill(x, self.statistics, path)
-        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
-        return torch.where(exists[..., None], filled, x)
+        return self._fill(x, self._path(x))
 
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
-        lengths = sequence_lengths(x)
-        completion = self.complete(x, sweeps=0)
-        past = x if completion is None or completion.complete else self.impute(x)
-        path = self._path(past, self.complete(past))
+        lengths, path = sequence_lengths(x), self._path(x)
+        past = x if self.emission.closed else self._fill(x, path)
         last = path[torch.arange(len(x)), (lengths - 1).clamp_min(0)]
         log_initial, log_transition = self._normalized()
         next_state = torch.where((lengths > 0)[:, None], log_transition[last], log_initial)
@@ -192,33 +196,25 @@ class HiddenMarkov(TorchDistribution):
                 completion = self.emission.complete(x, self.statistics, weights, completion)
         return completion
 
-    def _gibbs(self, x: Tensor, path: Int[Tensor, "N T"], sweeps: int) -> Int[Tensor, "N T"]:
-        """Alternate exact draws of the latent frames and of the states."""
-        for _ in range(sweeps):
-            path = self._path(x, self.emission.redraw(x, self.statistics, path))
-        return path
+    def _fill(self, x: Tensor, path: Int[Tensor, "N T"]) -> Tensor:
+        filled = self.emission.fill(x, self.statistics, path)
+        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
+        return torch.where(exists[..., None], filled, x)
 
-    def _anneal(self, x: Tensor, completion: Completion) -> Int[Tensor, "N T"]:
-        """States from Gibbs sweeps in which the frames that touch a gap count more and more."""
-        path = self._heated(x, completion, completion.rows, 0.0)
-        for sweep in range(HEATED):
-            drawn = self.emission.redraw(x, self.statistics, path)
-            path = self._heated(x, drawn, completion.rows, (sweep + 1) / HEATED)
-        return self._gibbs(x, path, COLD)
+    def _across(self, x: Tensor) -> AcrossGaps | None:
+        """The states where frames have no closed form; None where all do."""
+        with torch.no_grad():
+            opened = self.emission.switching(x, self.statistics)
+        if opened is None:
+            return None
+        return AcrossGaps(x, self.log_initial, self.log_transition, self.emission, self.statistics, *opened)
 
-    def _heated(
-        self, x: Tensor, completion: Completion | None, rows: Int[Tensor, " m"], weight: float
-    ) -> Int[Tensor, "N T"]:
-        """One draw of the states, the potentials of the frames at flat index ``rows`` counting ``weight``."""
-        potential = self.emission.potential(x, self.statistics, completion)
-        share = potential.new_ones(potential.shape[0] * potential.shape[1]).index_fill(0, rows, weight)
-        potential = potential * share.reshape(*potential.shape[:2], 1)
-        chain = discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
-        return chain.sample(1)[0].clamp_min(0)
-
-    def _path(self, x: Tensor, completion: Completion | None) -> Int[Tensor, "N T"]:
+    def _path(self, x: Tensor) -> Int[Tensor, "N T"]:
         """One draw of the states; some state where nothing was observed at all."""
-        return self._chain(x, completion).sample(1)[0].clamp_min(0)
+        across = self._across(x)
+        if across is not None:
+            return across.path()
+        return self._chain(x, self.complete(x)).sample(1)[0].clamp_min(0)
 
     def _chain(self, x: Tensor, completion: Completion | None) -> DiscreteChain:
         potential = self.emission.potential(x, self.statistics, completion)

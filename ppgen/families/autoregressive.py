@@ -8,10 +8,12 @@ with :math:`M = [I, 0, \dots, 0]` (a random walk). The first L frames are a rand
 :math:`h_1 \sim \mathcal N(0, \sigma_0^2 I)`, then :math:`h_t \sim \mathcal N(h_{t-1}, \sigma_1^2 I)`. The observation
 is ``h`` itself, or lies in a :class:`~ppgen.families.subspace.Subspace` of many features with coordinates ``h``.
 
-**Missing frames.** An emission whose lag is missing has no closed form. Missing entries are therefore latent, with an
-exact Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``; the evidence becomes a
-lower bound, which equals it when nothing is missing or K = 1. Imputation does not use the bound: it alternates exact
-draws of z and h. A recording whose last frames are all missing counts as a shorter recording.
+**Missing frames.** An emission whose lag is missing has no closed form. For training, missing entries are latent, with
+an exact Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``: the evidence becomes
+a lower bound with a gradient, which equals it when nothing is missing or K = 1. Answers about states, missing frames
+and the evidence do not use the mean field, which is far too sure of the states across a gap: they follow paths of
+states and sum the frames out along each (:mod:`ppgen.messages.switching`). A recording whose last frames are all
+missing counts as a shorter recording.
 
 References: Fox et al. (2011), "Bayesian nonparametric inference of switching dynamic linear models", §II and IV;
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
@@ -33,6 +35,7 @@ from ppgen.families.gap import GapChain, GapPosterior
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 from ppgen.families.quadratic import LOG_2PI, coefficients, homogeneous, pack, pack_products
 from ppgen.families.subspace import RowEvidence, Subspace
+from ppgen.messages.switching import Regimes, Switching
 
 __all__ = ["Autoregressive"]
 
@@ -92,6 +95,10 @@ class Autoregressive(Emission):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def closed(self) -> bool:
+        return False
+
+    @property
     def dims(self) -> dict[str, tuple[str, ...]]:
         axis = "feature" if self.subspace is None else "component"
         if self.covariance == "full":
@@ -147,8 +154,8 @@ class Autoregressive(Emission):
         bonus = bonus + self._partial_evidence(evidence, mean) + _spread(posterior, unary)
         return Completion(mean, rows, moments, bonus, lengths, False)
 
-    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Completion:
-        """An exact draw of the latent frames given the states: one half of a Gibbs sweep."""
+    def _redraw(self, x: Tensor, s: Natural, z: Tensor) -> tuple[Tensor, Tensor]:
+        """An exact draw of the latent frames given the states, and the lengths."""
         evidence, known, lengths = self._evidence(x)
         value = evidence.value.reshape(known.shape)
         if not known.all():
@@ -157,15 +164,30 @@ class Autoregressive(Emission):
             weights = torch.nn.functional.one_hot(z, s["log_det"].shape[0]).to(value)
             posterior = self._posterior(gap, s, weights, lengths, unary, linear)
             value = posterior.sample()[:, : x.shape[1]]
+        return value, lengths
+
+    def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
+        evidence, known, lengths = self._evidence(x)
+        if known.all():
+            return None
+        N, T, D = known.shape
+        value = torch.where(known, evidence.value.reshape(known.shape), 0.0)
+        regimes = Regimes.of(self._form(s), self._log_det(s), D, self.initial_scale, self.initial_step)
         empty = torch.zeros(0, dtype=torch.long)
-        return Completion(value, empty, value.new_zeros(0, self._packed), value.new_zeros(len(x)), lengths, True)
+        given = Completion(value, empty, value.new_zeros(0, self._packed), value.new_zeros(N), lengths, True)
+        partial = torch.full((N * T,), -1).index_put((evidence.partial,), torch.arange(len(evidence.partial)))
+        switching = Switching(
+            regimes, self.potential(x, s, given), known, value, partial.reshape(N, T),
+            evidence.precision, evidence.information, lengths,
+        )  # fmt: skip
+        return switching, evidence.constant.reshape(N, T).sum(-1)
 
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
         if not torch.isnan(x).any():
             return x.clone()
-        frames = self.redraw(x, s, z)
-        exists = torch.arange(x.shape[1]) < frames.lengths[:, None]
-        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames.mean), x)
+        frames, lengths = self._redraw(x, s, z)
+        exists = torch.arange(x.shape[1]) < lengths[:, None]
+        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames), x)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
         nothing = torch.zeros(len(z), dtype=torch.long)

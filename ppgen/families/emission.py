@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from ppgen.errors import DataError
 from ppgen.families.completion import Completion
 from ppgen.families.family import Family, Natural
+from ppgen.messages.switching import Switching
 
 __all__ = ["Emission", "distinct_patterns", "rows_by_pattern"]
 
@@ -58,14 +59,21 @@ class Emission(ABC):
     def fill(self, x: Float[Tensor, "N T D"], s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether observations depend on nothing but their own state, so that all is summed out in closed form."""
+        return True
+
     def complete(
         self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
     ) -> Completion | None:
         """Posterior of latent frames that have no closed form given the states; None where there are none."""
         return None
 
-    def redraw(self, x: Tensor, s: Natural, z: Tensor) -> Completion | None:
-        """One draw of the latent frames of :meth:`complete` given the states."""
+    def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
+        """Latent frames to be summed out path by path, and log-evidence (N,) that does not depend on them or the
+        states; None where nothing is uncertain once the states are known.
+        """
         return None
 
     def log_frames(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
@@ -73,9 +81,7 @@ class Emission(ABC):
         return x.new_zeros(x.shape[:2])
 
     def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
-        """Draw H observations that follow ``past``, for given states; it has NaN before ``lengths`` only where
-        :meth:`complete` is None, for then observations depend on nothing but their own state.
-        """
+        """Draw H observations after ``past``, for given states; it has NaN before ``lengths`` only if ``closed``."""
         return self.sample(s, z)
 
     def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:

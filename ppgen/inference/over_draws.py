@@ -33,9 +33,6 @@ Theta = Mapping[str, Tensor]
 Answer = Callable[[Theta], Any]
 """What is asked of one draw: a tensor, or a dict of tensors."""
 
-Then = Callable[[Theta, Any], Any]
-"""What is asked of a draw, given the answer for the draw before."""
-
 CHUNK_BYTES = 1 << 27  # what the results of all operators of one chunk may take together, were none ever freed
 
 NOISE = ("There is a performance drop", "An output with one or more elements was resized")  # of vmap's own making
@@ -53,7 +50,6 @@ def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
 def gather(
     answer: Answer,
     draws: Mapping[str, Tensor],
-    then: Then | None = None,
     *,
     keep: Tensor | None = None,
     done: Callable[[int], object] = lambda count: None,
@@ -64,7 +60,7 @@ def gather(
     """
     whole: Any = None
     start, total = 0, _count(draws)
-    for part in over_draws(answer, draws, then):
+    for part in over_draws(answer, draws):
         chosen = part if keep is None else tree_map(lambda leaf: leaf[:, keep], part)
         if whole is None:
             whole = tree_map(lambda leaf: leaf.new_empty(total, *leaf.shape[1:]), chosen)
@@ -79,14 +75,13 @@ def _write(start: int, whole: Tensor, part: Tensor) -> None:
     whole[start : start + len(part)] = part
 
 
-def over_draws(answer: Answer, draws: Mapping[str, Tensor], then: Then | None = None) -> Iterator[Any]:
+def over_draws(answer: Answer, draws: Mapping[str, Tensor]) -> Iterator[Any]:
     """Answer for each of the draws, chunk by chunk in their order.
 
     Parameters
     ----------
     answer : a function of one draw {site: value} without a gradient.
     draws : {site: (S, ...)}.
-    then : where each draw is a run of its own, the answer from the second draw on, given that of the draw before.
 
     Yields
     ------
@@ -100,7 +95,7 @@ def over_draws(answer: Answer, draws: Mapping[str, Tensor], then: Then | None = 
     count = _count(draws)
     first, size = (None, 1) if count == 1 else _first(answer, draws)
     if first is None:
-        yield from _one_by_one(answer, draws, count, then)
+        yield from _one_by_one(answer, draws, count)
         return
     yield first
     for start in range(1, count, size):
@@ -116,13 +111,9 @@ def _count(draws: Mapping[str, Tensor]) -> int:
     return next(iter(counts.values()))
 
 
-def _one_by_one(answer: Answer, draws: Mapping[str, Tensor], count: int, then: Then | None) -> Iterator[Any]:
-    found = answer(at(draws, 0))
-    yield _row(found)
-    for index in range(1, count):
-        theta = at(draws, index)
-        found = answer(theta) if then is None else then(theta, found)
-        yield _row(found)
+def _one_by_one(answer: Answer, draws: Mapping[str, Tensor], count: int) -> Iterator[Any]:
+    for index in range(count):
+        yield _row(answer(at(draws, index)))
 
 
 def _row(found: Any) -> Any:  # noqa: ANN401 (what the answer is)

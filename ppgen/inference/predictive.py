@@ -87,22 +87,19 @@ def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
     return float(torch.isnan(x[exists(model, x)]).double().mean())
 
 
-def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, start: Tensor | None = None) -> Tensor:
-    """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too.
-
-    ``start`` is such an ``x`` from another draw of the parameters, for distributions that sample step by step.
-    """
+def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
+    """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too."""
     fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
     if hasattr(fn, "impute"):
         with torch.no_grad():
-            drawn = fn.impute(x) if start is None else fn.impute(x, start)
+            drawn = fn.impute(x)
     elif _factorises(fn):
         drawn = fn.sample()
     else:
         raise FitError(
             f"{name_of(model)}: the distribution of the data must say how missing entries follow from observed ones, "
             f"got {type(fn).__name__}; use one whose entries are independent given the parameters, or give it "
-            "`impute(x, start=None)`"
+            "`impute(x)`"
         )
     return torch.where(torch.isnan(x) & exists(model, x), _reshape(model, drawn, x), x)
 

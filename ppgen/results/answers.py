@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.data.arrays import like
+from ppgen.distributions.estimated import estimates
 from ppgen.errors import DataError
 from ppgen.inference import predictive, steps
 from ppgen.model import Conjugate
@@ -50,10 +51,10 @@ def impute(
     size = int(hidden.sum()) if sparse else data.numel()
     require_memory("impute", draws, size, "pass sparse=True or fewer draws")
 
-    def fill(theta: predictive.Theta, start: Tensor | None = None) -> Tensor:
-        return predictive.impute(fit.model, theta, data, u=inputs, start=start)
+    def fill(theta: predictive.Theta) -> Tensor:
+        return predictive.impute(fit.model, theta, data, u=inputs)
 
-    values = _predict(fit, "impute", fill, draws, random_seed, then=fill, keep=hidden if sparse else None)
+    values = _predict(fit, "impute", fill, draws, random_seed, keep=hidden if sparse else None)
     if not sparse:
         return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
     places = np.argwhere(hidden.numpy())
@@ -108,10 +109,11 @@ def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, per: str, ra
     def score(theta: predictive.Theta) -> Tensor:
         return one(fit.model, theta, data, u=inputs)
 
-    values = _predict(fit, "log_likelihood", score, draws, random_seed)
+    with estimates() as said:
+        values = _predict(fit, "log_likelihood", score, draws, random_seed)
     if per == "row":
         mean = torch.logsumexp(values, 0) - np.log(draws)
-        return _label(fit, observations, mean, dims[:1]).rename("log_likelihood")
+        return _label(fit, observations, mean, dims[:1]).rename("log_likelihood").assign_attrs(said.attrs)
     exists = predictive.exists(fit.model, data).flatten(2).any(-1)
     mean = torch.where(exists, steps.averaged(values), torch.nan)
     return _label(fit, observations, mean, dims[:2]).rename("log_likelihood")
@@ -134,12 +136,11 @@ def _predict(
     draws: int,
     random_seed: int | None,
     *,
-    then: Callable[[predictive.Theta, Tensor], Tensor] | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
     """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
     with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
-        return predictive.gather(answer, fit.posterior.draws(draws), then, keep=keep, done=bar.update)
+        return predictive.gather(answer, fit.posterior.draws(draws), keep=keep, done=bar.update)
 
 
 def _dims(observations: xr.DataArray) -> tuple[str, ...]:

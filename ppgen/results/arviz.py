@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppgen.distributions.estimated import estimates
 from ppgen.errors import DataError
 from ppgen.inference import predictive
 from ppgen.results.arguments import require_memory
@@ -42,13 +43,16 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     dims = {site: list(names) for site, names in fit.model.dims.items()}
     coords: dict[str, Any] = names(fit)
     coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in (*fit.model.data_dims[:2], INPUT)}
+    notes: dict[str, str] = {}
     if read is not None:
         observations, x, u = read
-        groups |= _data_groups(fit, theta, x, u)
+        with estimates() as said:
+            groups |= _data_groups(fit, theta, x, u)
+        notes = said.attrs
         dims |= {"x": list(map(str, observations.dims))}
         dims |= {} if u is None else {"u": [*fit.model.data_dims[: max(u.ndim - 1, 1)], INPUT][: u.ndim]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
-    tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", ""))})
+    tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", "")), **notes})
     _name_inputs(fit, tree)
     return tree if read is None else _without_empty_rows(tree, read[1], str(read[0].dims[0]))
 

@@ -104,6 +104,8 @@ class Fit:
     ) -> xr.DataArray:
         """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta).
 
+        Where p(x | theta) has no closed form, it is estimated without bias, and ``attrs`` says so.
+
         ``per="step"`` splits that of a time series, (sequence, time): log p(x_t | x_1, ..., x_{t-1}), which sum to that
         of their sequence; 0 where nothing was observed, NaN past the end. Of data held out from the fit these score
         forecasts of one step; of the data of the fit they are in-sample, as the posterior has seen what they predict.

@@ -5,6 +5,7 @@ import torch
 from dense import autoregression, condition, log_normal, log_paths, normal, observed, paths, spd, z_score
 
 from ppgen.distributions import HiddenMarkov
+from ppgen.distributions.estimated import estimates
 from ppgen.errors import DataError
 from ppgen.families import Autoregressive, Subspace
 
@@ -205,31 +206,88 @@ def exact_moments(setting, x):
     return weight, mean, sum(w * (m**2 + v.diagonal()) for w, (m, v) in zip(weight, each, strict=True))
 
 
-def test_a_sweep_leaves_the_exact_posterior_as_it_is():
-    """From exact draws to exact draws. z below 5 for 3 means, 3 squares and 6 shares: false-alarm rate below 1e-5."""
-    setting = Setting(2, 1)
-    x = hide(setting.simulate(1, 6)[0], 2, (4, 1))
-    weight, mean, square = exact_moments(setting, x)
-    every, draws = torch.tensor(paths(6, 2)), 20_000
-    many = x.expand(draws, 6, D)
-    path = setting.hmm._gibbs(many, every[torch.multinomial(weight, draws, replacement=True)], 2)
-    missing = setting.emission.fill(many, setting.s, path)[:, x.isnan()]
-    assert z_score(missing, mean) < 5
-    assert z_score(missing**2, square) < 5
-    share = weight @ every.double()
-    error = (path.double().mean(0) - share).abs() / (share * (1 - share) / draws).sqrt()
-    assert (error[(share > 0.01) & (share < 0.99)] < 5).all()
+GAPS = [(2, (4, 1)), (2, 3), (0, 3)]
 
 
-def test_imputation_reaches_the_exact_posterior_where_sweeps_mix():
-    """Innovations as wide as the frames. z below 5 for 3 means and 3 squares: false-alarm rate below 4e-6."""
-    setting = Setting(2, 1, innovation=5.0)
-    x = hide(setting.simulate(1, 6)[0], 2, (4, 1))
+@pytest.mark.parametrize("pattern", GAPS)
+@pytest.mark.parametrize("lags", [1, 2])
+def test_imputation_is_from_the_exact_posterior_whatever_its_modes(lags, pattern):
+    """Narrow innovations. z below 5 for at most 4 means and 4 squares: false-alarm rate below 5e-6."""
+    setting = Setting(2, lags, innovation=0.01)
+    x = hide(setting.simulate(1, 6)[0], *pattern)
     _, mean, square = exact_moments(setting, x)
-    filled = setting.hmm.impute(x.expand(20_000, 6, D))
-    assert torch.equal(filled[:, ~x.isnan()], x[~x.isnan()].expand(20_000, -1))
+    filled = setting.hmm.impute(x.expand(2000, 6, D))
+    assert torch.equal(filled[:, ~x.isnan()], x[~x.isnan()].expand(2000, -1))
     assert z_score(filled[:, x.isnan()], mean) < 5
     assert z_score(filled[:, x.isnan()] ** 2, square) < 5
+
+
+@pytest.mark.parametrize("subspaced", SUBSPACED, ids=["plain", "subspace"])
+@pytest.mark.parametrize("pattern", [*GAPS, (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("lags", [1, 2, 3])
+def test_states_across_a_gap_and_the_evidence_are_those_of_the_listed_paths(lags, pattern, subspaced):
+    setting = Setting(2, lags, subspace=subspace_of() if subspaced else None, innovation=0.1)
+    x = hide(setting.simulate(1, 6)[0], *pattern)
+    score, z = setting.joint(x), torch.nn.functional.one_hot(torch.tensor(paths(6, 2)), 2).double()
+    latents, atol = setting.hmm.latents(x[None]), 1e-3 if subspaced else 1e-8  # partial rows: see SMALLEST_LOSS
+    wanted = torch.einsum("p,ptk->tk", score.softmax(-1), z)
+    torch.testing.assert_close(latents.marginals["z"][0], wanted, rtol=0, atol=atol)
+    with estimates() as said:
+        torch.testing.assert_close(setting.hmm.log_prob(x[None])[0], score.logsumexp(-1), rtol=0, atol=atol)
+    assert "unbiased" in said.attrs["log_likelihood"]
+
+
+def test_few_particles_estimate_the_evidence_without_bias():
+    """4 particles for 64 paths, 2,000 runs. z below 5: false-alarm rate below 1e-6."""
+    setting = Setting(2, 1)
+    x = hide(setting.simulate(1, 8)[0], 2, 3, 4, 5)[None]
+    switching, _ = setting.emission.switching(x, setting.s)
+
+    def estimate(particles):
+        thinning, uniforms = torch.rand(8, dtype=torch.float64), torch.rand(0, 1, 8, dtype=torch.float64)
+        found = switching.states(
+            setting.log_initial, setting.log_transition, thinning=thinning, uniforms=uniforms, particles=particles
+        )
+        return found.log_evidence[0]
+
+    exact = estimate(1000)
+    ratio = torch.stack([(estimate(4) - exact).exp() for _ in range(2000)])
+    assert ratio.std() > 0.05
+    assert z_score(ratio[:, None], torch.ones(1).double()) < 5
+
+
+def test_the_mode_across_a_gap_is_the_most_probable_state_of_each_step():
+    setting = Setting(3, 1, innovation=0.1)
+    x = hide(setting.simulate(1, 30)[0], *range(10, 14))
+    x[28:] = torch.nan
+    latents = setting.hmm.latents(x[None])
+    mode = latents.mode["z_mode"][0]
+    assert mode[10:15].equal(latents.marginals["z"][0, 10:15].argmax(-1))
+    assert (mode[28:] == -1).all()
+    assert (mode[:28] >= 0).all()
+
+
+def test_with_expected_statistics_the_states_are_those_of_the_listed_paths():
+    """Coefficients are uncertain: each path's weight is the integral of the product of its potentials."""
+    emission = Autoregressive(1, 1, initial_scale=SCALE)
+    theta = {"coefficients": normal(2, 1, 2), "precision_cholesky": 1 + torch.rand(2, 1, 1).double()}
+    s = emission.family.statistic(theta)
+    s["quadratic"] = s["quadratic"] - torch.diag(torch.tensor([0.3, 0.2]).double())
+    s["log_det"] = s["log_det"] - torch.tensor([0.1, 0.4]).double()
+    hmm = HiddenMarkov(normal(2).log_softmax(-1), normal(2, 2).log_softmax(-1), emission, s)
+    x = torch.tensor([[[0.4], [torch.nan], [-0.7], [0.2]]]).double()
+    grid = torch.linspace(-12, 12, 24_001).double()
+    whole = torch.where(x.isnan(), grid[:, None, None], x)
+    potential = emission.potential(whole, s)
+    score = []
+    for path in paths(4, 2):
+        emitted = sum(potential[:, t, k] for t, k in enumerate(path))
+        walk = -0.5 * ((whole[:, 0, 0] / SCALE) ** 2)
+        score.append((emitted + walk).logsumexp(0))
+    weight = (log_paths(hmm.log_initial, hmm.log_transition, 4) + torch.stack(score)).softmax(-1)
+    z = torch.nn.functional.one_hot(torch.tensor(paths(4, 2)), 2).double()
+    wanted = torch.einsum("p,ptk->tk", weight, z)
+    torch.testing.assert_close(hmm.latents(x).marginals["z"][0], wanted, rtol=0, atol=1e-6)
 
 
 def test_frames_drawn_given_the_states_have_the_moments_of_the_dense_conditional():

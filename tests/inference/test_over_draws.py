@@ -80,13 +80,6 @@ def test_an_answer_that_looks_at_its_values_is_given_draw_by_draw_and_said_once(
     assert "a run of the program for each draw" in caplog.text
 
 
-def test_where_each_draw_is_a_run_of_its_own_it_can_start_from_the_one_before(draws):
-    def first(theta):
-        return torch.tensor(float(theta["b"]))
-
-    assert gather(first, draws, lambda _, before: before + 1)[-1] == gather(first, draws)[0] + 10
-
-
 def test_random_numbers_after_a_failed_start_are_those_of_the_plain_runs(draws):
     def answer(theta):
         noise = torch.randn(2)
