@@ -31,7 +31,6 @@ __all__ = ["Quantity", "evaluated", "imputed", "log_likelihoods", "parameters"]
 Quantity = Callable[[dict[str, Tensor], Any], Any]
 """A function of one draw of the parameters {site: value} and one data set, to numbers of any one shape."""
 
-PERMUTABLE = ("state", "component", "topic")  # axes whose labels carry no meaning of their own
 ROWS = 8192  # evaluations that are mapped over at a time
 PLACES = 3  # hidden entries that are ranked one by one, beside their mean
 LARGEST = 10_000  # numbers that one quantity may have
@@ -43,9 +42,10 @@ def parameters(joint: Joint, theta: Mapping[str, Tensor], sites: Sequence[str] |
     unknown = sorted(set(sites or ()) - set(known))
     if unknown:
         raise DataError(f"calibrate: sites must be among {sorted(known)}, got {unknown}")
-    dims = joint.model.dims if isinstance(joint.model, Model) else {}
+    model = joint.model
+    dims, labels = (model.dims, model.exchangeable) if isinstance(model, Model) else ({}, ())
     chosen = known if sites is None else sites
-    return {name: _unlabelled(theta[name], dims.get(name, ())).numpy(force=True) for name in chosen}
+    return {name: _unlabelled(theta[name], dims.get(name, ()), labels).numpy(force=True) for name in chosen}
 
 
 def log_likelihoods(joint: Joint, data: Data, theta: Mapping[str, Tensor]) -> np.ndarray:
@@ -98,12 +98,15 @@ def _filled(model: Model, data: Tensor, u: Tensor | None, theta: Mapping[str, Te
     return predictive.impute(model, theta, data, u=u)
 
 
-def _unlabelled(value: Tensor, dims: Sequence[str]) -> Tensor:
-    axes = [axis for axis, dim in enumerate(dims) if dim.removeprefix("next_") in PERMUTABLE]
-    if len(axes) == 2:
-        value = value.diagonal(dim1=2 + axes[0], dim2=2 + axes[1])
-        return value.sort(-1).values
-    return value.sort(2 + axes[0]).values if axes else value
+def _unlabelled(value: Tensor, dims: Sequence[str], labels: Sequence[str]) -> Tensor:
+    """Numbers that are the same under every numbering of the ``labels``."""
+    axes = {axis: dim.removeprefix("next_") for axis, dim in enumerate(dims) if dim.removeprefix("next_") in labels}
+    places = [2 + axis for axis in axes]
+    if len(places) == 2 and len(set(axes.values())) == 1:
+        return value.diagonal(dim1=places[0], dim2=places[1]).sort(-1).values
+    if len(places) > 1:
+        return value.flatten(2).sort(-1).values
+    return value.sort(places[0]).values if places else value
 
 
 def _log_likelihood(density: Density, values: Mapping[str, Tensor], data: Data) -> Tensor:

@@ -7,13 +7,15 @@ With ``s_i = E_q[t(theta_i)]`` and the latents summed out exactly, the bound is
           + \rho \left( \eta_{0i} + \tfrac{N}{B} \, \partial_{s_i} \textstyle\sum_n \log Z(x_n; s) \right)
 
 is coordinate ascent for :math:`\rho = 1, B = N`: the bound never goes down. Point-estimated hyperparameters are raised
-in turn.
+in turn; the bound is then one of the log joint density of the data and these, on their unconstrained scale, which may
+lie above the evidence (``fit.attrs["elbo"]`` says which it is).
 
 References: Hoffman, Blei, Wang & Paisley (2013), eqs. 20-35; Johnson et al. (2016), §4 (the surrogate objective);
 Beal (2003), ch. 3.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +44,9 @@ from ppgen.rng import private_stream
 __all__ = ["fit"]
 
 SLACK = 1e-9  # relative rounding error of a sum over the data
+IN_ALL = 1e5  # nats that may be left to gain at the end, for each nat of ``tol``
+LAST = 6  # bounds that tell how gains shrink
+FARTHEST = 500  # steps that gains are followed into the future
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def fit(
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
     max_steps : at most this many steps a start.
     tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
-        over a pass through the data).
+        over a pass through the data) and, in full-batch mode, has less than 100,000 times as many nats left to gain in
+        all: one nat by default, whatever the size of the data. What is left is told by how gains shrink.
     batch_size : sequences a step at most, in groups as even as can be; None uses all of them, and the bound then never
         goes down.
     n_init : starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
@@ -127,6 +133,7 @@ def fit(
         "random_seed": seed,
         "converged": best.converged,
         "interrupted": interrupted,
+        "elbo": _meaning(best.hyper),
         "restart_elbos": [state.bound for state in states],
         "seconds": time.perf_counter() - began,
         "batch_size": batch_size or len(data),
@@ -146,6 +153,13 @@ def _check(options: Options, n_init: int) -> None:
             raise DataError(f"vb: {name} must be zero or more, got {getattr(options, name)}")
     if not 0 < options.forgetting <= 1:
         raise DataError(f"vb: forgetting must be above 0 and at most 1, got {options.forgetting}")
+
+
+def _meaning(hyper: Mapping[str, Tensor]) -> str:
+    """What the bound is a bound of: with point estimates a joint density of them and the data, not the evidence."""
+    if not hyper:
+        return "a lower bound of log p(x)"
+    return f"a lower bound of log p(x, {', '.join(hyper)}) at their point estimates; it may lie above log p(x)"
 
 
 def _settings(options: Options, **others: int | str | None) -> dict[str, object]:
@@ -238,8 +252,23 @@ def _full_step(model: Conjugate, batches: Batches, state: State, options: Option
     model.refine(q)
     gain = (bound - state.bound) / options.entries
     row = {"step": number, "elbo": bound, "step_size": 1.0}
-    converged = number > 1 and gain < options.tol
-    return State(q, _hyper(model), completions, (*state.rows, row), converged)
+    rows = (*state.rows, row)
+    converged = number > 1 and gain < options.tol and left_to_gain(rows) < options.tol * IN_ALL
+    return State(q, _hyper(model), completions, rows, converged)
+
+
+def left_to_gain(rows: Sequence[Mapping[str, float]]) -> float:
+    """Nats that a run of full steps has before it: its last gains go on as a geometric series."""
+    bounds = [row["elbo"] for row in rows[-LAST:]]
+    gains = [after - before for before, after in itertools.pairwise(bounds)]
+    if not gains:
+        return float("inf")
+    if gains[-1] <= 0:
+        return 0.0
+    slowest = 1 - 1 / FARTHEST
+    first, steps = gains[0], len(gains) - 1
+    ratio = min((gains[-1] / first) ** (1 / steps), slowest) if first > 0 and steps else slowest
+    return gains[-1] * ratio / (1 - ratio)
 
 
 def _stochastic_step(model: Conjugate, batches: Batches, state: State, options: Options) -> State:

@@ -254,7 +254,7 @@ class HMM(Conjugate):
         """Log prior density of the point estimates, on the unconstrained scale."""
         total = torch.zeros((), dtype=torch.float64)
         if self.learn_prior:
-            total = total - 0.5 * ((self.log_scales - self._default_log_scales()) / LOG_SCALE_SD).square().sum()
+            total = total + dist.Normal(self._default_log_scales(), LOG_SCALE_SD).log_prob(self.log_scales).sum()
         if not self.hierarchical:
             return total
         prior = {"log_probability": self._usage_prior()}  # the family's base measure is that of the unconstrained scale

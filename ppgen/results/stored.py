@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppgen.errors import FileError
 from ppgen.model import Conjugate, Factor, Model
+from ppgen.results.budget import within_budget
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.rebuild import describe, rebuild
 
@@ -37,9 +38,10 @@ def restore_parts(
 ) -> tuple[Model, Factors | Draws, dict[str, Any], dict[str, np.ndarray]]:
     """Model, posterior, attributes and labels of what `describe_fit` described."""
     try:
-        model = rebuild(content["model"], tensors, given)
-        _load_state(model, tensors)
-        posterior = _restore_posterior(content["posterior"], tensors, model)
+        with within_budget(tensors):
+            model = rebuild(content["model"], tensors, given)
+            _load_state(model, tensors)
+            posterior = _restore_posterior(content["posterior"], tensors, model)
         labels = {dim: _restore_labels(dim, kind, tensors) for dim, kind in content["labels"].items()}
         return model, posterior, dict(content["attrs"]), labels
     except (KeyError, AttributeError, TypeError) as error:

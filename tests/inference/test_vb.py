@@ -369,6 +369,51 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     assert same(resumed, run(HMM(states=4, features=2), x, **options))
 
 
+def bounds_of(*gains):
+    return [{"elbo": float(value)} for value in np.cumsum([-100.0, *gains])]
+
+
+def test_what_is_left_to_gain_is_told_by_how_gains_shrink():
+    """Of a geometric series exactly; what no longer shrinks is followed for 500 steps."""
+    gains = 2.0 * 0.9 ** np.arange(12)
+    assert vb.left_to_gain(bounds_of(*gains)) == pytest.approx(gains[-1] * 0.9 / 0.1)
+    assert vb.left_to_gain(bounds_of(*[0.1] * 12)) == pytest.approx(0.1 * 499)
+    assert vb.left_to_gain(bounds_of(1.0, 0.0)) == 0
+    assert vb.left_to_gain(bounds_of()) == np.inf
+
+
+def test_a_large_recording_that_is_still_gaining_nats_has_not_converged(monkeypatch):
+    """Per entry the gain is small from the first step on, as that of 100,000 frames is."""
+    monkeypatch.setattr(vb, "IN_ALL", float("inf"))
+    x, options = blobs(3, 200, gap=1.5), {"tol": 2e-3, "start": "random"}
+    early = run(HMM(states=3, features=2), x, **options)
+    monkeypatch.setattr(vb, "IN_ALL", 50.0)
+    later = run(HMM(states=3, features=2), x, **options)
+    assert early.attrs["converged"]
+    assert later.attrs["converged"]
+    assert len(later.history) > len(early.history)
+    assert vb.left_to_gain(later.history.to_dict("records")) < 0.1 < vb.left_to_gain(early.history.to_dict("records"))
+
+
+def test_the_density_of_learned_scales_is_normalised():
+    """Along one log scale, the others at their centres."""
+    model = HMM(states=1, emission=Autoregressive(1, 1), learn_prior=True)
+    grid = torch.linspace(-30, 30, 6001).double()
+    centre = model.log_scales.detach().clone()
+    total = []
+    for step in grid:
+        model.log_scales.data = centre + torch.eye(len(centre))[0].double() * step
+        total.append(model.log_hyperprior().detach().exp())
+    rest = (2 * np.pi * 4) ** (-0.5 * (len(centre) - 1))
+    assert float(torch.trapezoid(torch.stack(total), grid)) == pytest.approx(rest, rel=1e-9)
+
+
+def test_what_the_bound_bounds_is_said():
+    assert run(HMM(states=2, features=2), blobs(), max_steps=2).attrs["elbo"] == "a lower bound of log p(x)"
+    fit = run(MODELS["hierarchical"](), blobs(), max_steps=2)
+    assert fit.attrs["elbo"].startswith("a lower bound of log p(x, usage_logits) at their point estimates; it may lie")
+
+
 def test_a_fit_goes_on_from_an_earlier_one():
     x = blobs()
     first = run(MODELS["hierarchical"](), x, max_steps=10, tol=0)
