@@ -16,7 +16,7 @@ from ppgen.inference.task import Task
 from ppgen.inference.tracing import Batch, Mode, blame, build
 from ppgen.inference.training import Options, Rows
 
-__all__ = ["Bound"]
+__all__ = ["Bound", "build_bound", "gradients_of"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Bound:
         if options.batch_size is None and processes.size > 1:
             raise DataError(f"svi: batch_size must be given to share a batch among {processes.size} processes")
         examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
-        self.built = _build(self._graph, self._eager, examples, mode, max_steps)
+        self.built = build_bound(self._graph, self._eager, examples, mode, max_steps)
         self.held_out = None if outside is None else self._evaluator(outside, mode)
 
     def gradient(self, *inputs: Tensor) -> Sequence[Tensor]:
@@ -94,12 +94,13 @@ class Bound:
         return found[0] if particles == 1 else [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
 
     def _gradient(self, inputs: Sequence[Tensor], particles: int) -> Sequence[Tensor]:
-        flat = [vector.detach().requires_grad_() for vector in inputs[: self.types]]
         baselines, data = inputs[self.types], inputs[self.types + 1 :]
-        with torch.enable_grad():
+
+        def estimate(flat: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             surrogate, bound, means = self._estimate(flat, baselines, data, particles)
-            gradients = torch.autograd.grad(-surrogate, flat, allow_unused=True, materialize_grads=True)
-        return bound.detach(), means.detach(), *gradients
+            return -surrogate, (bound, means)
+
+        return gradients_of(estimate, inputs[: self.types])
 
     def _estimate(
         self, flat: Sequence[Tensor], baselines: Tensor, data: Sequence[Tensor], particles: int
@@ -122,7 +123,7 @@ class Bound:
             return bound
 
         at_once, one_by_one = by(HELD_OUT_PARTICLES, 1), by(1, HELD_OUT_PARTICLES)
-        built = _build(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
+        built = build_bound(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
 
         def evaluate(flat: Sequence[Tensor]) -> float:
             with torch.random.fork_rng(), torch.no_grad():
@@ -132,7 +133,18 @@ class Bound:
         return evaluate
 
 
-def _build(
+def gradients_of(
+    estimate: Callable[[Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]], flat: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """What an estimate records, and the gradient of its first value, by flat parameters."""
+    leaves = [vector.detach().requires_grad_() for vector in flat]
+    with torch.enable_grad():
+        value, records = estimate(leaves)
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    return *(record.detach() for record in records), *gradients
+
+
+def build_bound(
     graph: Callable[..., Sequence[Tensor]],
     eager: Callable[..., Sequence[Tensor]],
     examples: Sequence[Tensor],

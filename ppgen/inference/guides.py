@@ -1,7 +1,7 @@
 r"""Guides by name: what is believed of the continuous latent sites of a program, as distributions with parameters.
 
-All but ``"mean_field"`` draw one flat unconstrained vector :math:`v` with density :math:`q(v)`; a site is a
-differentiable bijection of its part of it, whose Jacobian enters the density of the site.
+All draw one flat unconstrained vector :math:`v` with density :math:`q(v)`; a site is a differentiable bijection of its
+part of it, whose Jacobian enters the density of the site.
 
 References: Kucukelbir et al. (2017) for the first two; Ong, Nott & Smith (2018); Tierney & Kadane (1986); Kingma et al.
 (2016) and Jones & Pewsey (2009) for the flow.
@@ -9,7 +9,8 @@ References: Kucukelbir et al. (2017) for the first two; Ong, Nott & Smith (2018)
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 import pyro
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ppgen.errors import DataError, FitError
 from ppgen.inference.sites import Site
 
-__all__ = ["NAMES", "Laplace", "named_guide"]
+__all__ = ["NAMES", "FlatGuide", "Laplace", "NormalGuide", "named_guide"]
 
 Sites = Mapping[str, Site]
 
@@ -32,7 +33,7 @@ LARGEST = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a 
 STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS = 1e-4, 20, 1e-9, 64
 
 
-def named_guide(name: str, sites: Sites) -> nn.Module:
+def named_guide(name: str, sites: Sites) -> "FlatGuide":
     """A guide of one of the kinds in ``NAMES`` for ``sites``, which must be all latent sites of a program.
 
     Raises
@@ -47,36 +48,31 @@ def named_guide(name: str, sites: Sites) -> nn.Module:
     return _KINDS[name](sites)
 
 
-@final
-class MeanField(nn.Module):
-    """Independent normals on the unconstrained scale; the site's own distribution where that is its scale."""
-
-    def __init__(self, sites: Sites) -> None:
-        super().__init__()
-        self.sites = dict(sites)
-        shapes = [site.free_shape for site in sites.values()]
-        self.centre = nn.ParameterList([nn.Parameter(_first(shape)) for shape in shapes])
-        self.log_scale = nn.ParameterList([nn.Parameter(torch.full(shape, math.log(FIRST_SCALE))) for shape in shapes])
-
-    def forward(self, *_: object, **__: object) -> None:
-        """Draw every site."""
-        for (name, site), centre, log_scale in zip(self.sites.items(), self.centre, self.log_scale, strict=True):
-            normal = dist.Normal(centre, log_scale.exp())
-            if _is_identity(site):
-                pyro.sample(name, normal.to_event(site.event_dim))
-            else:
-                auxiliary = normal.to_event(len(site.free_shape))
-                _sample(site, pyro.sample(f"{name}_free", auxiliary, infer={"is_auxiliary": True}))
-
-
 class FlatGuide(nn.Module, ABC):
-    """A guide that draws all sites as one unconstrained vector (P,)."""
+    """A guide that draws all sites as one unconstrained vector (P,), made of ``noise_size`` standard normal numbers."""
 
     def __init__(self, sites: Sites) -> None:
         super().__init__()
         self.sites = dict(sites)
         self.size = sum(site.size for site in sites.values())
+        self.noise_size = self.size
+        self.noise: Tensor | None = None
         self.centre = nn.Parameter(_first(torch.Size([self.size])))
+
+    @contextmanager
+    def given(self, noise: Float[Tensor, " W"]) -> Iterator[None]:
+        """Draws inside are made of these standard normal numbers."""
+        self.noise = noise
+        try:
+            yield
+        finally:
+            self.noise = None
+
+    def standard(self) -> Float[Tensor, " W"]:
+        """The standard normal numbers of a draw: those given, or new ones."""
+        if self.noise is not None:
+            return self.noise
+        return torch.randn(self.noise_size, **_like(self.centre))
 
     @abstractmethod
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -90,35 +86,112 @@ class FlatGuide(nn.Module, ABC):
             _sample(site, v[site.place].reshape(site.free_shape))
 
 
-@final
-class FullRank(FlatGuide):
-    """A normal with every correlation."""
+class NormalGuide(FlatGuide, ABC):
+    r"""A normal distribution of the unconstrained vector, in a frame.
+
+    :math:`v = o + U w` with :math:`w` normal: the parameters say how :math:`w` differs from a standard normal. The
+    frame :math:`(o, U)` is no parameter; `settle` moves it to the present distribution, so that parameters are in units
+    of the guide's own widths.
+    """
 
     def __init__(self, sites: Sites) -> None:
         super().__init__(sites)
         self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
-        self.lower = nn.Parameter(torch.zeros(self.size, self.size))  # of the factor, its columns in units of the scale
+        self.origin: Tensor
+        self.unit: Tensor
+        self.register_buffer("origin", torch.zeros(self.size))
 
-    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
-        noise = torch.randn(self.size, dtype=self.centre.dtype, device=self.centre.device)
-        v = self.centre + self.log_scale.exp() * (noise + self.lower.tril(-1) @ noise)
-        return v, _standard(noise) - self.log_scale.sum()
+    @property
+    def frame(self) -> dict[str, Tensor]:
+        """The frame by the names of its buffers."""
+        return {name: value for name, value in self.named_buffers() if name in ("origin", "unit")}
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Move the frame to the present distribution, which stays as it is."""
 
 
 @final
-class LowRank(FlatGuide):
+class MeanField(NormalGuide):
+    """Independent normals on the unconstrained scale; the site's own distribution where that is its scale."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.register_buffer("unit", torch.ones(self.size))
+
+    def forward(self, *_: object, **__: object) -> None:
+        """Draw every site."""
+        noise = self.standard()
+        centre, scale = self.origin + self.unit * self.centre, self.unit * self.log_scale.exp()
+        for name, site in self.sites.items():
+            mine, shape = site.place, site.free_shape
+            normal = _NormalOf(centre[mine].reshape(shape), scale[mine].reshape(shape), noise[mine].reshape(shape))
+            if _is_identity(site):
+                pyro.sample(name, normal.to_event(site.event_dim))
+            else:
+                auxiliary = normal.to_event(len(shape))
+                _sample(site, pyro.sample(f"{name}_free", auxiliary, infer={"is_auxiliary": True}))
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        noise, scale = self.standard(), self.unit * self.log_scale.exp()
+        return self.origin + self.unit * self.centre + scale * noise, _standard(noise) - scale.log().sum()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        self.origin += self.unit * self.centre
+        self.unit *= self.log_scale.exp()
+        self.centre.zero_()
+        self.log_scale.zero_()
+
+
+@final
+class FullRank(NormalGuide):
+    """A normal with every correlation."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.lower = nn.Parameter(torch.zeros(self.size, self.size))  # of the factor, its rows in units of the scale
+        self.register_buffer("unit", torch.eye(self.size))
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        noise = self.standard()
+        w = self.centre + self.log_scale.exp() * (noise + self.lower.tril(-1) @ noise)
+        return self.origin + self.unit @ w, _standard(noise) - self.log_scale.sum() - self.unit.diagonal().log().sum()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        factor = self.log_scale.exp()[:, None] * (self.lower.tril(-1) + torch.eye(self.size, **_like(self.lower)))
+        self.origin += self.unit @ self.centre
+        self.unit.copy_(self.unit @ factor)
+        for parameter in (self.centre, self.log_scale, self.lower):
+            parameter.zero_()
+
+
+@final
+class LowRank(NormalGuide):
     """A normal whose covariance is a diagonal plus a matrix of rank about the square root of the size."""
 
     def __init__(self, sites: Sites) -> None:
         super().__init__(sites)
         rank = max(1, round(self.size**0.5))
-        self.log_scale = nn.Parameter(torch.full((self.size,), math.log(FIRST_SCALE)))
         self.factor = nn.Parameter(torch.randn(self.size, rank) * FIRST_SCALE / rank)
+        self.register_buffer("unit", torch.ones(self.size))
+        self.noise_size = self.size + rank
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        own, shared = self.standard().split([self.size, self.factor.shape[1]])
+        w = self.centre + self.factor @ shared + self.log_scale.exp() * own
         normal = dist.LowRankMultivariateNormal(self.centre, self.factor, (2 * self.log_scale).exp())
-        v = normal.rsample()
-        return v, normal.log_prob(v)
+        return self.origin + self.unit * w, normal.log_prob(w) - self.unit.log().sum()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        width = ((2 * self.log_scale).exp() + self.factor.square().sum(-1)).sqrt()
+        self.origin += self.unit * self.centre
+        self.unit *= width
+        self.centre.zero_()
+        self.log_scale.sub_(width.log())
+        self.factor.div_(width[:, None])
 
 
 @final
@@ -128,11 +201,12 @@ class Laplace(FlatGuide):
     def __init__(self, sites: Sites) -> None:
         super().__init__(sites)
         self.register_buffer("root", None)
+        self.noise_size = 0
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
         if self.root is None:
             return self.centre, self.centre.new_zeros(())
-        noise = torch.randn(self.size, dtype=self.root.dtype, device=self.root.device)
+        noise = torch.randn(self.size, **_like(self.root))
         log_q = _standard(noise) - self.root.diagonal().log().sum()
         return self.centre + self.root @ noise, log_q
 
@@ -195,7 +269,7 @@ class Flow(FlatGuide):
         self.layers = nn.ModuleList(layers)
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
-        noise = torch.randn(self.size, dtype=self.centre.dtype, device=self.centre.device)
+        noise = self.standard()
         y, log_q = noise, _standard(noise)
         for layer in self.layers:
             bent: Any = layer
@@ -233,6 +307,22 @@ def _sample(site: Site, free: Tensor) -> None:
     pyro.sample(site.name, dist.Delta(value, -jacobian, event_dim=value.ndim))
 
 
+@final
+class _NormalOf(dist.Normal):
+    """A normal distribution whose draw is made of given standard normal numbers."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor) -> None:
+        super().__init__(loc, scale, validate_args=False)
+        self.noise = noise
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401 (torch's signature)
+        return self.loc + self.scale * self.noise
+
+
+def _like(tensor: Tensor) -> dict[str, Any]:
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
 def _is_identity(site: Site) -> bool:
     if site.shape != site.free_shape:
         return False
@@ -248,7 +338,7 @@ def _standard(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square().sum() + noise.numel() * math.log(2 * math.pi))
 
 
-_KINDS: dict[str, Callable[[Sites], nn.Module]] = {
+_KINDS: dict[str, Callable[[Sites], FlatGuide]] = {
     "mean_field": MeanField,
     "full_rank": FullRank,
     "low_rank": LowRank,

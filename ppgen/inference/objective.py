@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -142,6 +143,25 @@ class Objective(nn.Module):
             return self._estimate(args, kwargs, declared, baselines)
         found = vmap(once, randomness="different")(baselines.new_zeros(particles))
         return tuple(value.mean(0) for value in found)  # type: ignore[return-value]
+
+    def averaged(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor], noise: Tensor
+    ) -> Float[Tensor, ""]:
+        """The bound, a mean over the draws that a named guide makes of given noise (M, W)."""
+        guide: Any = self.programs[1]
+
+        def once(row: Tensor) -> Tensor:
+            with guide.given(row):
+                return self._estimate(args, kwargs, declared, row.new_zeros(0))[1]
+
+        def mapped_once(row: Tensor) -> Tensor:
+            with mapped(row):
+                return once(row)
+
+        if len(noise) == 1:
+            return once(noise[0])
+        found: Tensor = vmap(mapped_once, randomness="different")(noise)
+        return found.mean()
 
     def draw(
         self, n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]

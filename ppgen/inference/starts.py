@@ -5,12 +5,11 @@ L-BFGS believes in gives a normal approximation; the one with the largest eviden
 draws, stays. A chain starts from a draw of its own path's approximation, so chains start where the mass is, not at the
 peak; a path whose bound is hopelessly below the best gives way to the others.
 
-References: Zhang, Carpenter, Gelman & Vehtari (2022); Nocedal & Wright (2006), ch. 7.
+Reference: Zhang, Carpenter, Gelman & Vehtari (2022).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
@@ -18,20 +17,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppgen.errors import FitError
+from ppgen.inference.ascent import Ascent, Gradient, Pair, dot
 from ppgen.inference.hamiltonian import Target
 
 __all__ = ["Start", "pathfinder", "uniform"]
 
-Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-MOST_STEPS, MEMORY, DRAWS, HALVINGS = 100, 6, 5, 12
+MOST_STEPS, DRAWS = 100, 5
 FLAT = 1e-2  # gain in nats below which a path has arrived, several times in a row
 PATIENCE = 2
 LATE = 0.1  # share of the paths that are not waited for
 LOOKS = 2  # steps between two approximations; each costs as many densities as it has draws
 TRIES = 100  # random places tried for a finite density
 HOPELESS, HOPELESS_PER_DIMENSION = 8.0, 0.2  # nats of the bound below the best path's
-ARMIJO, CURVED = 1e-4, 1e-10
 
 
 class Start(NamedTuple):
@@ -86,7 +83,7 @@ def pathfinder(
     are compared with each other.
     """
     v = uniform(density, gradient_of, chains, generator)
-    paths = _Paths(v, *gradient_of(v))
+    paths = _Paths(Ascent(v, *gradient_of(v)))
     best = paths.approximation(gradient_of, generator)
     for number in range(most_steps):
         arrived = paths.step(gradient_of)
@@ -95,16 +92,6 @@ def pathfinder(
         if arrived:
             break
     return best.starts(generator, groups)
-
-
-@final
-@dataclass
-class _Pair:
-    """A step s, the change y of the negative gradient, and 1 / y's; zeros in rows whose curvature was not positive."""
-
-    s: Float[Tensor, "C P"]
-    y: Float[Tensor, "C P"]
-    rho: Float[Tensor, " C"]
 
 
 @final
@@ -145,111 +132,58 @@ class _Best:
 @final
 @dataclass
 class _Paths:
-    """L-BFGS on every row; rows that cannot go on stay where they are."""
+    """Every row on its way up, and the normal approximations that its ascent believes in."""
 
-    v: Float[Tensor, "C P"]
-    value: Float[Tensor, " C"]
-    gradient: Float[Tensor, "C P"]
-    diagonal: Float[Tensor, "C P"] = field(init=False)
-    pairs: list[_Pair] = field(default_factory=list)
+    up: Ascent
     arrived: int = 0
 
-    def __post_init__(self) -> None:
-        self.diagonal = torch.ones_like(self.v)
-
     def step(self, gradient_of: Gradient) -> bool:
-        """One step uphill with backtracking; True when hardly any path gains any more."""
-        direction = self._direction()
-        slope = _dot(direction, self.gradient)
-        lost = ~(slope > 0)
-        direction = torch.where(lost[:, None], self.gradient, direction)
-        slope = torch.where(lost, _dot(self.gradient, self.gradient), slope)
-        first = 1.0 if self.pairs else 1 / slope.sqrt().clamp_min(1.0)
-        size = torch.ones_like(slope) * first
-        found, v, value, gradient = torch.zeros_like(lost), self.v, self.value, self.gradient
-        for _ in range(HALVINGS):
-            trial = self.v + torch.where(found, 0.0, size)[:, None] * direction
-            new_value, new_gradient = gradient_of(trial)
-            gained = new_value >= self.value + ARMIJO * size * slope
-            good = ~found & gained & torch.isfinite(new_gradient).all(-1) & torch.isfinite(new_value)
-            row = good[:, None]
-            v, gradient = torch.where(row, trial, v), torch.where(row, new_gradient, gradient)
-            value, found = torch.where(good, new_value, value), found | good
-            if found.all():
-                break
-            size = torch.where(found, size, size * 0.4)
-        flat = float((value - self.value >= FLAT).double().mean()) <= LATE
-        self._remember(v - self.v, self.gradient - gradient)
-        self.v, self.value, self.gradient = v, value, gradient
+        """One step uphill; True when hardly any path gains any more."""
+        flat = float((self.up.step(gradient_of) >= FLAT).double().mean()) <= LATE
         self.arrived = self.arrived + 1 if flat else 0
         return self.arrived >= PATIENCE
 
     def approximation(self, gradient_of: Gradient, generator: torch.Generator) -> _Best:
         """Normal approximation at the present places: draws, their log p - log q, and the bound."""
         scatter, log_q = self._sample(generator)
-        centre = self.v + self._times(self.gradient)
+        centre = self.up.v + self.up.times(self.up.gradient)
         draws = centre + scatter
         ratio = torch.stack([gradient_of(draw)[0] for draw in draws]) - log_q
         elbo = torch.where(torch.isfinite(ratio).all(0), ratio.mean(0), -math.inf)
-        return _Best(elbo, draws, ratio, self.v)
-
-    def _remember(self, s: Tensor, y: Tensor) -> None:
-        """Keep the newest pairs, and learn the diagonal of the inverse Hessian (Gilbert & Lemarechal 1989)."""
-        b = _dot(s, y)
-        good = b > CURVED * _dot(y, y)
-        row, safe = good[:, None], torch.where(good, b, 1.0)[:, None]
-        s, y = torch.where(row, s, 0.0), torch.where(row, y, 0.0)
-        a, c = _dot(y, self.diagonal * y)[:, None], _dot(s, s / self.diagonal)[:, None]
-        inverse = a / (safe * self.diagonal) + y**2 / safe - a * s**2 / (safe * c.clamp_min(1e-300) * self.diagonal**2)
-        usable = row & torch.isfinite(inverse).all(-1, keepdim=True) & (inverse > 0).all(-1, keepdim=True)
-        self.diagonal = torch.where(usable, 1 / inverse, self.diagonal)
-        rho = torch.where(good, 1 / safe[:, 0], 0.0)
-        self.pairs = [*self.pairs[1 - MEMORY :], _Pair(s, y, rho)]
-
-    def _direction(self) -> Float[Tensor, "C P"]:
-        return self._times(self.gradient)
-
-    def _times(self, w: Float[Tensor, "C P"]) -> Float[Tensor, "C P"]:
-        """The inverse Hessian times ``w``, by two loops."""
-        weights = []
-        for pair in reversed(self.pairs):
-            weights.append(pair.rho * _dot(pair.s, w))
-            w = w - weights[-1][:, None] * pair.y
-        w = self.diagonal * w
-        for pair, weight in zip(self.pairs, reversed(weights), strict=True):
-            w = w + (weight - pair.rho * _dot(pair.y, w))[:, None] * pair.s
-        return w
+        return _Best(elbo, draws, ratio, self.up.v)
 
     def _sample(self, generator: torch.Generator) -> tuple[Float[Tensor, "K C P"], Float[Tensor, "K C"]]:
         """Centred draws whose covariance is the inverse Hessian, and their log density.
 
         If u has covariance H then (1 - rho s y') u + sqrt(rho) s e, with e standard normal, has that of its update.
         """
-        shape = (DRAWS, *self.v.shape)
-        u = self.diagonal.sqrt() * torch.randn(shape, generator=generator, dtype=self.v.dtype, device=self.v.device)
-        noise = torch.randn(len(self.pairs), *shape[:2], generator=generator, dtype=u.dtype, device=u.device)
-        for pair, e in zip(self.pairs, noise, strict=True):
-            u = u + (pair.rho.sqrt() * e - pair.rho * _dot(pair.y, u))[..., None] * pair.s
+        shape = (DRAWS, *self.up.v.shape)
+        u = self.up.diagonal.sqrt() * torch.randn(
+            shape, generator=generator, dtype=self.up.v.dtype, device=self.up.v.device
+        )
+        noise = torch.randn(len(self.up.pairs), *shape[:2], generator=generator, dtype=u.dtype, device=u.device)
+        for pair, e in zip(self.up.pairs, noise, strict=True):
+            u = u + (pair.rho.sqrt() * e - pair.rho * dot(pair.y, u))[..., None] * pair.s
         quadratic, log_det = self._precision(u)
         return u, -0.5 * (quadratic + log_det + u.shape[-1] * math.log(2 * math.pi))
 
     def _precision(self, u: Float[Tensor, "K C P"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " C"]]:
         """Give u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""
-        applied: list[tuple[Tensor, Tensor, _Pair]] = []
-        log_det = self.diagonal.log().sum(-1)
-        for pair in self.pairs:
+        applied: list[tuple[Tensor, Tensor, Pair]] = []
+        log_det = self.up.diagonal.log().sum(-1)
+        for pair in self.up.pairs:
             valid = pair.rho > 0
             b = self._hessian_times(pair.s, applied)
-            curvature = torch.where(valid, _dot(pair.s, b), 1.0)
+            curvature = torch.where(valid, dot(pair.s, b), 1.0)
             log_det = log_det + torch.where(valid, curvature.log() + torch.where(valid, pair.rho, 1.0).log(), 0.0)
             applied.append((b, curvature, pair))
-        return _dot(u, self._hessian_times(u, applied)), log_det
+        return dot(u, self._hessian_times(u, applied)), log_det
 
-    def _hessian_times(self, w: Tensor, applied: list[tuple[Tensor, Tensor, _Pair]]) -> Tensor:
-        product = w / self.diagonal
+    def _hessian_times(self, w: Tensor, applied: list[tuple[Tensor, Tensor, Pair]]) -> Tensor:
+        product = w / self.up.diagonal
         for b, curvature, pair in applied:
-            lost = _dot(b, w) / curvature
-            product = product - lost[..., None] * b + (pair.rho * _dot(pair.y, w))[..., None] * pair.y
+            lost = dot(b, w) / curvature
+            product = product - lost[..., None] * b + (pair.rho * dot(pair.y, w))[..., None] * pair.y
         return product
 
 
@@ -261,7 +195,3 @@ def _replaced(good: Bool[Tensor, "G C"]) -> Int[Tensor, " rows"]:
     other = first.gather(1, own % count.clamp_min(1))
     chosen = torch.where(good | (count == 0), own, other)
     return (chosen + torch.arange(len(good), device=good.device)[:, None] * good.shape[1]).reshape(-1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)

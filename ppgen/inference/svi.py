@@ -29,8 +29,10 @@ from tqdm import tqdm
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.bound import Bound
+from ppgen.inference.climbing import Climb, first_draws
 from ppgen.inference.density import density, home, quiet
-from ppgen.inference.guides import NAMES, Laplace, named_guide
+from ppgen.inference.fixed_draws import FixedDraws
+from ppgen.inference.guides import NAMES, Laplace, NormalGuide, named_guide
 from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device
 from ppgen.inference.parameters import Parameters, declared_by
@@ -50,6 +52,9 @@ from ppgen.rng import private_stream
 __all__ = ["fit"]
 
 
+LR = 0.01
+MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
+
 Guide = str | Callable[..., Any] | None
 
 
@@ -59,13 +64,13 @@ def fit(
     u: object = None,
     guide: Guide = None,
     max_steps: int = 10_000,
-    lr: float = 0.01,
+    lr: float | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     schedule: str | Callable[[int], float] | None = None,
     warmup: int = 0,
     clip: float | None = None,
     batch_size: int | None = None,
-    particles: int = 1,
+    particles: int | None = None,
     averaging: bool = False,
     early_stopping: bool = True,
     held_out: object = None,
@@ -140,15 +145,21 @@ def fit(
     outside = _held_out(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes:
         objective, parameters, named = _prepare(task, guide, options.batch_size)
-        bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
         identity = _identity(task, outside, options, guide, (compile, str(dtype), random_seed))
-        run = Run(
-            bound.gradient, parameters, options, bound.batch, bound.held_out, bound.lost,
-            scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
-        )  # fmt: skip
+        run: Run | Climb | None = None
+        if options.unset and outside is None and processes.size == 1:
+            run = _climb(task, objective, parameters, named, cast(Mode, compile), options, max_steps, seed, identity)
+        if run is None:
+            bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
+            run = Run(
+                bound.gradient, parameters, options, bound.batch, bound.held_out, bound.lost,
+                scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
+            )  # fmt: skip
+        built = run.bound.built if isinstance(run, Climb) else bound.built
         saved = None if folder is None else folder / "svi.safetensors"
         run.resume(saved)
         interrupted = _train(run, saved, checkpoint_every, progressbar and processes.first)
+        processes.wait()
         run.finish()
         if isinstance(named, Laplace):
             _finish_laplace(named, task, dtype)
@@ -159,18 +170,51 @@ def fit(
         "engine": "svi",
         "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
         "random_seed": run.seed,
-        "converged": run.progress.converged,
         "interrupted": interrupted,
         "seconds": time.perf_counter() - began,
-        "compile": bound.built.mode,
-        "compile_reason": bound.built.reason,
-        "compile_seconds": bound.built.seconds,
+        "compile": built.mode,
+        "compile_reason": built.reason,
+        "compile_seconds": built.seconds,
+        **run.words(),
         "gradients": objective.plan.words(),
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
     posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     return fit_result(_plain(task.model), posterior, run.history(), attrs, labels, task.inputs)
+
+
+def _climb(
+    task: Task,
+    objective: Objective,
+    parameters: Parameters,
+    guide: nn.Module | None,
+    mode: Mode,
+    options: Options,
+    max_steps: int,
+    seed: int,
+    identity: str,
+) -> Climb | None:
+    """A run over fixed draws, where the guide is one by name and the program itself draws nothing; else None."""
+    if not isinstance(guide, NormalGuide | Laplace) or parameters.types != (torch.float64,):
+        return None
+    if parameters.flat()[0].numel() - sum(value.numel() for value in guide.parameters()) > MOST_OWN:
+        return None
+    bound = FixedDraws(
+        task,
+        objective,
+        parameters,
+        guide,
+        mode=mode,
+        batch_size=options.batch_size,
+        draws=first_draws(guide),
+        seed=seed,
+    )
+    if bound.is_random():
+        return None
+    run = Climb(bound, parameters, guide, max_steps=max_steps, seed=seed, identity=identity)
+    run.check()
+    return run
 
 
 def _read(
@@ -247,7 +291,7 @@ def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:
     guide.to(dtype)
 
 
-def _train(run: Run, saved: Path | None, every: int, progressbar: bool) -> bool:
+def _train(run: Run | Climb, saved: Path | None, every: int, progressbar: bool) -> bool:
     """Step until settled or out of steps; whether it was interrupted. The checkpoint keeps the last good state."""
     with tqdm(total=run.max_steps, initial=run.steps, desc="svi", disable=not progressbar, delay=1) as bar:
         try:
@@ -255,14 +299,13 @@ def _train(run: Run, saved: Path | None, every: int, progressbar: bool) -> bool:
                 run.step()
                 bar.update()
                 if run.steps % every == 0:
-                    bar.set_postfix_str(f"ELBO {run.progress.bounds[-1]:,.1f}", refresh=False)
+                    bar.set_postfix_str(f"ELBO {run.elbo:,.1f}", refresh=False)
                     run.save(saved)
         except KeyboardInterrupt:
             if not run.steps:
                 raise
             return True
     run.save(saved)
-    run.group.wait()
     return False
 
 
@@ -297,6 +340,10 @@ def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
             f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
             f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
         )
+    chosen = ("lr", "optimizer", "schedule", "clip", "particles", "warmup", "averaging")
+    unset = not any(given[name] for name in chosen) and given["early_stopping"]
+    given["particles"] = 1 if given["particles"] is None else given["particles"]
+    given["lr"] = LR if given["lr"] is None else given["lr"]
     require_at_least("svi: particles", given["particles"], 1)
     require_at_least("svi: warmup", given["warmup"], 0)
     require_within("svi: lr", given["lr"], 0, math.inf, "0.01 is usual")
@@ -305,7 +352,7 @@ def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
     schedule = given.pop("schedule") or ("plateau" if given["early_stopping"] else "constant")
     if not callable(schedule) and schedule not in SCHEDULES:
         raise DataError(f"svi: schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}")
-    return Options(schedule=schedule, **given)
+    return Options(schedule=schedule, unset=unset, **given)
 
 
 def _check_options(counts: dict[str, int], mode: str, guide: Guide) -> None:

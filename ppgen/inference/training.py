@@ -40,7 +40,7 @@ Gradient = Callable[..., Sequence[Tensor]]
 @final
 @dataclass(frozen=True)
 class Options:
-    """What a run is, but for how long it goes on."""
+    """What a run is, but for how long it goes on; ``unset`` where all of it was left to the engine."""
 
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer] | None
@@ -51,6 +51,7 @@ class Options:
     particles: int
     averaging: bool
     early_stopping: bool
+    unset: bool = False
 
     def words(self) -> str:
         """The options in words that are the same in another process."""
@@ -142,6 +143,11 @@ class Run:
         return len(self.progress.bounds)
 
     @property
+    def elbo(self) -> float:
+        """The newest bound."""
+        return self.progress.bounds[-1]
+
+    @property
     def over(self) -> bool:
         """Whether there is no step left to make."""
         return self.steps >= self.max_steps or (self.options.early_stopping and self.progress.converged)
@@ -189,6 +195,12 @@ class Run:
             for step, value in progress.held_out:
                 table.loc[step - 1, "held_out"] = value
         return table
+
+    def words(self) -> dict[str, Any]:
+        """What was done, for the attributes of a fit."""
+        make = self.options.optimizer
+        kind = make.func if isinstance(make, functools.partial) else make or torch.optim.Adam
+        return {"converged": self.progress.converged, "optimizer": getattr(kind, "__name__", type(kind).__name__)}
 
     def save(self, path: Path | None) -> None:
         """Write a checkpoint, where there is a place for it."""

@@ -9,6 +9,7 @@ import torch
 
 from ppgen.errors import FitError
 from ppgen.inference.adaptation import Spread, StepSize, Trajectory, Tuning, pack, unpack, whiten, window_ends
+from ppgen.inference.ascent import Ascent
 from ppgen.inference.chees import Chees, halton
 from ppgen.inference.density import density
 from ppgen.inference.hamiltonian import Leapfrog
@@ -112,10 +113,10 @@ def test_draws_of_pathfinder_have_the_density_it_says(leapfrog):
         return place.value, place.gradient
 
     v = leapfrog.density.start(32, stream())
-    paths = _Paths(v, *gradient(v))
+    paths = _Paths(Ascent(v, *gradient(v)))
     for _ in range(4):
         paths.step(gradient)
-    inverse = torch.stack([paths._times(e.expand(32, 3)) for e in torch.eye(3, dtype=torch.float64)], -1)
+    inverse = torch.stack([paths.up.times(e.expand(32, 3)) for e in torch.eye(3, dtype=torch.float64)], -1)
     torch.testing.assert_close(inverse, inverse.mT)
     draws, log_q = paths._sample(stream())
     wanted = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), inverse).log_prob(draws)
