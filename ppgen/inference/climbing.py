@@ -33,6 +33,7 @@ __all__ = ["Climb", "first_draws"]
 FRAME_STEPS, MEMORY = 20, 20  # L-BFGS steps before the frame moves, and those it remembers
 FEW, ROUGH = 1e-3, 0.05  # largest entry of the natural gradient at the end, and of a part of the rows
 FLAT = 1e-3  # nats that a whole frame may still gain at the end
+PATIENCE = 3  # such frames in a row after which a guide with more parameters than it needs has settled too
 GROWTH, FIRST_ROWS = 8, 1000  # of the parts of the rows
 ROUGH_DRAWS, DRAWS, MOST_DRAWS = 16, 64, 1024
 ERROR = 0.03  # root mean square of the natural gradient over fresh draws that is good enough
@@ -65,7 +66,7 @@ class Climb:
         self.parts = _parts(bound)
         self.stage, self.sets, self.draws = 0, 0, first_draws(guide)
         self.records: list[tuple[float, ...]] = []
-        self.converged, self.stuck, self.gained, self.error = False, 0, 0.0, math.nan
+        self.converged, self.stuck, self.quiet, self.gained, self.error = False, 0, 0, 0.0, math.nan
         self._seed(seed)
         self.up = self._framed()
 
@@ -144,9 +145,10 @@ class Climb:
         self.up.diagonal[:, own] = before.diagonal[:, own]
         last = self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
         self.stuck = 0 if self.gained > 0 else self.stuck + 1
-        quiet = self.gained <= (FLAT if last else 1.0)
+        self.quiet = self.quiet + 1 if self.gained <= (FLAT if last else 1.0) else 0
         self.gained = 0.0
-        if quiet and self._natural(self.up.gradient[0]) <= (FEW if last else ROUGH):
+        small = ROUGH if not last else FEW if self.quiet < PATIENCE else ERROR
+        if self.quiet and self._natural(self.up.gradient[0]) <= small:
             self._settled(last)
 
     def _settled(self, last: bool) -> None:
@@ -158,7 +160,7 @@ class Climb:
         elif not self._needs_more_draws():
             self.converged = True
             return
-        self.stuck = 0
+        self.stuck = self.quiet = 0
         self.up = self._framed()
 
     def _take(self, draws: int) -> None:
@@ -249,7 +251,7 @@ class Climb:
             )
 
 
-_STATE = ("seed", "stage", "sets", "draws", "converged", "stuck", "gained", "error")
+_STATE = ("seed", "stage", "sets", "draws", "converged", "stuck", "quiet", "gained", "error")
 
 
 def _parts(bound: FixedDraws) -> list[int]:
