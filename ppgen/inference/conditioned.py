@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppgen.errors import FitError, PpgenError
 from ppgen.inference.over_draws import Theta
+from ppgen.inference.scores import check_sites
 from ppgen.model import Model
 
 __all__ = ["conditioned", "isolated", "latent_sites", "name_of", "observed_sites", "run"]
@@ -39,7 +40,9 @@ def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trac
     New tensors are of the type of the data, as they were when the program was fitted.
     """
     with torch.no_grad(), isolated(), _new_tensors(x.dtype):
-        return poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
+        trace = poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
+    check_sites(name_of(model), trace.nodes)
+    return trace
 
 
 @contextmanager

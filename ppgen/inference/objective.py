@@ -31,8 +31,8 @@ from ppgen.inference.over_draws import gather
 from ppgen.inference.parameters import Placed
 from ppgen.inference.predictive import latent_sites
 from ppgen.inference.row_terms import row_scores
+from ppgen.inference.scores import check_sites, innermost
 from ppgen.inference.sites import MOST_ENUMERATED, check_enumerable, is_discrete
-from ppgen.inference.summed_out import innermost
 
 __all__ = ["Objective", "Plan", "plan"]
 
@@ -80,6 +80,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     """
     with torch.no_grad():
         p, q = _run(model, guide, args, kwargs)
+    check_sites("svi", p.nodes)
     wanted, drawn = latent_sites(p), latent_sites(q)
     summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
     _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))

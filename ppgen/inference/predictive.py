@@ -18,7 +18,8 @@ from ppgen.errors import FitError
 from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
 from ppgen.inference.discrete_sites import discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
-from ppgen.inference.summed_out import Latents, innermost, latents, summarized, unwrap
+from ppgen.inference.scores import innermost
+from ppgen.inference.summed_out import Latents, latents, summarized, unwrap
 from ppgen.model import Model
 
 __all__ = [

@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from ppgen.errors import DataError, FitError
+from ppgen.inference.scores import check_sites
 
 __all__ = ["MOST_ENUMERATED", "Last", "Place", "Program", "Site", "check_enumerable", "is_discrete", "learn"]
 
@@ -120,6 +121,7 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
     first, second = (_run(program, args, kwargs) for _ in range(2))
     _check_whole(first[0], minibatch=minibatch)
     _check_observed(first[0])
+    check_sites("density", first[0])
     sites, enumerated, depth = {}, [], 0
     start = 0
     for name, node in first[0].items():

@@ -9,8 +9,6 @@ from typing import Any, final
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from ppgen.distributions.collapsed import Latents as Posterior
@@ -18,11 +16,10 @@ from ppgen.errors import FitError
 from ppgen.inference.conditioned import name_of, observed_sites, run
 from ppgen.inference.discrete_sites import Discrete, discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
+from ppgen.inference.scores import WRAPPERS
 from ppgen.model import Model
 
-__all__ = ["Latents", "innermost", "latents", "posterior_of", "summarized", "unwrap"]
-
-WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
+__all__ = ["Latents", "latents", "posterior_of", "summarized", "unwrap"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +127,6 @@ def unwrap(fn: Any) -> Any:  # noqa: ANN401
     while isinstance(inner, WRAPPERS) and not _speaks(inner):
         inner = inner.base_dist
     return inner if _speaks(inner) else fn
-
-
-def innermost(fn: Any) -> Any:  # noqa: ANN401
-    """The distribution inside all of Pyro's wrappers."""
-    while isinstance(fn, WRAPPERS):
-        fn = fn.base_dist
-    return fn
 
 
 def _speaks(fn: Any) -> bool:  # noqa: ANN401
