@@ -1,7 +1,7 @@
 """A run of a model's program at given parameters, in a Pyro of its own, and the kinds of sites in it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import pyro
@@ -12,7 +12,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.errors import FitError, PpgenError
+from ppgen.inference.memory import memory
 from ppgen.inference.over_draws import Theta
+from ppgen.inference.parameters import Placed
 from ppgen.inference.scores import check_sites
 from ppgen.model import Model
 
@@ -59,7 +61,8 @@ def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Call
     """The program with ``theta`` in the place of its sites; ``enumerated`` sites before them may widen their shape."""
 
     def program(x: Tensor, *, u: Tensor | None) -> None:
-        with _At(theta, name_of(model), not enumerated):
+        params = memory(model).params
+        with Placed(params) if params else nullcontext(), _At(theta, params, name_of(model), not enumerated):
             model.model(x, u=u)
 
     return program
@@ -100,9 +103,18 @@ def name_of(model: Model) -> str:
 class _At(Messenger):
     """Puts drawn parameters in the place of their sites, and refuses one of another shape and a part of a plate."""
 
-    def __init__(self, theta: Theta, who: str, shapes: bool) -> None:
+    def __init__(self, theta: Theta, params: Mapping[str, Tensor], who: str, shapes: bool) -> None:
         super().__init__()
-        self.theta, self.who, self.shapes = theta, who, shapes
+        self.theta, self.params, self.who, self.shapes = theta, params, who, shapes
+
+    def _pyro_param(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        first = msg["args"][1] if len(msg["args"]) > 1 else None
+        learnt = self.params.get(msg["args"][0] if msg["args"] else msg["name"])
+        if learnt is not None and isinstance(first, Tensor) and first.shape != learnt.shape:
+            raise FitError(
+                f"{self.who}: parameter {msg['name']!r} must have shape {tuple(first.shape)} for this data, got "
+                f"{tuple(learnt.shape)} from the fit; a parameter that grows with the data cannot be carried over"
+            )
 
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
         if site_is_subsample(msg):

@@ -4,7 +4,7 @@ A program is run with other values in the place of its parameters, so that it is
 modules or Pyro's store being touched.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -16,7 +16,7 @@ from torch.distributions import constraints, transform_to
 
 from ppgen.errors import FitError
 
-__all__ = ["Declared", "Parameters", "Placed", "declared_by"]
+__all__ = ["Declared", "Parameters", "Placed", "declared_by", "learnt_by"]
 
 
 class Declared(NamedTuple):
@@ -106,6 +106,16 @@ def declared_by(module: nn.Module) -> Iterator[dict[str, Declared]]:
             continue
         _check(name, free, site)
         found[name] = Declared(free, site["kwargs"].get("constraint", constraints.real))
+
+
+def learnt_by(
+    program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Those of the ``declared`` values that ``program`` asks for, as a fit keeps them: on the CPU, in float64."""
+    with torch.no_grad(), Placed(declared), poutine.trace(param_only=True) as run:
+        program(*args, **kwargs)
+    kept = {name: declared[name].detach().cpu().clone() for name in run.trace.nodes if name in declared}
+    return {name: value.double() if value.is_floating_point() else value for name, value in kept.items()}
 
 
 def _check(name: str, free: Tensor, site: Any) -> None:  # noqa: ANN401 (Pyro's message)

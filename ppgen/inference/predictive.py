@@ -16,6 +16,7 @@ from torch import Tensor
 from ppgen.data.arrays import lengths
 from ppgen.errors import FitError
 from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
+from ppgen.inference.data_sites import check_given, check_rows_owned, data_site, owned_by_rows, row_axis
 from ppgen.inference.discrete_sites import discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
 from ppgen.inference.scores import innermost
@@ -40,6 +41,7 @@ __all__ = [
     "over_draws",
     "prior",
     "priors",
+    "recorded",
     "replicate",
     "summarized",
 ]
@@ -48,6 +50,8 @@ __all__ = [
 def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, ""]:
     """Log p(theta, x), latents summed out, in the units of the sites."""
     trace = run(model, theta, x, u)
+    check_given(model, trace, theta, x)
+    check_rows_owned(model, trace, theta, x)
     sites = discrete(model, theta, x, u, trace)
     if sites.plates:
         return sites.log_joint()
@@ -61,18 +65,23 @@ def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = 
     Discrete sites of a row are summed out. One that rows share is a parameter, drawn from its posterior given ``x``.
     """
     trace = run(model, theta, x, u)
+    check_given(model, trace, theta, x)
+    if own := owned_by_rows(trace, theta, x):
+        raise FitError(
+            f"{name_of(model)}: log_likelihood must be of rows whose own latents are summed out, got draws of "
+            f"site {own[0]!r} for each row, made knowing it; sum that site out (see ppgen.distributions)"
+        )
     sites = discrete(model, theta, x, u, trace)
     if shared := sites.outside(len(x)):
         sites, _ = sites.draw(shared)
         trace = run(model, sites.theta, x, u)
-    scores = [] if sites.plates else _scores(trace, sites.theta, len(x))
     seen = observed_sites(trace, sites.theta).values()
-    if all(_row_axis(site, len(x)) is None for site in seen):
+    if all([row_axis(model, site, x) is None for site in seen]):
         raise FitError(
             f"{name_of(model)}: the data must be sampled in a plate over its {len(x)} rows, found none; "
             "write `with pyro.plate(..., len(x)):` around its site"
         )
-    return sites.log_likelihood() if sites.plates else torch.stack(scores).sum(0)
+    return sites.log_likelihood() if sites.plates else torch.stack(_scores(model, trace, sites.theta, x)).sum(0)
 
 
 def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event"]:
@@ -123,6 +132,27 @@ def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor |
         return fn.forecast(x, horizon)
 
 
+def recorded(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
+    """Values of the program's ``pyro.deterministic`` sites; of discrete sites that were summed out one draw goes in."""
+    trace = run(model, theta, x, u)
+    if not _deterministic(trace):
+        return {}
+    sites = discrete(model, theta, x, u, trace)
+    if sites.plates:
+        sites, _ = sites.draw(list(sites.plates))
+        trace = run(model, sites.theta, x, u)
+    return _deterministic(trace)
+
+
+def _deterministic(trace: poutine.Trace) -> dict[str, Tensor]:
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site["value"]
+        for name, site in sites.items()
+        if site["type"] == "sample" and site["infer"].get("_deterministic") and isinstance(site["value"], Tensor)
+    }
+
+
 def prior(model: Model, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
     """One draw of every parameter from the prior."""
     return {name: site["value"] for name, site in latent_sites(run(model, {}, x, u)).items()}
@@ -146,38 +176,22 @@ def data_distribution(
     if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)
-    return unwrap(_data_site(model, trace, sites.theta, x)["fn"])
+    check_rows_owned(model, trace, theta, x)
+    return unwrap(data_site(model, trace, sites.theta, x)["fn"])
 
 
-def _data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict[str, Any]:
-    observed = observed_sites(trace, theta)
-    if "x" in observed:
-        return observed["x"]
-    alike = [site for site in observed.values() if isinstance(site["value"], Tensor) and site["value"].shape == x.shape]
-    if len(alike) == 1:
-        return alike[0]
-    raise FitError(
-        f'{name_of(model)}: one observed site must be named "x", got {sorted(observed)}; rename the data\'s site'
-    )
-
-
-def _scores(trace: poutine.Trace, theta: Theta, rows: int) -> list[Tensor]:
+def _scores(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> list[Tensor]:
     """Log-probability of each observed site in the plate over rows, per row."""
     with isolated():
         trace.compute_log_prob()
     scores = []
     for site in observed_sites(trace, theta).values():
-        axis = _row_axis(site, rows)
+        axis = row_axis(model, site, x)
         if axis is not None:
             score = site["log_prob"]
-            score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
+            score = score.expand(torch.broadcast_shapes(score.shape, (len(x),) + (1,) * (-axis - 1)))
             scores.append(score.movedim(axis, 0).flatten(1).sum(-1) if score.ndim > 1 else score)
     return scores
-
-
-def _row_axis(site: dict[str, Any], rows: int) -> int | None:
-    """Axis of the plate over rows; None for a site outside it."""
-    return min((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.size == rows), default=None)
 
 
 def _factorises(fn: Any) -> bool:  # noqa: ANN401

@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from ppgen.inference.memory import NAME
 from ppgen.model import Model
 
 __all__ = ["Function", "cast", "copy_model", "make_local", "moved", "owner", "private"]
@@ -28,7 +29,8 @@ class Function(Model):
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         super().__init__()
-        self.function, self.rest, self.takes_data = function, args[1:], bool(args)
+        self.function, self.takes_data = function, bool(args)
+        self.rest = tuple(_as_tensor(value) for value in args[1:])  # as engines give them to the function
         make_local([self])
         axes = getattr(args[0], "ndim", 0) if args else 0
         self.__dict__["data_dims"] = ("row", *(f"x_dim_{axis}" for axis in range(1, axes)))
@@ -47,6 +49,7 @@ def copy_model(model: M) -> M:
     automatic = model.__dict__.get("_mean_field")
     copied = copy.deepcopy(model, {} if automatic is None else {id(automatic): "left out"})
     copied.__dict__.pop("_mean_field", None)
+    copied.__dict__.pop(NAME, None)
     return copied
 
 
@@ -82,10 +85,13 @@ def make_local(modules: Iterable[nn.Module]) -> None:
             context.param_state = {"params": {}, "constraints": {}}  # what Pyro gives those made inside
 
 
+def _as_tensor(value: Any) -> Any:  # noqa: ANN401 (an argument of a function)
+    return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
     """An array as a tensor on ``device``, in ``dtype`` if it is floating; anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        value = torch.tensor(value)
+    value = _as_tensor(value)
     if isinstance(value, Tensor):
         value = value.detach().to(device)
         return value.to(dtype) if value.is_floating_point() else value

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppgen.errors import DataError
 
-__all__ = ["WRAPPERS", "check_sites", "innermost"]
+__all__ = ["WRAPPERS", "check_sites", "innermost", "is_mapped"]
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -90,7 +90,7 @@ def _weighted_once(batch: torch.Size, own: torch.Size, site: Any) -> bool:  # no
 def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a node of a trace)
     """Refuse NaN that reaches a distribution which has no place for it, masked or not: its gradient is NaN."""
     value, fn = site["value"], innermost(site["fn"])
-    if not value.is_floating_point() or not bool(torch.isnan(value).any()):
+    if not value.is_floating_point() or is_mapped(value) or not bool(torch.isnan(value).any()):
         return
     with torch.no_grad():
         try:
@@ -106,6 +106,11 @@ def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a n
         f"    seen = ~torch.isnan({own})\n"
         f'    pyro.sample("{own}", dist.Normal(...).mask(seen), obs=torch.where(seen, {own}, 0.0))'
     )
+
+
+def is_mapped(value: Tensor) -> bool:
+    """Whether a value differs between the draws that a program is mapped over, so that nothing can be said of it."""
+    return bool(torch._C._functorch.is_batchedtensor(value))
 
 
 def innermost(fn: Any) -> Any:  # noqa: ANN401

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppgen.distributions.collapsed import Latents as Posterior
 from ppgen.errors import FitError
 from ppgen.inference.conditioned import name_of, observed_sites, run
+from ppgen.inference.data_sites import check_rows_owned
 from ppgen.inference.discrete_sites import Discrete, discrete
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
 from ppgen.inference.scores import WRAPPERS
@@ -99,6 +100,7 @@ def posterior_of(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Pos
     FitError : nothing is.
     """
     trace = run(model, theta, x, u)
+    check_rows_owned(model, trace, theta, x)
     sites = discrete(model, theta, x, u, trace)
     if sites.plates:
         rest, drawn = sites.draw(list(sites.plates))

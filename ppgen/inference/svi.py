@@ -33,9 +33,10 @@ from ppgen.inference.climbing import Climb, first_draws
 from ppgen.inference.density import density, home, quiet
 from ppgen.inference.fixed_draws import FixedDraws
 from ppgen.inference.guides import NAMES, Laplace, NormalGuide, named_guide
+from ppgen.inference.memory import remember
 from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device
-from ppgen.inference.parameters import Parameters, declared_by
+from ppgen.inference.parameters import Parameters, declared_by, learnt_by
 from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import Function, make_local, moved, owner
 from ppgen.inference.sites import learn
@@ -166,6 +167,7 @@ def fit(
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
         sites, stats = objective.draw(draws, task.args, task.kwargs, declared)
+        remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
     attrs = {
         "engine": "svi",
         "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",

@@ -10,6 +10,7 @@ import xarray as xr
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
 from ppgen.inference.arguments import as_arguments
+from ppgen.inference.memory import digest, remember
 from ppgen.inference.program import Function, cast, copy_model, private
 from ppgen.model import Model
 from ppgen.results.inputs import Inputs, aligned_features, labels_of, read_inputs
@@ -62,7 +63,9 @@ def read(
         if u is not None:
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
         args = as_arguments(who, model, args)
-        return Task(Function(private(model), args), None, args, {})
+        function = Function(private(model), args)
+        remember(function, data=digest(args[0]) if args else None)
+        return Task(function, None, args, {})
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
     observations = as_observations(args[0], dims=model.data_dims)
@@ -74,4 +77,5 @@ def read(
     inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)
+    remember(model, data=digest(data))
     return Task(model, observations, (data,), {"u": inputs.values}, inputs)

@@ -6,6 +6,7 @@ of leave-one-out is a row of the data: a whole sequence of a time series, whose 
 parameters. A row of which nothing was observed has no log-likelihood. See `by_entry` for what needs one per entry.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.distributions.estimated import estimates
-from ppgen.errors import DataError
+from ppgen.errors import DataError, FitError
 from ppgen.inference import predictive
 from ppgen.results.arguments import require_memory
 from ppgen.results.inputs import INPUT
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 Group = dict[str, np.ndarray]
+Read = tuple[xr.DataArray, Tensor, Tensor | None]
+
+log = logging.getLogger(__name__)
 
 PRIOR_DRAWS = 500
 
@@ -37,7 +41,7 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
     theta = fit.posterior.chains(draws)
     _check_names(list(theta), {axis for axes in fit.model.dims.values() for axis in axes})
-    groups = {"posterior": _numpy(theta)}
+    groups = {"posterior": _numpy({**theta, **_recorded(fit, theta, read)})}
     stats = _sample_stats(fit, theta, read, draws)
     groups |= {"sample_stats": _numpy(stats)} if stats else {}
     dims = {site: list(names) for site, names in fit.model.dims.items()}
@@ -53,8 +57,18 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
         dims |= {} if u is None else {"u": [*fit.model.data_dims[: max(u.ndim - 1, 1)], INPUT][: u.ndim]}
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", "")), **notes})
+    if fit.params:
+        tree["params"] = xr.DataTree(
+            _tree({"posterior": _numpy({k: v[None, None] for k, v in fit.params.items()})}, dims, coords, {})[
+                "posterior"
+            ]
+            .to_dataset()
+            .isel(chain=0, draw=0, drop=True)
+        )
     _name_inputs(fit, tree)
-    return tree if read is None else _without_empty_rows(tree, read[1], str(read[0].dims[0]))
+    if read is None or "log_likelihood" not in tree:
+        return tree
+    return _without_empty_rows(tree, read[1], str(read[0].dims[0]))
 
 
 def _name_inputs(fit: "Fit", tree: xr.DataTree) -> None:
@@ -110,14 +124,47 @@ def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | No
     def replicate(theta: predictive.Theta) -> Tensor:
         return predictive.replicate(fit.model, theta, x, u=u)
 
+    def whole(theta: predictive.Theta) -> dict[str, Tensor]:
+        return predictive.recorded(fit.model, theta, x, u=u)
+
     constant = {} if u is None else {"constant_data": _numpy({"u": u})}
-    return {
-        "log_likelihood": _answers(likelihood, flat, shape),
-        "posterior_predictive": _answers(replicate, flat, shape),
-        "prior": _numpy({site: value[None] for site, value in prior.items()}),
-        "prior_predictive": _answers(replicate, prior, torch.Size([1, min(count, PRIOR_DRAWS)])),
-        "observed_data": _numpy({"x": x}),
-    } | constant
+    likely = _unless_refused("log_likelihood", lambda: _answers(likelihood, flat, shape))
+    prior_of_all = {**prior, **(predictive.gather(whole, prior) or {})}
+    return (
+        likely
+        | {
+            "posterior_predictive": _answers(replicate, flat, shape),
+            "prior": _numpy({site: value[None] for site, value in prior_of_all.items()}),
+            "prior_predictive": _answers(replicate, prior, torch.Size([1, min(count, PRIOR_DRAWS)])),
+            "observed_data": _numpy({"x": x}),
+        }
+        | constant
+    )
+
+
+def _recorded(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None) -> dict[str, Tensor]:
+    """Values of ``pyro.deterministic`` at each draw (C, S, ...): the program is run again, which takes the data."""
+    shape = next(iter(theta.values())).shape[:2]
+    flat = {site: value.flatten(0, 1) for site, value in theta.items()}
+    if read is not None:
+        _, x, u = read
+    elif not getattr(fit.model, "takes_data", True):
+        x, u = torch.zeros(0, dtype=torch.float64), None
+    else:
+        if names := fit.attrs.get("deterministic"):
+            log.warning("to_arviz: %s come with the data only, for the program computes them; pass x", names)
+        return {}
+    found: dict[str, Tensor] = predictive.gather(lambda one: predictive.recorded(fit.model, one, x, u=u), flat) or {}
+    return {name: value.unflatten(0, shape) for name, value in found.items()}
+
+
+def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]:
+    """A group of the tree, or none, which is said, where the program has no such answer."""
+    try:
+        return {group: answer()}
+    except FitError as error:
+        log.warning("to_arviz: the group %s is left out: %s", group, error)
+        return {}
 
 
 def _answers(answer: Callable[[predictive.Theta], Tensor], draws: Mapping[str, Tensor], shape: torch.Size) -> Group:

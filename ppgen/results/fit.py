@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from torch import Tensor
 
 from ppgen.errors import DataError
 from ppgen.inference.diagnostics import Report
+from ppgen.inference.memory import memory
 from ppgen.model import Model
 from ppgen.results import answers
 from ppgen.results.arguments import require_at_least
@@ -21,6 +23,7 @@ from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import ordered, renamed, warn_of_names
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
+from ppgen.results.rebuild import Given
 from ppgen.results.storage import read_folder, versions, write_folder
 from ppgen.results.stored import describe_fit, restore_parts
 from ppgen.rng import private_stream
@@ -55,6 +58,11 @@ class Fit:
             f"{name}={self.attrs[name]!r}" for name in ("engine", "converged", "interrupted") if name in self.attrs
         ]
         return f"Fit({', '.join([type(self.model).__name__, *notes])}, {len(self.history)} steps)"
+
+    @property
+    def params(self) -> Mapping[str, Tensor]:
+        """What the ``pyro.param`` statements of the program learnt in `svi.fit`; predictions use these values."""
+        return memory(self.model).params
 
     def latents(self, x: object, draws: int = 0, *, u: object = None, random_seed: int | None = None) -> xr.Dataset:
         """Posterior of what was summed out: probabilities (or means), modes and ``draws`` draws.
@@ -253,13 +261,14 @@ def fit_result(
     return Fit(model, posterior, history, {**attrs, "versions": versions()}, labels)
 
 
-def load(folder: str | Path, model: Model | type[Model] | None = None) -> Fit:
+def load(folder: str | Path, model: Given = None) -> Fit:
     """Read a fit that `Fit.save` wrote. Nothing in the folder is executed or imported.
 
     Parameters
     ----------
     folder : where it was saved.
-    model : your own model's class, or an instance of it; ppgen's own models need none.
+    model : your own model's class, or an instance of it, or the plain function that was fitted; ppgen's own models need
+        none.
 
     Raises
     ------

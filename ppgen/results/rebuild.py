@@ -7,17 +7,22 @@ table and nowhere else; it is never imported.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ppgen.errors import FileError
+from ppgen.inference.program import Function, owner, private
 from ppgen.model import Model
 
-__all__ = ["describe", "rebuild"]
+__all__ = ["Given", "describe", "program_state", "rebuild"]
+
+Given = Model | type[Model] | Callable[..., Any] | None
+"""What `ppgen.load` is given to rebuild a model with."""
 
 PACKAGES = ("ppgen.models", "ppgen.families")
 
@@ -25,23 +30,33 @@ PACKAGES = ("ppgen.models", "ppgen.families")
 def describe(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Class name and arguments of ``model`` as JSON, and the tensors among them.
 
-    A model without ``config`` is described by its name alone; loading it then needs an instance.
+    A model without ``config`` is described by its name alone; loading it then needs an instance. A plain function is
+    described by its name and its arguments but the first.
+
+    Raises
+    ------
+    FileError : an argument that is no plain value.
     """
     tensors: dict[str, Tensor] = {}
+    if isinstance(model, Function):
+        return _describe_function(model, tensors), tensors
     try:
         return _encode(model, tensors), tensors
     except NotImplementedError:
         return {"class": type(model).__name__, "arguments": None}, {}
 
 
-def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model | type[Model] | None) -> Model:
-    """The model that `describe` described; ``model`` is the user's own class, or an instance to use as it is."""
+def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Given) -> Model:
+    """The model that `describe` described; ``model`` is the user's own class, or an instance."""
     name = description.get("class")
+    if "function" in description and not isinstance(model, Model):
+        return _rebuild_function(description, tensors, model)
     if isinstance(model, Model):
         _check_instance(model, description, tensors)
         return model
-    if model is not None and model.__name__ != name:
-        raise FileError(f"load: model must be the class {name} that was saved, got {model.__name__}")
+    if model is not None and (not isinstance(model, type) or model.__name__ != name):
+        given = getattr(model, "__name__", type(model).__name__)
+        raise FileError(f"load: model must be the class {name} that was saved, got {given}")
     if description.get("arguments") is None:
         raise FileError(f"load: {name} was saved without its config; pass load(folder, model=an instance of it)")
     own = {} if model is None else {model.__name__: model}
@@ -49,6 +64,48 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model
     if not isinstance(built, Model):
         raise FileError(f"load: the folder must hold the fit of a model, got one of {name}")
     return built
+
+
+def program_state(model: Model) -> dict[str, Tensor]:
+    """Tensors of a model by name; of a function also those of the module whose method it is."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    module = owner(model.function) if isinstance(model, Function) else None
+    if module is not None and not isinstance(getattr(model, "function", None), nn.Module):
+        state |= {f"owner.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    rest = []
+    for number, value in enumerate(model.rest, 2):
+        try:
+            rest.append(_encode(torch.as_tensor(value) if isinstance(value, np.ndarray) else value, tensors))
+        except (FileError, TypeError) as error:
+            raise FileError(
+                f"save: arguments of a function must be numbers, text, lists, dicts, arrays and tensors, got "
+                f"{type(value).__name__} as argument {number} of {_name(model.function)}; fit a function without it"
+            ) from error
+    return {
+        "class": "Function",
+        "function": _name(model.function),
+        "arguments": {"rest": rest, "takes_data": model.takes_data, "data_dims": list(model.data_dims)},
+    }
+
+
+def _rebuild_function(description: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Any) -> Function:  # noqa: ANN401
+    name = description["function"]
+    if given is None or isinstance(given, type) or _name(given) != name:
+        came = "none" if given is None else _name(given)
+        raise FileError(f"load: model must be the function {name} that was fitted, got {came}; pass model={name}")
+    arguments = description["arguments"]
+    rest = tuple(_decode(value, tensors, {}) for value in arguments["rest"])
+    model = Function(private(given), (None, *rest) if arguments["takes_data"] else ())
+    model.__dict__["data_dims"] = tuple(arguments["data_dims"])
+    return model
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 @cache

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
+from ppgen.inference.memory import memory, remember
 from ppgen.model import Conjugate, Factor, Model
 from ppgen.results.budget import within_budget
 from ppgen.results.posterior import Draws, Factors
-from ppgen.results.rebuild import describe, rebuild
+from ppgen.results.rebuild import Given, describe, program_state, rebuild
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -23,18 +24,21 @@ def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON content and named tensors that hold everything of ``fit`` but its history."""
     description, values = describe(fit.model)
     tensors = {f"config/{key}": value for key, value in values.items()}
-    tensors |= {f"model/{key}": value for key, value in fit.model.state_dict().items()}
+    tensors |= {f"model/{key}": value for key, value in program_state(fit.model).items()}
+    known = memory(fit.model)
+    tensors |= {f"params/{name}": value for name, value in known.params.items()}
     content = {
         "model": description,
         "posterior": _store_posterior(fit.posterior, tensors),
         "labels": {dim: _store_labels(dim, labels, tensors) for dim, labels in fit.labels.items()},
         "attrs": dict(fit.attrs),
+        "memory": {"data": known.data, "params": list(known.params)},
     }
     return content, tensors
 
 
 def restore_parts(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Model | type[Model] | None
+    content: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Given
 ) -> tuple[Model, Factors | Draws, dict[str, Any], dict[str, np.ndarray]]:
     """Model, posterior, attributes and labels of what `describe_fit` described."""
     try:
@@ -42,6 +46,8 @@ def restore_parts(
             model = rebuild(content["model"], tensors, given)
             _load_state(model, tensors)
             posterior = _restore_posterior(content["posterior"], tensors, model)
+            known = content.get("memory", {"data": None, "params": []})  # fits saved before had none
+            remember(model, data=known["data"], params={name: tensors[f"params/{name}"] for name in known["params"]})
         labels = {dim: _restore_labels(dim, kind, tensors) for dim, kind in content["labels"].items()}
         return model, posterior, dict(content["attrs"]), labels
     except (KeyError, AttributeError, TypeError) as error:
@@ -50,7 +56,7 @@ def restore_parts(
 
 def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Parameters of the model itself. What a guide made up lazily is not part of a rebuilt model, nor needed."""
-    own = model.state_dict()
+    own = program_state(model)
     state = {key: tensors[f"model/{key}"] for key in own}
     for key, value in state.items():
         if value.shape != own[key].shape:
@@ -58,7 +64,9 @@ def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
                 f"load: {key} of {type(model).__name__} must have shape {tuple(own[key].shape)}, "
                 f"got {tuple(value.shape)}"
             )
-    model.load_state_dict(state)
+    with torch.no_grad():
+        for key, value in state.items():
+            own[key].copy_(value)
 
 
 def _store_posterior(posterior: Factors | Draws, tensors: dict[str, Tensor]) -> dict[str, Any]:

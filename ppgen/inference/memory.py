@@ -1,0 +1,52 @@
+"""What a fitted model remembers of its fit: which data it was, by a digest, and what ``pyro.param`` statements learnt.
+
+The data themselves are not kept.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.model import Model
+
+__all__ = ["Memory", "digest", "memory", "remember"]
+
+NAME = "_memory"  # of a model's own; a copy that is to be fitted anew has none
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Digest of the data (of a function: of its first argument), and parameters by name; nothing of an unfitted one."""
+
+    data: str | None = None
+    params: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def memory(model: Model) -> Memory:
+    """What ``model`` remembers."""
+    found: Memory = model.__dict__.get(NAME, Memory())
+    return found
+
+
+def remember(model: Model, **changes: Any) -> None:  # noqa: ANN401 (fields of `Memory`)
+    """Let ``model`` remember something more."""
+    model.__dict__[NAME] = replace(memory(model), **changes)
+
+
+def digest(data: object) -> str | None:
+    """Digest of an array of numbers, the same for every type that holds them exactly; None of anything else."""
+    try:
+        values = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data)
+    except ValueError:
+        return None
+    if values.dtype.kind not in "biuf":
+        return None
+    plain = torch.from_numpy(np.array(values, dtype=np.float64))
+    plain = torch.where(torch.isnan(plain), torch.nan, plain + 0.0)  # one NaN, and no minus zero
+    return hashlib.sha256(repr(tuple(plain.shape)).encode() + plain.numpy().tobytes()).hexdigest()
