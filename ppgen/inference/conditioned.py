@@ -11,11 +11,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.distributions.lkj import draw_cholesky
 from ppgen.errors import FitError, PpgenError
 from ppgen.inference.memory import memory
 from ppgen.inference.over_draws import Theta
 from ppgen.inference.parameters import Placed
-from ppgen.inference.scores import check_sites
+from ppgen.inference.scores import check_sites, innermost
 from ppgen.model import Model
 
 __all__ = ["conditioned", "isolated", "latent_sites", "name_of", "observed_sites", "run"]
@@ -28,7 +29,7 @@ def isolated() -> Iterator[None]:
     Without it two models in one process can share parameters. All is as before on exit.
     """
     store, local = pyro.get_param_store().scope(), pyro.settings.context(module_local_params=True)
-    with store, local, pyro.validation_enabled(False):
+    with store, local, pyro.validation_enabled(False), _RightDraws():
         try:
             yield
         except PpgenError as error:
@@ -97,6 +98,17 @@ def observed_sites(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
 def name_of(model: Model) -> str:
     """What messages call a model."""
     return type(model).__name__
+
+
+@final
+class _RightDraws(Messenger):
+    """Draws a correlation matrix's Cholesky factor as its density says, where torch's own sampler does not."""
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        fn = innermost(msg["fn"])
+        if msg["value"] is None and not msg["is_observed"] and isinstance(fn, torch.distributions.LKJCholesky):
+            shape = msg["fn"].shape()[:-2]
+            msg["value"] = draw_cholesky(fn.concentration.expand(shape), fn.dim)
 
 
 @final

@@ -13,7 +13,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from ppgen.errors import FitError
-from ppgen.inference.conditioned import name_of, observed_sites
+from ppgen.inference.conditioned import name_of, observed_sites, run
 from ppgen.inference.memory import digest, memory
 from ppgen.inference.over_draws import Theta
 from ppgen.inference.scores import innermost, is_mapped
@@ -40,7 +40,7 @@ def data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> di
         )
     name = "x" if "x" in observed else alike[0]
     value = observed[name]["value"]
-    if isinstance(value, Tensor) and value.numel() == x.numel() and not _is_data(value, x):
+    if isinstance(value, Tensor) and value.numel() == x.numel() and not _is_given(model, theta, x, name, value):
         raise FitError(f"{name_of(model)}: {_not_given(model, name, value)}")
     return observed[name]
 
@@ -57,7 +57,9 @@ def check_given(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> 
     values = {name: value for name, value in observed.items() if isinstance(value, Tensor)}
     if any(is_mapped(value) for value in values.values()):
         return  # it is made of parameters
-    if not values or any(_is_data(value, x) or _argument(model, value) is None for value in values.values()):
+    if not values or any(
+        _argument(model, value) is None or _is_given(model, theta, x, name, value) for name, value in values.items()
+    ):
         return
     if memory(model).data is None or memory(model).data != digest(x):
         name = next(iter(values))
@@ -123,6 +125,17 @@ def _is_data(value: Tensor, x: Tensor) -> bool:
         return False
     same = torch.isclose(value.detach().reshape(x.shape).to(x.dtype), x, rtol=ROUNDING, atol=0.0)
     return bool((same | torch.isnan(x)).all())
+
+
+def _is_given(model: Model, theta: Theta, x: Tensor, name: str, value: Tensor) -> bool:
+    """Whether a site observes ``x``: its values, and not those of another argument that happens to be the same."""
+    if not _is_data(value, x):
+        return False
+    if _argument(model, value) is None:
+        return True
+    other = x.roll(1, 0)  # rows in another order are data too
+    nodes: dict[str, Any] = dict(run(model, theta, other, None).nodes)
+    return name in nodes and _is_data(nodes[name]["value"], other)
 
 
 def _argument(model: Model, value: Tensor) -> int | None:

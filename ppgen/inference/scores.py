@@ -38,16 +38,16 @@ def check_sites(who: str, sites: Mapping[str, Any]) -> None:
 
 def _check_shape(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a node of a trace)
     fn, value = site["fn"], site["value"].shape
-    events = len(fn.event_shape)
+    event, batch = torch.Size(fn.event_shape), torch.Size(fn.batch_shape)  # tuples of some distributions
     plates = {int(frame.dim): int(frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}
-    batch, own = fn.batch_shape, value[: max(0, len(value) - events)]
-    fits = _event_fits(fn.event_shape, value) and _batch_fits(batch, own, plates, whole=len(value) == 0)
+    own = value[: max(0, len(value) - len(event))]
+    fits = _event_fits(event, value) and _batch_fits(batch, own, plates, whole=len(value) == 0)
     if fits and _weighted_once(batch, own, site):
         return
     inside = f" in plates of shape {_shape_of(plates)}" if plates else ""
     raise DataError(
         f"{who}: every value of site {name!r} must be scored once, got values of shape {tuple(value)} for a "
-        f"distribution of shape {tuple(batch + fn.event_shape)}{inside}, which would be broadcast against each other; "
+        f"distribution of shape {tuple(batch + event)}{inside}, which would be broadcast against each other; "
         "bring both to one shape (as `y[:, 0]` does), and add `.to_event(1)` or a plate for a further axis"
     )
 

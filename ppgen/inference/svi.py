@@ -34,6 +34,7 @@ from ppgen.inference.density import density, home, quiet
 from ppgen.inference.fixed_draws import FixedDraws
 from ppgen.inference.guides import NAMES, Laplace, NormalGuide, named_guide
 from ppgen.inference.memory import remember
+from ppgen.inference.minibatch import check_minibatch
 from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device
 from ppgen.inference.parameters import Parameters, declared_by, learnt_by
@@ -249,6 +250,8 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     """The bound, its parameters, and the named guide if it is one."""
     model, program, kwargs = task.model, task.program, task.kwargs
     args = task.args if batch_size is None else (task.args[0][:batch_size],)
+    if batch_size is not None:
+        check_minibatch(program, task.args[0], kwargs["u"], batch_size)
     if batch_size is not None and kwargs["u"] is not None:
         kwargs = {**kwargs, "u": kwargs["u"][:batch_size]}
     own = not isinstance(model, Function) and type(model).guide is not Model.guide

@@ -58,13 +58,7 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", "")), **notes})
     if fit.params:
-        tree["params"] = xr.DataTree(
-            _tree({"posterior": _numpy({k: v[None, None] for k, v in fit.params.items()})}, dims, coords, {})[
-                "posterior"
-            ]
-            .to_dataset()
-            .isel(chain=0, draw=0, drop=True)
-        )
+        tree["params"] = _params(fit.params, dims, coords)
     _name_inputs(fit, tree)
     if read is None or "log_likelihood" not in tree:
         return tree
@@ -124,12 +118,9 @@ def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | No
     def replicate(theta: predictive.Theta) -> Tensor:
         return predictive.replicate(fit.model, theta, x, u=u)
 
-    def whole(theta: predictive.Theta) -> dict[str, Tensor]:
-        return predictive.recorded(fit.model, theta, x, u=u)
-
     constant = {} if u is None else {"constant_data": _numpy({"u": u})}
     likely = _unless_refused("log_likelihood", lambda: _answers(likelihood, flat, shape))
-    prior_of_all = {**prior, **(predictive.gather(whole, prior) or {})}
+    prior_of_all = {**prior, **_deterministic(fit, prior, x, u)}
     return (
         likely
         | {
@@ -151,11 +142,27 @@ def _recorded(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None) -> dic
     elif not getattr(fit.model, "takes_data", True):
         x, u = torch.zeros(0, dtype=torch.float64), None
     else:
-        if names := fit.attrs.get("deterministic"):
-            log.warning("to_arviz: %s come with the data only, for the program computes them; pass x", names)
         return {}
-    found: dict[str, Tensor] = predictive.gather(lambda one: predictive.recorded(fit.model, one, x, u=u), flat) or {}
-    return {name: value.unflatten(0, shape) for name, value in found.items()}
+    return {name: value.unflatten(0, shape) for name, value in _deterministic(fit, flat, x, u).items()}
+
+
+def _deterministic(fit: "Fit", draws: Mapping[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Tensor]:
+    """Values of ``pyro.deterministic`` at draws {site: (S, ...)}; an empty dict where the program has none."""
+
+    def answer(theta: predictive.Theta) -> dict[str, Tensor]:
+        return predictive.recorded(fit.model, theta, x, u=u)
+
+    if not answer(predictive.at(draws, 0)):
+        return {}
+    found: dict[str, Tensor] = predictive.gather(answer, draws)
+    return found
+
+
+def _params(params: Mapping[str, Tensor], dims: dict[str, list[str]], coords: dict[str, Any]) -> xr.DataTree:
+    """What the program's own parameters learnt, without draws."""
+    values = {name: value[None, None] for name, value in params.items()}
+    labelled = _tree({"posterior": _numpy(values)}, dims, coords, {})["posterior"].to_dataset()
+    return xr.DataTree(labelled.isel(chain=0, draw=0, drop=True))
 
 
 def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]:
@@ -181,7 +188,7 @@ def _tree(
         coords=coords,
         index_origin=0,
         check_conventions=False,
-        attrs={name: attrs for name in groups},
+        attrs={name: attrs for name in groups} if attrs else None,
     )
 
 

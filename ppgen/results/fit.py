@@ -129,8 +129,10 @@ class Fit:
     ) -> xr.DataTree:
         """ArviZ's DataTree of this fit: at most ``draws`` draws of each chain.
 
-        Without ``x`` the groups posterior and sample_stats; with the data also prior, prior_predictive,
-        posterior_predictive, log_likelihood (per sequence or row), observed_data and constant_data. Exchangeable
+        Without ``x`` the groups posterior and sample_stats, and params where `svi.fit` learnt a ``pyro.param``. With
+        the data also prior, prior_predictive, posterior_predictive, log_likelihood (per sequence or row; left out, as
+        the log says, where the program has none), observed_data and constant_data; and values of
+        ``pyro.deterministic`` beside the parameters, for which the program is run again. Exchangeable
         labels are numbered alike in every draw (`relabel`).
         """
         from ppgen.results.arviz import to_arviz  # ArviZ is slow to import
