@@ -18,6 +18,7 @@ from ppgen.errors import FitError
 from ppgen.inference.conditioned import isolated, latent_sites, name_of, observed_sites, run
 from ppgen.inference.data_sites import check_given, check_rows_owned, data_site, owned_by_rows, row_axis
 from ppgen.inference.discrete_sites import discrete
+from ppgen.inference.memory import memory
 from ppgen.inference.over_draws import Theta, at, gather, over_draws
 from ppgen.inference.scores import innermost
 from ppgen.inference.summed_out import Latents, latents, summarized, unwrap
@@ -66,7 +67,8 @@ def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = 
     """
     trace = run(model, theta, x, u)
     check_given(model, trace, theta, x)
-    if own := owned_by_rows(trace, theta, x):
+    own = owned_by_rows(trace, theta, x) if memory(model).data is not None else []
+    if own:  # of a fit, whose draws have seen the rows
         raise FitError(
             f"{name_of(model)}: log_likelihood must be of rows whose own latents are summed out, got draws of "
             f"site {own[0]!r} for each row, made knowing it; sum that site out (see ppgen.distributions)"

@@ -121,7 +121,6 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
     first, second = (_run(program, args, kwargs) for _ in range(2))
     _check_whole(first[0], minibatch=minibatch)
     _check_observed(first[0])
-    check_sites("density", first[0])
     sites, enumerated, depth = {}, [], 0
     start = 0
     for name, node in first[0].items():
@@ -142,6 +141,7 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
         raise DataError(
             "density: the program must have a continuous latent site, found none; there is nothing to sample"
         )
+    check_sites("density", first[0])
     if len(enumerated) > MOST_ENUMERATED:
         raise DataError(
             f"density: at most {MOST_ENUMERATED} discrete sites can be enumerated, got {len(enumerated)} "

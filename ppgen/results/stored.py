@@ -1,5 +1,6 @@
 """A fit as plain content and named tensors, and back."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_fit", "restore_parts"]
 
+log = logging.getLogger(__name__)
+
 
 def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON content and named tensors that hold everything of ``fit`` but its history."""
     description, values = describe(fit.model)
+    if description["arguments"] is None:
+        log.warning(
+            "save: %s has no config, so that it is opened with load(folder, model=an instance of it) only",
+            description["class"],
+        )
     tensors = {f"config/{key}": value for key, value in values.items()}
     tensors |= {f"model/{key}": value for key, value in program_state(fit.model).items()}
     known = memory(fit.model)

@@ -147,6 +147,27 @@ def test_deterministic_values_come_with_the_parameters():
         assert found["mean"].shape == (*found["b"].shape, 12)
 
 
+class Filled(dist.Normal):
+    """One that says itself how missing entries follow, without a place for a start."""
+
+    def log_prob(self, value):
+        return torch.where(torch.isnan(value), 0.0, super().log_prob(torch.nan_to_num(value)))
+
+    def impute(self, x):
+        return torch.nan_to_num(x, nan=7.0)
+
+
+def test_a_distribution_imputes_with_the_data_alone():
+    def program(x, index):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", Filled(b.expand(len(x)) + (0.0 if b > 9 else 0.0), 1.0), obs=x)  # looks at its values
+
+    x = torch.tensor([0.0, torch.nan], dtype=torch.float64)
+    found = fitted(program, x, 1).impute(x, draws=3)
+    assert found.values.tolist() == [[0.0, 7.0]] * 3
+
+
 class Rows(Model):
     data_dims = ("row", "feature")
     dims = {"mu": ()}

@@ -450,12 +450,14 @@ def test_an_amortised_guide_finds_the_exact_posterior_of_every_row():
 
 
 def test_a_fit_in_single_precision_answers_in_double():
-    fit = run(Decoded(), torch.randn(30, 2), batch_size=10, max_steps=20)
-    assert fit.posterior.sites["h"].dtype == torch.float64
     x = torch.randn(30, 2)
     x[3, 1] = math.nan
+    fit = run(Decoded(), x, batch_size=10, max_steps=20)
+    assert fit.posterior.sites["h"].dtype == torch.float64
     assert torch.tensor(fit.impute(x, draws=5).values).isfinite().all()
-    assert set(fit.to_arviz(x).children) >= {"log_likelihood", "prior", "prior_predictive"}
+    assert set(fit.to_arviz(x).children) >= {"posterior_predictive", "prior", "prior_predictive"}
+    with pytest.raises(FitError, match="x must be the data of the fit, for site 'h' has a value for each of its rows"):
+        fit.impute(x + 1, draws=5)
 
 
 def test_a_value_per_row_needs_a_guide_that_reads_the_rows():
