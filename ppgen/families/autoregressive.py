@@ -95,6 +95,10 @@ class Autoregressive(Emission):
         return {name: getattr(self, name) for name in names}
 
     @property
+    def prior_units(self) -> tuple[float, float] | None:
+        return (self.noise, 0.0) if self.subspace is None else None
+
+    @property
     def closed(self) -> bool:
         return False
 

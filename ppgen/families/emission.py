@@ -60,6 +60,13 @@ class Emission(ABC):
         """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
 
     @property
+    def prior_units(self) -> tuple[float, float] | None:
+        """The prior's guess of the variance within a state, and how many observations its mean of zero is worth; None
+        where units do not matter.
+        """
+        return None
+
+    @property
     def closed(self) -> bool:
         """Whether observations depend on nothing but their own state, so that all is summed out in closed form."""
         return True

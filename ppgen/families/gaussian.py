@@ -59,6 +59,10 @@ class Gaussian(Emission):
             return {"location": ("feature",), "precision_cholesky": ("feature", "other_feature")}
         return {"location": ("feature",), "precision": ("feature",)}
 
+    @property
+    def prior_units(self) -> tuple[float, float]:
+        return self.scale, self.strength
+
     def prior(self, states: int, **scales: Tensor) -> Natural:
         scale, strength = scales.get("scale", self.scale), scales.get("strength", self.strength)
         D, dtype = self.features, torch.float64

@@ -10,7 +10,8 @@ weak limit of the sticky HDP-HMM, in which unused states empty themselves. :math
 variational Bayes and SVI, and a parameter in MCMC.
 
 The first state emits the first observation. States are summed out exactly, so the guide covers the parameters only.
-NaN in ``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it.
+NaN in ``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it,
+and a start refuses data that they would outweigh.
 
 References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak limit; Johnson & Willsky (2014) for the
 point estimate.
@@ -39,6 +40,7 @@ from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
 from ppgen.families.gaussian import Gaussian
 from ppgen.families.parameters import VariationalFactor
+from ppgen.families.units import check_units
 from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
@@ -205,6 +207,8 @@ class HMM(Conjugate):
         frames = sum(int(sequence_lengths(x).sum()) for x in batches)
         if frames < self.states:
             raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
+        if not self.learn_prior:
+            check_units(self.emission, batches, self.states)
         if method == "random":
             return [_random_segments(x.shape[:2], self.states) for x in batches]
         if method == "kmeans":

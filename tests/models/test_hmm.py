@@ -10,6 +10,7 @@ from dense import normal
 
 from ppgen.errors import DataError
 from ppgen.families import Autoregressive, Categorical, Gaussian
+from ppgen.families.units import check_units
 from ppgen.inference import mcmc, svi, vb
 from ppgen.models import HMM
 from ppgen.results.fit import load
@@ -203,3 +204,30 @@ def test_learned_scales_of_the_prior_raise_the_bound_and_are_kept_with_the_fit(t
 def test_inputs_are_refused_and_not_ignored():
     with pytest.raises(DataError, match="HMM: takes no inputs u"):
         HMM(2, 2).model(torch.zeros(1, 5, 2).double(), u=torch.zeros(1, 5, 1).double())
+
+
+def clear_states():
+    rng = np.random.default_rng(0)
+    z = np.repeat(rng.integers(0, 3, 40), 10)
+    return np.array([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]])[z] + 0.5 * rng.normal(size=(400, 2))
+
+
+@pytest.mark.parametrize("change", [lambda x: 0.01 * x, lambda x: 1e-12 * x, lambda x: x + 1000, lambda x: x + 1e6])
+def test_units_that_the_prior_outweighs_are_refused_in_words(change):
+    with pytest.raises(DataError, match=r"Gaussian: x must be in units .* got feature 0 with mean .* standardise"):
+        vb.fit(HMM(3, 2), change(clear_states())[None], random_seed=0)
+
+
+@pytest.mark.parametrize("change", [lambda x: 0.1 * x, lambda x: 1e15 * x, lambda x: x + 10, lambda x: 0 * x + 1000])
+def test_units_that_do_no_harm_are_taken(change):
+    x = torch.tensor(change(clear_states()))[None]
+    check_units(HMM(3, 2).emission, [x], 3)
+    check_units(Autoregressive(2), [x], 3)
+
+
+def test_one_feature_out_of_scale_is_said(caplog):
+    x = torch.tensor(clear_states() + [0.0, 1000.0])[None]
+    with caplog.at_level("WARNING", "ppgen"):
+        check_units(HMM(3, 2).emission, [x], 3)
+    assert "feature 1 with mean 1e+03" in caplog.text
+    assert "1 of 2 features" in caplog.text
