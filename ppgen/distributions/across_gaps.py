@@ -20,7 +20,8 @@ from ppgen.messages.switching import States, Switching
 __all__ = ["AcrossGaps", "GapLatents"]
 
 DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
-FRAMES = 16  # paths over which the mean of the latent frames is averaged
+RUNS, FEWEST = 8, 50  # runs over which the posterior is averaged, of a quarter of the particles, or at least so many
+PATHS = 2  # from each of them, for the mean of the latent frames
 UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
 
 
@@ -48,10 +49,16 @@ class AcrossGaps:
         return self._states(1, torch.rand(self._steps, dtype=torch.float64), particles=particles).paths[0]
 
     def latents(self) -> "GapLatents":
-        """Posterior of the states and frames; the same bits at every call."""
+        """Posterior of the states and frames; the same bits at every call.
+
+        The plain average of runs: where a gap is long, particles of one run are too alike, and runs differ.
+        """
         generator = torch.Generator().manual_seed(0)
-        states = self._states(FRAMES, torch.rand(self._steps, dtype=torch.float64, generator=generator), generator)
-        return GapLatents(self, states)
+        particles = max(FEWEST, self.switching.particles // 4)
+        thinning = torch.rand(RUNS, self._steps, dtype=torch.float64, generator=generator)
+        runs = [self._states(PATHS, each, generator, particles) for each in thinning]
+        marginals = torch.stack([run.marginals for run in runs]).mean(0)
+        return GapLatents(self, marginals, torch.cat([run.paths for run in runs]))
 
     @property
     def _steps(self) -> int:
@@ -77,7 +84,8 @@ class GapLatents:
     """Posterior of the states and of the latent frames of sequences with gaps."""
 
     posterior: AcrossGaps
-    states: States
+    probabilities: Float[Tensor, "N T K"]
+    paths: Int[Tensor, "n N T"]
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "z": ("sequence", "time", "state"),
@@ -89,7 +97,7 @@ class GapLatents:
     @property
     def marginals(self) -> dict[str, Tensor]:
         """``z``: probability of each state at each step; ``h``: mean of the latent frames; NaN past the end."""
-        found = {"z": self.states.marginals, "h": self._frames()}
+        found = {"z": self.probabilities, "h": self._frames()}
         return {name: torch.where(self._exists[..., None], value, torch.nan) for name, value in found.items()}
 
     @property
@@ -98,7 +106,7 @@ class GapLatents:
         those; -1 past the end of a sequence.
         """
         given = self.posterior.switching
-        best = torch.nn.functional.one_hot(self.states.marginals.argmax(-1), self.states.marginals.shape[-1])
+        best = torch.nn.functional.one_hot(self.probabilities.argmax(-1), self.probabilities.shape[-1])
         potential = torch.where(given.touched[..., None], UNLIKELY * (best - 1.0), given.potential)
         chain = discrete_chain(self.posterior.log_initial, self.posterior.log_transition, potential, given.lengths)
         return {"z_mode": self._end(chain.mode())}
@@ -109,13 +117,13 @@ class GapLatents:
 
     def _frames(self) -> Float[Tensor, "N T D"]:
         """Mean of the frames given a path, averaged over paths."""
-        given, K = self.posterior, self.states.marginals.shape[-1]
+        given, K = self.posterior, self.probabilities.shape[-1]
         total = torch.zeros_like(given.switching.value)
-        for path in self.states.paths:
+        for path in self.paths:
             weights = torch.nn.functional.one_hot(path, K).to(total)
             completion = given.emission.complete(given.x, given.statistics, weights)
             total += total.new_zeros(()) if completion is None else completion.mean
-        return torch.where(given.switching.known, given.switching.value, total / len(self.states.paths))
+        return torch.where(given.switching.known, given.switching.value, total / len(self.paths))
 
     def _end(self, path: Tensor) -> Tensor:
         return torch.where(self._exists, path, -1)
