@@ -30,6 +30,7 @@ ACCEPTED, HALVINGS = 0.8, 30  # of one step, and how often it is halved at most
 DELAY = 1.0  # seconds before a bar is shown
 REFRESH = 0.5  # seconds between looks at R-hat
 CONSIDERED = 20  # iterations between two looks at whether to compile
+UNSETTLED = 0.25  # share of tuning in which steps are too short, and too many, to tell how many there will be
 RHAT_DRAWS = 200  # newest draws that the R-hat of the bar looks at
 
 
@@ -183,7 +184,8 @@ class Run:
         if self.tuning.iteration % CONSIDERED == 0 and not self.stop.reached:
             calls, self.counted = self.leapfrog.steps - self.counted, self.leapfrog.steps
             left = self.tune + min(self.stop.expected, self.draws) - self.tuning.iteration
-            self.leapfrog.reconsider(calls / CONSIDERED * left)
+            if self.tuning.iteration >= UNSETTLED * self.tune:
+                self.leapfrog.reconsider(calls / CONSIDERED * left)
 
     def _iterate(self, ends: frozenset[int], start: int) -> None:
         number, tuning = self.tuning.iteration, self.tuning
