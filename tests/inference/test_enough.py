@@ -115,6 +115,13 @@ def test_the_choice_is_made_in_tuning_where_the_leapfrogs_are_known(monkeypatch,
     assert compiler == [fit.attrs["compile_reason"]]
 
 
+def test_the_first_quarter_of_tuning_does_not_speak_for_compiling(monkeypatch):
+    looks = []
+    monkeypatch.setattr(hamiltonian.Leapfrog, "reconsider", lambda self, calls: looks.append(self.steps))
+    sample(compile="auto", tune=160, draws=20)
+    assert len(looks) == 8  # at 40, 60, ..., 180: not at 20, where steps are short and many
+
+
 def test_a_run_that_compiled_goes_on_compiled_bit_for_bit(monkeypatch, tmp_path, compiler):
     monkeypatch.setattr(Work, "saved", 1.0)
     options = {"compile": "auto", "draws": 30, "checkpoint_every": 5}
