@@ -20,7 +20,7 @@ __all__ = ["Bound", "build_bound", "gradients_of"]
 
 log = logging.getLogger(__name__)
 
-HELD_OUT_PARTICLES = 16  # draws of the guide that a bound of held-out rows averages over
+LOOKS, LOOKED_AT = 16, 2048  # draws of the guide, and rows at most, that a look at the bound averages over
 
 
 @final
@@ -48,7 +48,9 @@ class Bound:
             raise DataError(f"svi: batch_size must be given to share a batch among {processes.size} processes")
         examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
         self.built = build_bound(self._graph, self._eager, examples, mode, max_steps)
-        self.held_out = None if outside is None else self._evaluator(outside, mode)
+        decided = options.early_stopping or outside is not None
+        args, kwargs = self._looked_at() if outside is None else (outside.args, outside.kwargs)
+        self.evaluate = self._evaluator(args, kwargs, mode) if decided else None
 
     def gradient(self, *inputs: Tensor) -> Sequence[Tensor]:
         """See `ppgen.inference.training.Gradient`."""
@@ -111,18 +113,29 @@ class Bound:
         )
         return found
 
-    def _evaluator(self, outside: Task, mode: Mode) -> Callable[[Sequence[Tensor]], float]:
-        """The bound of held-out rows, always by the same random numbers."""
+    def _looked_at(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the programs with the rows that are looked at: where the data can be split, some of them."""
+        args, kwargs = self.task.args, self.task.kwargs
+        if self.options.batch_size is None or self.task.rows <= LOOKED_AT:
+            return args, kwargs
+        rows = torch.randperm(self.task.rows, generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
+        u = kwargs["u"]
+        return (args[0][rows.to(args[0].device)],), {**kwargs, "u": None if u is None else u[rows.to(u.device)]}
+
+    def _evaluator(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode
+    ) -> Callable[[Sequence[Tensor]], float]:
+        """The bound of rows that are looked at, always by the same random numbers."""
 
         def by(particles: int, times: int) -> Callable[..., Sequence[Tensor]]:
             def bound(*flat: Tensor) -> Sequence[Tensor]:
                 own, declared = self.parameters.split(flat)
-                call = (outside.args, outside.kwargs, declared, self._baselines(), particles)
+                call = (args, kwargs, declared, self._baselines(), particles)
                 return (torch.stack([functional_call(self.objective, own, call)[1] for _ in range(times)]).mean(),)
 
             return bound
 
-        at_once, one_by_one = by(HELD_OUT_PARTICLES, 1), by(1, HELD_OUT_PARTICLES)
+        at_once, one_by_one = by(LOOKS, 1), by(1, LOOKS)
         built = build_bound(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
 
         def evaluate(flat: Sequence[Tensor]) -> float:

@@ -11,6 +11,7 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -48,7 +49,8 @@ log = logging.getLogger(__name__)
 class Plan:
     """How the gradient of each latent site is found.
 
-    ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest.
+    ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest, and
+    ``numbers`` counts those that the guide draws, for all rows behind a minibatch.
     """
 
     closed: tuple[str, ...]
@@ -57,6 +59,7 @@ class Plan:
     scored: tuple[str, ...]
     summed: tuple[str, ...]
     depth: int
+    numbers: int = 1
 
     def words(self) -> dict[str, str]:
         """Site -> estimator, in words."""
@@ -109,7 +112,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
             name,
             type(innermost(_drawn_sites(q)[name]["fn"])).__name__,
         )
-    return Plan(exact, rest, enumerated, scored, summed, depth)
+    return Plan(exact, rest, enumerated, scored, summed, depth, max(1, sum(map(_numbers, drawn.values()))))
 
 
 @final
@@ -359,6 +362,13 @@ def _check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
                 f"svi: the guide must draw site {name!r} in the shape of the model, {tuple(wanted)}, got "
                 f"{tuple(given)}; make them equal, and independent of the values of other sites"
             )
+
+
+def _numbers(site: Any) -> int:  # noqa: ANN401 (a node of a trace)
+    """Numbers of a site, those of the rows behind a minibatch among them."""
+    taken = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.full_size is not None]
+    share = math.prod(frame.full_size / frame.size for frame in taken)
+    return round(site["value"].numel() * share)
 
 
 def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distribution)

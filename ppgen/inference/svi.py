@@ -43,7 +43,7 @@ from ppgen.inference.program import Function, make_local, moved, owner
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
 from ppgen.inference.tracing import MODES, Mode
-from ppgen.inference.training import SCHEDULES, Options, Run, seed_device
+from ppgen.inference.training import RISE, SCHEDULES, Options, Run, seed_device
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
@@ -154,7 +154,8 @@ def fit(
         if run is None:
             bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
             run = Run(
-                bound.gradient, parameters, options, bound.batch, bound.held_out, bound.lost,
+                bound.gradient, parameters, options, bound.batch, bound.evaluate, bound.lost,
+                held_out=outside is not None, rise=RISE * objective.plan.numbers**0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
         built = run.bound.built if isinstance(run, Climb) else bound.built

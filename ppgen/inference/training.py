@@ -1,5 +1,10 @@
 """Stochastic gradient steps on a bound: batches, optimiser, learning rate, when to stop, and what is saved on the way.
 
+The bound of a step is noisy. So every window of steps ends with a look at the mean of its parameters: their bound of
+the same rows by the same random numbers each time, whose differences carry little noise. The learning rate falls when
+that bound has stopped rising, or when the steps run short. The mean of the last window is given back; where held-out
+rows decide, the best.
+
 The random numbers of a step depend on the seed and the number of the step alone, so that a run goes on from a
 checkpoint as if it had not stopped.
 
@@ -7,6 +12,7 @@ References: Kingma & Ba (2015); Polyak & Juditsky (1992) and Shamir & Zhang (201
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +31,20 @@ from ppgen.results.storage import read_tensors, write_tensors
 
 __all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "seed_device"]
 
-WINDOW = 200  # steps whose mean bound is compared with that of the window before
+WINDOW = 200  # steps whose mean parameters are looked at
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
-PATIENCE = 3  # windows without progress in a row that end a run whose learning rate goes by a plan, or by held-out data
+LATEST = (0.6, 0.85)  # share of all steps after which the rate has fallen so often, if the bound still rises
+PATIENCE = 3  # windows without progress in a row that end a run, or that the learning rate falls after
+RISE = 0.002  # nats, times the root of the latent numbers, that are progress
+CLIP, CLIPPED = 10.0, 100  # times the median norm of so many gradients that a gradient may be long, by default
+SETBACKS, SLOWER = 5, 0.2  # times that a run may go back to good parameters, and what the rate is then multiplied by
 SCHEDULES = ("plateau", "constant", "cosine")
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adagrad", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "ASGD")
 AVERAGING = 3  # power of the step's number that an iterate weighs in the average
+KEPT = ("flat", "average", "mean", "best", "good")  # parameters that a checkpoint holds
 BASELINE_WEIGHT = 0.1  # of the newest value in a running baseline
+
+log = logging.getLogger(__name__)
 
 Gradient = Callable[..., Sequence[Tensor]]
 """(flat parameters..., baselines, rows' data...) -> bound, new baselines, gradients of minus the bound."""
@@ -86,10 +99,10 @@ class Progress:
     bounds: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
+    looks: list[tuple[int, float]] = field(default_factory=list)
     decays: int = 0
     stalled: int = 0
-    decided: int = 0
+    setbacks: int = 0
     converged: bool = False
 
 
@@ -102,7 +115,10 @@ class Run:
     gradient : see `Gradient`.
     parameters : what is trained; they keep their values until `finish`.
     batches : given a seed, what ``gradient`` is given at each step beside parameters and baselines.
-    held_out : the bound of held-out rows at flat parameters, if there are any.
+    evaluate : the bound at flat parameters, always of the same rows and by the same random numbers; None where no
+        decision hangs on it.
+    held_out : whether those rows are held out.
+    rise : nats of that bound that are progress.
     lost : says at which site the bound of a batch is not finite, in words for a message.
     identity : of the run; a checkpoint of another is refused.
     """
@@ -113,9 +129,11 @@ class Run:
         parameters: Parameters,
         options: Options,
         batches: Callable[[int], Callable[[int], Sequence[Tensor]]],
-        held_out: Callable[[Sequence[Tensor]], float] | None,
+        evaluate: Callable[[Sequence[Tensor]], float] | None,
         lost: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
         *,
+        held_out: bool,
+        rise: float,
         scored: int,
         max_steps: int,
         seed: int,
@@ -124,17 +142,18 @@ class Run:
     ) -> None:
         self.gradient, self.parameters, self.options = gradient, parameters, options
         self.batches = batches
-        self.evaluate, self.lost, self.max_steps, self.group = held_out, lost, max_steps, group
-        self.identity = identity
+        self.evaluate, self.lost, self.max_steps, self.group = evaluate, lost, max_steps, group
+        self.held_out, self.rise, self.identity = held_out, rise, identity
         self._seed(seed)
         self.flat = parameters.flat()
         group.copy_first(*self.flat)
         self.baselines = torch.zeros(scored, dtype=self.flat[0].dtype, device=self.flat[0].device)
         self.average = [vector.clone() for vector in self.flat]
+        self.mean = [vector.clone() for vector in self.flat]  # of the present window
         self.best = [vector.clone() for vector in self.flat]
+        self.good = [vector.clone() for vector in self.flat]  # what a run goes back to
         self.trained, self.pieces = self._trained()
-        make = options.optimizer or functools.partial(torch.optim.Adam, fused=True)
-        self.optimizer = _made(make, self.trained, options.lr)
+        self.optimizer = self._optimizer()
         self.progress = Progress()
 
     @property
@@ -153,17 +172,21 @@ class Run:
         return self.steps >= self.max_steps or (self.options.early_stopping and self.progress.converged)
 
     def step(self) -> None:
-        """One step of the optimiser.
+        """One step of the optimiser, or back to the last good parameters where it cannot be made.
 
         Raises
         ------
-        FitError : the bound or a gradient is not finite; the parameters are those before the step.
+        FitError : the bound or a gradient is not finite, again and again.
         """
         rate = self._rate()
         for part in self.optimizer.param_groups:
             part["lr"] = rate
         found: list[float] = []
-        self.optimizer.step(lambda: self._closure(found))
+        try:
+            self.optimizer.step(lambda: self._closure(found))
+        except _NotFinite as error:
+            self._go_back(error)
+            return
         progress = self.progress
         progress.bounds.append(found[0])
         progress.norms.append(found[1])
@@ -172,15 +195,21 @@ class Run:
             weight = (AVERAGING + 1) / (self.steps + AVERAGING)
             for mean, vector in zip(self.average, self.flat, strict=True):
                 mean.lerp_(vector, weight)
+        if self.evaluate is not None:
+            for mean, vector in zip(self.mean, self.flat, strict=True):
+                mean.lerp_(vector.detach(), 1 / ((self.steps - 1) % WINDOW + 1))
         if self.steps % WINDOW == 0:
-            self._decide()
+            for kept, vector in zip(self.good, self.flat, strict=True):
+                kept.copy_(vector.detach())
+            if self.evaluate is not None:
+                self._decide(self.evaluate)
 
     def finish(self) -> None:
-        """Give the parameters their final values: the best on held-out rows, the average, or the last."""
+        """Give the parameters their final values: those of the last look, the best on held-out rows, or the last."""
         self.parameters.store(self._final())
 
     def history(self) -> pd.DataFrame:
-        """Step, bound in nats (an estimate), norm of the gradient, learning rate; bounds of held-out rows if any."""
+        """Step, bound in nats (an estimate), norm of the gradient, learning rate, and the bound of each look."""
         progress = self.progress
         table = pd.DataFrame(
             {
@@ -191,16 +220,18 @@ class Run:
             }
         )
         if self.evaluate is not None:
-            table["held_out"] = np.nan
-            for step, value in progress.held_out:
-                table.loc[step - 1, "held_out"] = value
+            name = "held_out" if self.held_out else "fixed_elbo"
+            table[name] = np.nan
+            for step, value in progress.looks:
+                table.loc[step - 1, name] = value
         return table
 
     def words(self) -> dict[str, Any]:
         """What was done, for the attributes of a fit."""
         make = self.options.optimizer
         kind = make.func if isinstance(make, functools.partial) else make or torch.optim.Adam
-        return {"converged": self.progress.converged, "optimizer": getattr(kind, "__name__", type(kind).__name__)}
+        converged = self.progress.converged if self.options.early_stopping else None
+        return {"converged": converged, "optimizer": getattr(kind, "__name__", type(kind).__name__)}
 
     def save(self, path: Path | None) -> None:
         """Write a checkpoint, where there is a place for it."""
@@ -209,7 +240,7 @@ class Run:
         progress = self.progress
         lists = {name: value for name, value in vars(progress).items() if isinstance(value, list)}
         tensors = {f"progress/{name}": torch.tensor(value, dtype=torch.float64) for name, value in lists.items()}
-        for name in ("flat", "average", "best"):
+        for name in KEPT:
             tensors |= {f"{name}/{i}": vector.detach() for i, vector in enumerate(getattr(self, name))}
         tensors["baselines"] = self.baselines
         state = self.optimizer.state_dict()["state"]
@@ -237,14 +268,14 @@ class Run:
             )
         self._seed(content["seed"])
         with torch.no_grad():
-            for name in ("flat", "average", "best"):
+            for name in KEPT:
                 for i, vector in enumerate(getattr(self, name)):
                     vector.copy_(tensors[f"{name}/{i}"])
             self.baselines.copy_(tensors["baselines"])
         lists: dict[str, Any] = {name: tensors[f"progress/{name}"].tolist() for name in ("bounds", "norms", "rates")}
-        held_out = [(int(step), value) for step, value in tensors["progress/held_out"].reshape(-1, 2).tolist()]
-        rest = {name: content[name] for name in ("decays", "stalled", "decided", "converged")}
-        self.progress = Progress(**lists, held_out=held_out, **rest)
+        looks = [(int(step), value) for step, value in tensors["progress/looks"].reshape(-1, 2).tolist()]
+        rest = {name: content[name] for name in ("decays", "stalled", "setbacks", "converged")}
+        self.progress = Progress(**lists, looks=looks, **rest)
         groups = self.optimizer.state_dict()["param_groups"]
         state = _put_together(content["optimizer"], tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -265,6 +296,29 @@ class Run:
         views = list(self.parameters.named(self.flat).values())
         return views, views
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        make = self.options.optimizer or functools.partial(torch.optim.Adam, fused=True)
+        return _made(make, self.trained, self.options.lr)
+
+    def _go_back(self, error: "_NotFinite") -> None:
+        """To the last good parameters, with an optimiser that remembers nothing and a smaller rate."""
+        if self.progress.setbacks >= SETBACKS:
+            raise FitError(str(error))
+        self.progress.setbacks += 1
+        with torch.no_grad():
+            for vector, kept in zip(self.flat, self.good, strict=True):
+                vector.copy_(kept)
+        self.optimizer = self._optimizer()
+        what = str(error).split(";")[0]
+        log.warning("%s; gone back to the last good parameters, on with a rate of %.2g", what, self._rate())
+
+    def _longest(self) -> float:
+        """Norm that longer gradients are shortened to."""
+        norms = self.progress.norms[-CLIPPED:]
+        if self.options.clip is not None or self.options.optimizer is not None or len(norms) < CLIPPED // 4:
+            return math.inf if self.options.clip is None else self.options.clip
+        return CLIP * float(np.median(norms))
+
     def _closure(self, found: list[float]) -> float:
         """Gradients of a step's batch, into what the optimiser is given; the loss."""
         step = self.steps
@@ -278,8 +332,8 @@ class Run:
             value, size = torch.stack([bound, norm.to(bound.dtype)]).tolist()
             if not math.isfinite(value) or not math.isfinite(size):
                 raise self._error(value, gradients)
-            if self.options.clip is not None and size > self.options.clip:
-                gradients = [gradient * (self.options.clip / size) for gradient in gradients]
+            if size > (longest := self._longest()):
+                gradients = [gradient * (longest / size) for gradient in gradients]
             weight = BASELINE_WEIGHT if step else 1.0
             self.baselines.lerp_(baselines, weight)
         pieces = self.parameters.named(gradients).values() if self.pieces else gradients
@@ -288,63 +342,55 @@ class Run:
         found[:] = [value, size]
         return -value
 
-    def _error(self, value: float, gradients: Sequence[Tensor]) -> FitError:
+    def _error(self, value: float, gradients: Sequence[Tensor]) -> "_NotFinite":
         number, advice = self.steps + 1, f"try lr < {self.options.lr / 5:g}, and features of about unit variance"
         if not math.isfinite(value):
             what, where = f"the loss is {-value}", self.lost(self.flat, self.batch(self.steps))
         else:
             bad = [name for name, part in self.parameters.named(gradients).items() if not torch.isfinite(part).all()]
             what, where = f"the gradient of {', '.join(bad[:3]) or 'all'} is not finite", ""
-        return FitError(f"svi: {what} at step {number} of {self.max_steps}{where}; {advice}")
+        return _NotFinite(f"svi: {what} at step {number} of {self.max_steps}{where}; {advice}")
 
     def _rate(self) -> float:
         options, step = self.options, self.steps
         warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
+        warm *= SLOWER**self.progress.setbacks
         if callable(options.schedule):
             return options.lr * warm * _factor(options.schedule, step)
         if options.schedule == "cosine":
             return options.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
         return options.lr * warm * DECAY ** min(self.progress.decays, DECAYS)
 
-    def _decide(self) -> None:
-        """At the end of a window: has the bound risen? If not, lower the learning rate, or come to the end."""
+    def _decide(self, evaluate: Callable[[Sequence[Tensor]], float]) -> None:
+        """Look at the window's mean: has its bound risen? If not, lower the rate, or come to the end."""
         progress = self.progress
-        risen = self._has_risen()
-        if risen is None:
-            return
-        progress.stalled = 0 if risen else progress.stalled + 1
-        falls = self.options.schedule == "plateau"
-        if falls and progress.stalled >= (1 if self.evaluate is None else PATIENCE):
-            progress.decays, progress.stalled, progress.decided = progress.decays + 1, 0, self.steps
-            progress.converged = progress.decays > DECAYS
-        elif not falls:
+        best = max((value for _, value in progress.looks), default=-math.inf)
+        present = self._present()
+        value = evaluate(present)
+        progress.looks.append((self.steps, value))
+        if value > best or not self.held_out:  # the best by a few draws would be the best for those draws
+            for kept, vector in zip(self.best, present, strict=True):
+                kept.copy_(vector)
+        progress.stalled = 0 if value > best + self.rise else progress.stalled + 1
+        if self.options.schedule != "plateau":
             progress.converged = progress.stalled >= PATIENCE
-
-    def _has_risen(self) -> bool | None:
-        """Whether the bound has risen in the last window by more than its noise; None if it is too early to say."""
-        progress = self.progress
-        if self.evaluate is not None:
-            best = max((value for _, value in progress.held_out), default=-math.inf)
-            present = self._present()
-            value = self.evaluate(present)
-            progress.held_out.append((self.steps, value))
-            if value > best:
-                for kept, vector in zip(self.best, present, strict=True):
-                    kept.copy_(vector)
-            return value > best
-        if self.steps - progress.decided < 2 * WINDOW or self.steps <= self.options.warmup + WINDOW:
-            return None
-        before, recent = np.asarray(progress.bounds[-2 * WINDOW :]).reshape(2, WINDOW)
-        noise = math.sqrt((before.var(ddof=1) + recent.var(ddof=1)) / WINDOW)
-        return bool(recent.mean() - before.mean() > noise)
+        elif progress.stalled >= PATIENCE:
+            progress.decays, progress.stalled = progress.decays + 1, 0
+            progress.converged = progress.decays > DECAYS
+        elif progress.decays < sum(self.steps >= share * self.max_steps for share in LATEST):
+            progress.decays, progress.stalled = progress.decays + 1, 0
 
     def _present(self) -> list[Tensor]:
-        """The parameters as they would be given back now, without regard to held-out rows."""
-        use = self.average if self.options.averaging else self.flat
+        """The parameters as they would be given back now, without regard to what was best."""
+        use = self.average if self.options.averaging else self.flat if self.evaluate is None else self.mean
         return [vector.detach() for vector in use]
 
     def _final(self) -> list[Tensor]:
-        return self.best if self.progress.held_out else self._present()
+        return self.best if self.progress.looks else [vector.detach() for vector in self.flat]
+
+
+class _NotFinite(RuntimeError):
+    """A step that cannot be made."""
 
 
 def _made(make: Callable[..., Any], trained: list[Tensor], lr: float) -> torch.optim.Optimizer:

@@ -243,11 +243,32 @@ def test_an_interruption_keeps_what_was_reached(monkeypatch):
     assert not fit.diagnose().ok
 
 
-def test_a_loss_that_is_nan_is_said_with_its_step_and_site(monkeypatch):
+def test_a_loss_that_stays_nan_is_said_with_its_step_and_site(monkeypatch, caplog):
+    """Five steps after each start the parameters are spoilt: six starts, each with a smaller rate, are tried."""
     monkeypatch.setattr(Stops, "at", 5)
     monkeypatch.setattr(Stops, "poison", True)
-    with pytest.raises(FitError, match=r'svi: the loss is nan at step 6 of 60 \(site "centre"\); try lr < 0.002'):
+    with pytest.raises(FitError, match=r'svi: the loss is nan at step 31 of 60 \(site "centre"\); try lr < 0.002'):
         run(Centre(), optimizer=Stops)
+    first = (
+        'svi: the loss is nan at step 6 of 60 (site "centre"); gone back to the last good parameters, on with a rate'
+    )
+    assert caplog.messages[0] == f"{first} of 0.002"
+    assert len(caplog.messages) == 5
+
+
+def test_one_step_that_cannot_be_made_does_not_end_a_run(monkeypatch, caplog):
+    made = training.Run._closure
+
+    def once(self, found):
+        if self.steps == 7 and not self.progress.setbacks:
+            raise training._NotFinite("svi: the loss is nan; try")
+        return made(self, found)
+
+    monkeypatch.setattr(training.Run, "_closure", once)
+    fit = run(Own(), max_steps=40, lr=0.1)
+    assert len(fit.history) == 40
+    assert fit.history["lr"].iloc[6] == pytest.approx(5 * fit.history["lr"].iloc[7])
+    assert "gone back to the last good parameters" in caplog.text
 
 
 def test_a_guide_that_does_not_fit_the_model_is_refused():
@@ -514,7 +535,8 @@ def test_held_out_rows_stop_the_run_and_choose_the_parameters(monkeypatch):
     assert len(fit.history) < 2000
     seen = fit.history["held_out"].dropna()
     assert (seen.index % 10 == 9).all()
-    best = run(Own(), held_out=X + 0.5, max_steps=int(seen.idxmax()) + 1, lr=0.1)
+    monkeypatch.setattr(training.Run, "over", property(lambda run: run.steps > seen.idxmax()))
+    best = run(Own(), held_out=X + 0.5, max_steps=2000, lr=0.1)
     assert fit.model.mean.equal(best.model.mean)
 
 
