@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ppgen.errors import DataError
 from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import Group
 from ppgen.inference.parameters import Parameters
@@ -40,12 +39,6 @@ class Bound:
     ) -> None:
         self.task, self.objective, self.parameters, self.options = task, objective, parameters, options
         self.processes, self.types = processes, len(parameters.types)
-        if options.batch_size is not None and options.batch_size % processes.size:
-            raise DataError(
-                f"svi: batch_size must be a multiple of the {processes.size} processes, got {options.batch_size}"
-            )
-        if options.batch_size is None and processes.size > 1:
-            raise DataError(f"svi: batch_size must be given to share a batch among {processes.size} processes")
         examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
         self.built = build_bound(self._graph, self._eager, examples, mode, max_steps)
         decided = options.early_stopping or outside is not None

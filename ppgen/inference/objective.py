@@ -50,7 +50,8 @@ class Plan:
     """How the gradient of each latent site is found.
 
     ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest, and
-    ``numbers`` counts those that the guide draws, for all rows behind a minibatch.
+    ``numbers`` counts those that the guide draws, for all rows behind a minibatch; ``local`` says whether some are of
+    the rows of a minibatch.
     """
 
     closed: tuple[str, ...]
@@ -60,6 +61,7 @@ class Plan:
     summed: tuple[str, ...]
     depth: int
     numbers: int = 1
+    local: bool = False
 
     def words(self) -> dict[str, str]:
         """Site -> estimator, in words."""
@@ -112,7 +114,9 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
             name,
             type(innermost(_drawn_sites(q)[name]["fn"])).__name__,
         )
-    return Plan(exact, rest, enumerated, scored, summed, depth, max(1, sum(map(_numbers, drawn.values()))))
+    local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
+    numbers = max(1, sum(map(_numbers, drawn.values())))
+    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local)
 
 
 @final
@@ -366,9 +370,11 @@ def _check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
 
 def _numbers(site: Any) -> int:  # noqa: ANN401 (a node of a trace)
     """Numbers of a site, those of the rows behind a minibatch among them."""
-    taken = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.full_size is not None]
-    share = math.prod(frame.full_size / frame.size for frame in taken)
-    return round(site["value"].numel() * share)
+    return round(site["value"].numel() * math.prod(frame.full_size / frame.size for frame in _frames(site)))
+
+
+def _frames(site: Any) -> list[Any]:  # noqa: ANN401 (a node of a trace)
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.full_size is not None]
 
 
 def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distribution)

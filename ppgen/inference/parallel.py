@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Group", "group", "own_device"]
+__all__ = ["Group", "group", "own_device", "world_size"]
 
 
 @final
@@ -59,6 +59,13 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(rank)) if device.type == "cuda" and rank is not None else device
 
 
+def world_size() -> int:
+    """How many processes a run will have."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_available() else 1
+
+
 @contextmanager
 def group(device: torch.device) -> Iterator[Group]:
     """The processes that ``torchrun`` started, or a group that was initialised before; else this process alone.
@@ -68,7 +75,7 @@ def group(device: torch.device) -> Iterator[Group]:
     if not dist.is_available():
         yield Group()
         return
-    own = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    own = not dist.is_initialized() and world_size() > 1
     if own:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

@@ -16,6 +16,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,17 +37,19 @@ from ppgen.inference.guides import NAMES, Laplace, NormalGuide, named_guide
 from ppgen.inference.memory import remember
 from ppgen.inference.minibatch import check_minibatch
 from ppgen.inference.objective import Objective
-from ppgen.inference.parallel import group, own_device
+from ppgen.inference.parallel import group, own_device, world_size
 from ppgen.inference.parameters import Parameters, declared_by, learnt_by
 from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import Function, make_local, moved, owner
 from ppgen.inference.sites import learn
 from ppgen.inference.task import Task, read
+from ppgen.inference.threads import limited
 from ppgen.inference.tracing import MODES, Mode
 from ppgen.inference.training import RISE, SCHEDULES, Options, Run, seed_device
 from ppgen.model import Model
 from ppgen.results.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
 from ppgen.results.fit import Fit, fit_result
+from ppgen.results.lock import held
 from ppgen.results.posterior import Draws
 from ppgen.results.rebuild import describe
 from ppgen.rng import private_stream
@@ -142,10 +145,11 @@ def fit(
     place = own_device(as_device("svi", device) or home(model, args))
     dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
     task = _read(model, args, u, as_dtype("svi", dtype), place)
-    _check_batch(task, options)
+    _check_batch(task, options, world_size())
     guide = _beside(guide, model, task)
     outside = _held_out(task, held_out, held_out_u, dtype, place)
-    with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes:
+    with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
+        stack.enter_context(held(folder if processes.first else None, "svi"))
         objective, parameters, named = _prepare(task, guide, options.batch_size)
         identity = _identity(task, outside, options, guide, (compile, str(dtype), random_seed))
         run: Run | Climb | None = None
@@ -155,13 +159,14 @@ def fit(
             bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
             run = Run(
                 bound.gradient, parameters, options, bound.batch, bound.evaluate, bound.lost,
-                held_out=outside is not None, rise=RISE * objective.plan.numbers**0.5,
+                held_out=outside is not None, local=objective.plan.local, rise=RISE * objective.plan.numbers**0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
         built = run.bound.built if isinstance(run, Climb) else bound.built
         saved = None if folder is None else folder / "svi.safetensors"
         run.resume(saved)
-        interrupted = _train(run, saved, checkpoint_every, progressbar and processes.first)
+        with limited(built.threads):
+            interrupted = _train(run, saved, checkpoint_every, progressbar and processes.first)
         processes.wait()
         run.finish()
         if isinstance(named, Laplace):
@@ -185,7 +190,10 @@ def fit(
     }
     posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
-    return fit_result(_plain(task.model), posterior, run.history(), attrs, labels, task.inputs)
+    history = run.history()
+    if isinstance(named, Laplace):  # what it climbs is no bound
+        history = history.rename(columns={"elbo": "log_joint", "fixed_elbo": "fixed_log_joint"})
+    return fit_result(_plain(task.model), posterior, history, attrs, labels, task.inputs)
 
 
 def _climb(
@@ -370,9 +378,12 @@ def _check_options(counts: dict[str, int], mode: str, guide: Guide) -> None:
         raise DataError(f"svi: guide must be one of {NAMES}, a function or a module, got {guide!r}")
 
 
-def _check_batch(task: Task, options: Options) -> None:
+def _check_batch(task: Task, options: Options, processes: int) -> None:
+    """Refuse a batch that cannot be, before the processes of a run wait for each other."""
     size = options.batch_size
     if size is None:
+        if processes > 1:
+            raise DataError(f"svi: batch_size must be given to share a batch among {processes} processes")
         return
     require_at_least("svi: batch_size", size, 1)
     if task.observations is None:
@@ -381,6 +392,8 @@ def _check_batch(task: Task, options: Options) -> None:
         )
     if size > task.rows:
         raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")
+    if size % processes:
+        raise DataError(f"svi: batch_size must be a multiple of the {processes} processes, got {size}")
 
 
 def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:

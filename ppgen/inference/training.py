@@ -118,6 +118,7 @@ class Run:
     evaluate : the bound at flat parameters, always of the same rows and by the same random numbers; None where no
         decision hangs on it.
     held_out : whether those rows are held out.
+    local : whether rows have latent values of their own, whose noise differs between processes.
     rise : nats of that bound that are progress.
     lost : says at which site the bound of a batch is not finite, in words for a message.
     identity : of the run; a checkpoint of another is refused.
@@ -133,6 +134,7 @@ class Run:
         lost: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
         *,
         held_out: bool,
+        local: bool,
         rise: float,
         scored: int,
         max_steps: int,
@@ -143,7 +145,7 @@ class Run:
         self.gradient, self.parameters, self.options = gradient, parameters, options
         self.batches = batches
         self.evaluate, self.lost, self.max_steps, self.group = evaluate, lost, max_steps, group
-        self.held_out, self.rise, self.identity = held_out, rise, identity
+        self.held_out, self.local, self.rise, self.identity = held_out, local, rise, identity
         self._seed(seed)
         self.flat = parameters.flat()
         group.copy_first(*self.flat)
@@ -322,7 +324,8 @@ class Run:
     def _closure(self, found: list[float]) -> float:
         """Gradients of a step's batch, into what the optimiser is given; the loss."""
         step = self.steps
-        seed_device(self.noise + step * self.group.size + self.group.rank, self.flat[0].device)
+        number = step * self.group.size + self.group.rank if self.local else step
+        seed_device(self.noise + number, self.flat[0].device)
         batch = self.batch(step)
         with torch.no_grad():
             flat = [vector.detach() for vector in self.flat]

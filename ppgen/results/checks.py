@@ -69,7 +69,8 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
 def _bound_checks(fit: "Fit", notes: list[str]) -> Iterator[Check]:
     """The bound of the run that was kept: monotone where every step was a full one."""
     kept = fit.history[fit.history["kept"]] if "kept" in fit.history else fit.history
-    elbo = kept["elbo"].to_numpy(dtype=float) if "elbo" in kept else np.empty(0)
+    climbed = next((name for name in ("elbo", "log_joint") if name in kept), None)
+    elbo = np.empty(0) if climbed is None else kept[climbed].to_numpy(dtype=float)
     monotone = "step_size" in kept and bool((kept["step_size"] == 1).all())
     yield from diagnostics.check_elbo(elbo, monotone=monotone)
     yield from diagnostics.check_convergence(fit.attrs.get("converged"), elbo)
