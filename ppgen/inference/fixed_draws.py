@@ -8,7 +8,7 @@ References: Burroni, Domke & Sheldon (2024); Giordano, Ingram & Broderick (2024)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -147,15 +147,15 @@ class FixedDraws:
         return [buffers[name] for name in self.names]
 
     def _cost(self) -> int:
-        """Numbers that a call writes for each draw more, of as many rows as a group holds at least."""
-        noise = torch.zeros(2, self.guide.noise_size, dtype=self.guide.centre.dtype, device=self.guide.centre.device)
-        batch, totals = self._rows(self.order[: self.least]), []
-        for count in (1, 2):
+        """Numbers that a call writes for each draw, of as many rows as a group holds at least."""
+        like = self.guide.centre
+        noise = torch.zeros(1, self.guide.noise_size, dtype=like.dtype, device=like.device)
+        rows, totals = min(self.least, max(1, self.task.rows // 2)), []
+        for count in (rows, 2 * rows):
             with Written() as written, torch.no_grad():
-                run: Callable[..., Sequence[Tensor]] = self._gradient if count == 1 else self._one_by_one
-                run(*self.parameters.flat(), *self._frame(), noise[:count], *batch)
+                self._gradient(*self.parameters.flat(), *self._frame(), noise, *self._rows(self.order[:count]))
             totals.append(written.numbers)
-        return max(1, totals[1] - totals[0])
+        return max(1, totals[0] if self.whole else (totals[1] - totals[0]) * self.least // rows)
 
 
 @final

@@ -175,9 +175,18 @@ def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.G
         graph = make_fx(watched)(*examples)
         if not overwritten:
             break
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(_has_effect)
     graph.recompile()
     return graph
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a node whose result nobody uses must stay; random numbers need not (a plate draws rows nobody asks for)."""
+    tags = getattr(node.target, "tags", ())
+    schema = getattr(node.target, "_schema", None)
+    if torch.Tag.nondeterministic_seeded in tags and schema is not None and not schema.is_mutable:
+        return False
+    return node.op in ("placeholder", "output") or node.is_impure()
 
 
 def blame(error: Exception) -> Exception:
