@@ -181,7 +181,7 @@ def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.G
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """Whether a node whose result nobody uses must stay; random numbers need not (a plate draws rows nobody asks for)."""
+    """Whether a node whose result nobody uses must stay; random numbers need not (plates draw rows nobody asks for)."""
     tags = getattr(node.target, "tags", ())
     schema = getattr(node.target, "_schema", None)
     if torch.Tag.nondeterministic_seeded in tags and schema is not None and not schema.is_mutable:

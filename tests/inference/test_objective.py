@@ -253,7 +253,7 @@ def test_particles_of_every_distribution_are_independent_draws():
         pyro.sample("e", dist.Gumbel(theta[4], 1.0))
 
     made = objective(model, guide, [0.1, 0.2, 0.3, 0.4, 0.5])
-    drawn, log_q = made.draw(300, (), {}, {})
+    drawn, stats = made.draw(300, (), {}, {})
     for name, fn in {
         "a": torch.distributions.Cauchy(0.1, 1.0),
         "b": torch.distributions.Exponential(math.exp(0.2)),
@@ -266,7 +266,7 @@ def test_particles_of_every_distribution_are_independent_draws():
         if fn is not None:  # uniform ranks: Kolmogorov's statistic above .13 at n = 300 has odds 1e-4
             u = fn.cdf(drawn[name]).sort().values
             assert float((u - (torch.arange(300) + 0.5) / 300).abs().max()) < 0.13
-    assert log_q.shape == (300,)
+    assert stats["log_q"].shape == (300,)
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
