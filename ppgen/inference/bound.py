@@ -20,6 +20,7 @@ __all__ = ["Bound", "build_bound", "gradients_of"]
 log = logging.getLogger(__name__)
 
 LOOKS, LOOKED_AT = 16, 2048  # draws of the guide, and rows at most, that a look at the bound averages over
+CALLS = 10_000  # steps that a run is expected to take at most, to judge whether to compile
 
 
 @final
@@ -40,7 +41,7 @@ class Bound:
         self.task, self.objective, self.parameters, self.options = task, objective, parameters, options
         self.processes, self.types = processes, len(parameters.types)
         examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
-        self.built = build_bound(self._graph, self._eager, examples, mode, max_steps)
+        self.built = build_bound(self._graph, self._eager, examples, mode, min(max_steps, CALLS))
         decided = options.early_stopping or outside is not None
         args, kwargs = self._looked_at() if outside is None else (outside.args, outside.kwargs)
         self.evaluate = self._evaluator(args, kwargs, mode) if decided else None

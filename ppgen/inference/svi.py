@@ -4,9 +4,9 @@ The bound of the two Pyro programs is traced once into a graph of tensor operato
 where the run is long enough. What the model sums out is not sampled; see :mod:`ppgen.inference.objective` for the
 gradient of each latent site.
 
-With ``early_stopping`` the mean bound of each window of 200 steps is compared with that of the one before; when it has
-not risen by more than its own noise, the learning rate is divided by ten, and after the third time the fit has
-converged. With held-out rows it is their bound that must rise.
+A guide by name that draws from a normal distribution climbs its bound over fixed draws until its natural gradient is
+small (:mod:`ppgen.inference.climbing`): it is then as wide as the best of its kind, in whatever units. Every other run
+takes small noisy steps (:mod:`ppgen.inference.training`).
 
 References: Hoffman et al. (2013); Kingma & Welling (2014); Kucukelbir et al. (2017).
 """
@@ -57,7 +57,7 @@ from ppgen.rng import private_stream
 __all__ = ["fit"]
 
 
-LR = 0.01
+LR, MOST_STEPS, STEPS = 0.01, 100_000, 10_000
 MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
 
 Guide = str | Callable[..., Any] | None
@@ -68,7 +68,7 @@ def fit(
     *args: Any,  # noqa: ANN401 (the program's own)
     u: object = None,
     guide: Guide = None,
-    max_steps: int = 10_000,
+    max_steps: int | None = None,
     lr: float | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     schedule: str | Callable[[int], float] | None = None,
@@ -100,18 +100,22 @@ def fit(
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
         as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
         without one gets ``"mean_field"``.
-    max_steps : at most this many gradient steps.
-    lr : learning rate at the start.
+    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``.
+    lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
+        asks for them, also with a guide by name.
     optimizer : a class of ``torch.optim``, or any function of ``(parameters, lr=)``; Adam by default.
-    schedule : ``"plateau"`` (see above; the default with ``early_stopping``), ``"constant"`` (the default without),
-        ``"cosine"`` to zero at ``max_steps``, or a function of the step that gives a factor.
+    schedule : ``"plateau"`` (divided by ten when the bound has stopped rising; the default with ``early_stopping``),
+        ``"constant"`` (the default without), ``"cosine"`` to zero at ``max_steps``, or a function of the step that
+        gives a factor.
     warmup : steps over which the learning rate rises from zero.
-    clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened.
-    batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them.
-    particles : draws of the guide a step, made at once.
+    clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened. By
+        default ten times the median of the last hundred.
+    particles : draws of the guide a step, made at once; 1 by default.
     averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
-    early_stopping : stop when the bound has settled; without it all steps are taken.
-    held_out : observations whose bound is looked at every 200 steps, instead of the smoothed one; the parameters with
+    early_stopping : stop when the guide has settled; without it all steps are taken.
+    batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them. A guide by name takes
+        as many such batches together as fit in 130 MB, and at the end all rows.
+    held_out : observations whose bound is looked at every 200 steps, instead of that of the data; the parameters with
         the best are given back. ``held_out_u`` are their inputs.
     draws : draws of the trained guide to keep.
     compile : see :meth:`ppgen.inference.density.Density.batch`; a program that cannot be traced runs eagerly with
@@ -139,6 +143,7 @@ def fit(
         lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
         particles=particles, averaging=averaging, early_stopping=early_stopping,
     )  # fmt: skip
+    max_steps = (MOST_STEPS if early_stopping else STEPS) if max_steps is None else max_steps
     _check_options({"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every}, compile, guide)
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
