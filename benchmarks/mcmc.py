@@ -13,6 +13,8 @@ tracing and compiling.
 
 ``hmm`` is the posterior of a hidden Markov model (K = 3, T = 2,000, simulated, states summed out); Pyro's is its
 ``DiscreteHMM``, ours has 500 draws a chain, and NumPyro is left out.
+
+``benchmarks/defaults.py`` sets default settings beside nutpie's, in the same file of results; it needs no jax.
 """
 
 import math
@@ -37,6 +39,7 @@ import pyro
 import pyro.distributions as pd
 import torch
 from arviz_stats.base import array_stats
+from defaults import kept
 from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints as nc
 from posteriordb.programs import CASES, load, parameters
@@ -312,7 +315,8 @@ def main(names):
         lines[-1] += f" and {own[3] / peer:.0f} times Pyro"
     print("\n".join(lines[len(rows) + 1 :]))
     if set(names) == {*CASES, "hmm"}:
-        RESULT.write_text(INTRODUCTION.format(platform.processor() or platform.machine()) + "\n".join(lines) + "\n")
+        table = INTRODUCTION.format(platform.processor() or platform.machine()) + "\n".join(lines) + "\n"
+        RESULT.write_text(table + kept()[1])
 
 
 def summary(table):
