@@ -140,7 +140,8 @@ def main(names):
             speed = np.array([[size / cpu, size / wall] for size, cpu, wall in rows])
             table.append(speed[0] / speed[1:])
             cells = [f"{size:,.0f}, {cpu:.2f} ({wall:.1f})" for size, cpu, wall in rows]
-            cells += [f"{ratio:.1f}" for ratio in table[-1][:, 0]] + [f"{z:.1f}" + " (another model!)" * bool(z > APART)]
+            cells += [f"{ratio:.2f}" for ratio in table[-1][:, 0]]
+            cells.append(f"{z:.1f} (another model!)" if z > APART else f"{z:.1f}")
             cells[0] += f" {chose}"
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
