@@ -100,6 +100,7 @@ class Switching:
 
     @property
     def lags(self) -> int:
+        """Frames before one that it depends on."""
         return (self.regimes.regression.shape[-1] - 1) // self.known.shape[-1]
 
     @property
