@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppgen.errors import DataError, FileError, FitError, PpgenError
+    from ppgen.inference.laws import check
     from ppgen.model import Conjugate, Model
     from ppgen.results.fit import Fit, load
 
@@ -21,6 +22,7 @@ __all__ = [
     "Model",
     "PpgenError",
     "__version__",
+    "check",
     "load",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "FitError": "ppgen.errors",
     "Model": "ppgen.model",
     "PpgenError": "ppgen.errors",
+    "check": "ppgen.inference.laws",
     "load": "ppgen.results.fit",
 }
 _PACKAGES = ("data", "distributions", "families", "inference", "messages", "models", "plots", "results")

@@ -113,6 +113,11 @@ def fitted(given, **options):
     return svi.fit(given.model, given.x, u=given.u, max_steps=3, draws=8, **options)
 
 
+def test_the_public_check_finds_no_broken_law(given):
+    found = ppgen.check(given.model, given.x, u=given.u, random_seed=1)
+    assert found.ok, str(found)
+
+
 def test_what_hides_behind_a_nan_is_irrelevant(given):
     payload = torch.tensor(0x7FF8DEADBEEF0001 - (1 << 64) * 0, dtype=torch.int64).view(torch.float64)
     other = torch.where(torch.isnan(given.x), -payload, given.x)

@@ -1,0 +1,73 @@
+"""Whether what a model says of itself fits what it does: names of axes, and the arguments of its programs."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ppgen.errors import DataError
+from ppgen.model import Model
+
+__all__ = ["check_dims", "check_keywords", "wrong_dims"]
+
+
+def check_dims(who: str, model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse ``dims`` and ``coords`` that do not fit the shapes of sites, before a run is paid for.
+
+    Raises
+    ------
+    DataError : see `wrong_dims`.
+    """
+    if wrong := wrong_dims(model, shapes):
+        raise DataError(f"{who}: {wrong[0]}")
+
+
+def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is wrong with ``dims`` and ``coords``, a line each: another number of axes, or of labels, or two sizes."""
+    wrong: list[str] = []
+    sizes: dict[str, tuple[str, int]] = {}
+    for site, shape in shapes.items():
+        axes = model.dims.get(site)
+        if axes is None:
+            continue
+        if isinstance(axes, str) or len(axes) != len(shape):
+            wrong.append(
+                f"dims of site {site!r} must name its {len(shape)} axes, of shape {tuple(shape)}, got {axes!r}; "
+                f"write {site!r}: {tuple(f'axis{n}' for n in range(len(shape)))}, with names of your own"
+            )
+            continue
+        for axis, size in zip(axes, shape, strict=True):
+            if sizes.setdefault(axis, (site, size))[1] != size:
+                first, other = sizes[axis]
+                wrong.append(
+                    f"axis {axis!r} of dims must have one length, got {other} in site {first!r} and {size} in "
+                    f"{site!r}; give one of them another name"
+                )
+    for axis, labels in model.coords.items():
+        if axis in sizes and sizes[axis][1] != len(labels):
+            wrong.append(
+                f"coords of axis {axis!r} must be {sizes[axis][1]} labels, got {len(labels)}; write one for each"
+            )
+    return wrong
+
+
+def check_keywords(who: str, program: Callable[..., Any], name: str, keywords: Sequence[str]) -> None:
+    """Refuse a program of a model that cannot be called with these keywords.
+
+    Raises
+    ------
+    DataError : names the keyword that is missing, and the line to write.
+    """
+    try:
+        parameters = inspect.signature(program).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(one.kind == one.VAR_KEYWORD for one in parameters):
+        return
+    taken = {one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
+    missing = [keyword for keyword in keywords if keyword not in taken]
+    if missing:
+        own = name.rsplit(".", 1)[-1]
+        raise DataError(
+            f"{who}: {name} must take {' and '.join(missing)}, got {own}{inspect.signature(program)}; write "
+            f"`def {own}(self, x, *, u=None, total=None):`"
+        )
