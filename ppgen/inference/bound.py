@@ -19,7 +19,8 @@ __all__ = ["Bound", "build_bound", "gradients_of"]
 
 log = logging.getLogger(__name__)
 
-LOOKS, LOOKED_AT = 16, 2048  # draws of the guide, and rows at most, that a look at the bound averages over
+LOOKS = 16  # draws of the guide that a look at the bound averages over
+FEWER, BATCHES = 4, 5  # of a run in minibatches: draws, and rows in batches, a tenth of what a window of steps costs
 CALLS = 10_000  # steps that a run is expected to take at most, to judge whether to compile
 
 
@@ -44,7 +45,8 @@ class Bound:
         self.built = build_bound(self._graph, self._eager, examples, mode, min(max_steps, CALLS))
         decided = options.early_stopping or outside is not None
         args, kwargs = self._looked_at() if outside is None else (outside.args, outside.kwargs)
-        self.evaluate = self._evaluator(args, kwargs, mode) if decided else None
+        draws = LOOKS if options.batch_size is None or outside is not None else FEWER
+        self.evaluate = self._evaluator(args, kwargs, draws, mode) if decided else None
 
     def gradient(self, *inputs: Tensor) -> Sequence[Tensor]:
         """See `ppgen.inference.training.Gradient`."""
@@ -110,14 +112,15 @@ class Bound:
     def _looked_at(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the programs with the rows that are looked at: where the data can be split, some of them."""
         args, kwargs = self.task.args, self.task.kwargs
-        if self.options.batch_size is None or self.task.rows <= LOOKED_AT:
+        if self.options.batch_size is None:
             return args, kwargs
-        rows = torch.randperm(self.task.rows, generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
+        order = torch.randperm(self.task.rows, generator=torch.Generator().manual_seed(0))
+        rows = order[: BATCHES * self.options.batch_size]
         u = kwargs["u"]
         return (args[0][rows.to(args[0].device)],), {**kwargs, "u": None if u is None else u[rows.to(u.device)]}
 
     def _evaluator(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Mode
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], draws: int, mode: Mode
     ) -> Callable[[Sequence[Tensor]], float]:
         """The bound of rows that are looked at, always by the same random numbers."""
 
@@ -129,7 +132,7 @@ class Bound:
 
             return bound
 
-        at_once, one_by_one = by(LOOKS, 1), by(1, LOOKS)
+        at_once, one_by_one = by(draws, 1), by(1, draws)
         built = build_bound(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
 
         def evaluate(flat: Sequence[Tensor]) -> float:
