@@ -20,6 +20,8 @@ from ppgen.families.subspace import Subspace
 from ppgen.inference import vb
 from ppgen.models.hmm import HMM
 from ppgen.results.fit import Fit
+from ppgen.results.posterior import Factors
+from ppgen.results.reading import read
 
 __all__ = ["Settings", "Study", "fit_pipeline", "out_of_reach", "windows"]
 
@@ -279,9 +281,17 @@ def _model(pca: PrincipalComponents, settings: Settings, stickiness: float) -> H
 
 
 def modes(fit: Fit, x: Windows) -> dict[str, np.ndarray]:
-    """The states of the most probable path, window by window."""
-    found = fit.latents(x)["z_mode"].transpose("sequence", "time").to_numpy()
-    return {name: row[: len(part)].astype(int) for (name, part), row in zip(x.items(), found, strict=True)}
+    """The states of the most probable path, window by window, quickly.
+
+    Across gaps it is the path under the bound that the fit climbs, which is enough to measure durations between fits;
+    labels come from :meth:`ppgen.behavior.pipeline.Pipeline.label`, which sums over what the gaps hide.
+    """
+    if not isinstance(fit.model, HMM) or not isinstance(fit.posterior, Factors):
+        raise DataError(f"modes: the fit must be of an HMM by vb.fit, got {type(fit.model).__name__}")
+    _, data, _ = read(fit, x, None)
+    with torch.no_grad():
+        found = fit.model.likelihood(fit.posterior.statistics()).completed(data).mode["z_mode"]
+    return {name: row[: len(part)] for (name, part), row in zip(x.items(), found.numpy(), strict=True)}
 
 
 def _part(x: Windows, frames: int, seed: int) -> Windows:

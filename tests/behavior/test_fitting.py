@@ -3,11 +3,15 @@ import pandas as pd
 import pytest
 
 from ppgen.behavior import fitting
-from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, out_of_reach, windows
+from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, modes, out_of_reach, windows
 from ppgen.behavior.stickiness import Search
 from ppgen.data.recording import Recording
 from ppgen.data.simulate import simulate_mice
+from ppgen.distributions.across_gaps import AcrossGaps
 from ppgen.errors import DataError
+from ppgen.families.autoregressive import Autoregressive
+from ppgen.inference import vb
+from ppgen.models.hmm import HMM
 
 
 @pytest.fixture
@@ -100,3 +104,20 @@ def test_a_target_that_was_not_reached_is_explained():
 def test_a_target_longer_than_any_recording_is_refused_in_words(mice):
     with pytest.raises(DataError, match=r"must be shorter than the longest recording \(3.00 s\), got 60 s"):
         _check(mice, Settings(states=2, target_duration=60.0))
+
+
+def test_durations_between_fits_are_measured_without_summing_over_gaps(monkeypatch):
+    """Labelling with sums over gaps takes many times as long as a step of the fit."""
+
+    def dear(self):
+        raise AssertionError("the sum over gaps was asked for")
+
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(40, 2)).cumsum(axis=0), "b": rng.normal(size=(30, 2)).cumsum(axis=0)}
+    fit = vb.fit(HMM(2, emission=Autoregressive(2, 1)), x, max_steps=3, random_seed=0, progressbar=False)
+    found, label = modes(fit, x), fit.latents(x)["z_mode"].transpose("sequence", "time").to_numpy()
+    for name, row in zip(x, label, strict=True):  # without gaps both are the same path
+        np.testing.assert_array_equal(found[name], row[: len(x[name])])
+    x["a"][5:9] = np.nan
+    monkeypatch.setattr(AcrossGaps, "latents", dear)
+    assert {name: path.shape for name, path in modes(fit, x).items()} == {"a": (40,), "b": (30,)}
