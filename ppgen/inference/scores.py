@@ -90,14 +90,16 @@ def _weighted_once(batch: torch.Size, own: torch.Size, site: Any) -> bool:  # no
 def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a node of a trace)
     """Refuse NaN that reaches a distribution which has no place for it, masked or not: its gradient is NaN."""
     value, fn = site["value"], innermost(site["fn"])
+    if hasattr(fn, "latents"):  # a collapsed distribution takes NaN, and its density is dear
+        return
     if not value.is_floating_point() or is_mapped(value) or not bool(torch.isnan(value).any()):
         return
     with torch.no_grad():
         try:
-            lost = bool(torch.isnan(fn.log_prob(value)).any())
+            score = fn.log_prob(value)
         except ValueError:  # arguments are checked where the program says so
-            lost = True
-    if not lost:
+            score = torch.full((1,), torch.nan)
+    if is_mapped(score) or not bool(torch.isnan(score).any()):
         return
     place, own = tuple(torch.isnan(value).nonzero()[0].tolist()), name.removesuffix("_observed")
     raise DataError(
