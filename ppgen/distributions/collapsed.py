@@ -45,9 +45,8 @@ class Collapsed(Protocol):
     def impute(self, x: Tensor) -> Tensor:
         """``x`` with NaN replaced by one draw given the rest.
 
-        One that draws step by step may take a second argument, ``start=None``: an ``x`` that was filled at another draw
-        of the parameters. A distribution of time series may also have ``forecast(x, horizon)``, which gives one draw of
-        the ``horizon`` steps after each row's last observation, (N, horizon, ...).
+        A distribution of time series may also have ``forecast(x, horizon)``, which gives one draw of the ``horizon``
+        steps after each row's last observation, (N, horizon, ...).
         """
 
     def sample(self) -> Tensor:

@@ -16,6 +16,7 @@ from ppgen.errors import FitError, PpgenError
 from ppgen.inference.memory import memory
 from ppgen.inference.over_draws import Theta
 from ppgen.inference.parameters import Placed
+from ppgen.inference.plates import plate_in_words
 from ppgen.inference.scores import check_sites, innermost
 from ppgen.model import Model
 
@@ -35,6 +36,9 @@ def isolated() -> Iterator[None]:
         except PpgenError as error:
             error.args = (str(error).split("\nTrace Shapes:")[0],)  # Pyro's, which has no place in our messages
             raise
+        except ValueError as error:
+            told = plate_in_words(error)
+            raise told from (None if told is error else error)
 
 
 def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:

@@ -12,13 +12,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.errors import PpgenError
+from ppgen.errors import DataError, PpgenError
 from ppgen.inference import predictive
 from ppgen.inference.conditioned import name_of, run
 from ppgen.inference.data_sites import data_site
 from ppgen.inference.density import density
 from ppgen.inference.minibatch import check_minibatch
-from ppgen.inference.naming import wrong_dims
+from ppgen.inference.naming import check_keywords, wrong_dims
 from ppgen.inference.program import Function, copy_model
 from ppgen.inference.subject import Subject, subject
 from ppgen.inference.task import read
@@ -59,13 +59,18 @@ def check(
     ------
     DataError : data or inputs that no model can be asked about.
     """
+    try:
+        if isinstance(model, Model):
+            check_keywords("check", model.model, f"{name_of(model)}.model", ("u", "total"))
+    except DataError as error:
+        return report([_broken("keywords", error)])
     task = read("check", model, args, u)
     with private_stream(random_seed) as seed:
         try:
             one = subject(task, seed)
         except Exception as error:  # noqa: BLE001 (whatever a program of the user's does)
             return report([_broken("each value is scored once", error)])
-        checks = [Check("each value is scored once", 0, f"of {len(one.theta)} sites", True, "")]
+        checks = [Check("each value is scored once", 0, f"none of {len(one.theta)} sites", True, "")]
         checks += [_tried(name, law, one) for name, law in _laws(one)]
     return report(checks, _notes(one.model))
 
@@ -117,11 +122,11 @@ def _equal(one: Tensor, two: Tensor, advice: str) -> Check:
     """Whether two ways give the same densities; the value is the largest difference, in nats."""
     wide = float((one - two).abs().max()) if len(one) else 0.0
     size = float(torch.cat([one, two]).abs().max()) if len(one) else 0.0
-    return Check("", wide, f"< {TOLERANCE:.0e} of the density", wide <= TOLERANCE * (1 + size), advice)
+    return Check("", wide, f"the same density, to {TOLERANCE:.0e} of it", wide <= TOLERANCE * (1 + size), advice)
 
 
 def _counted(wrong: list[str], total: int, what: str) -> Check:
-    return Check("", len(wrong), f"of {total} {what}", not wrong, "; ".join(wrong))
+    return Check("", len(wrong), f"none of {total} {what}", not wrong, "; ".join(wrong))
 
 
 def _data_first(one: Subject) -> Check:
@@ -144,7 +149,7 @@ def _nan_hides(one: Subject) -> Check:
         "density or gradient are not finite where entries are hidden; fill them with a legal value first, then mask: "
         "`seen = ~torch.isnan(x)`, `dist.Normal(...).mask(seen)`, `obs=torch.where(seen, x, 0.0)`"
     )
-    return Check("", wrong, f"of {sum(map(len, found)) + len(hidden.x)} numbers", wrong == 0, advice)
+    return Check("", wrong, f"none of {sum(map(len, found)) + len(hidden.x)} numbers", wrong == 0, advice)
 
 
 def _empty_row(one: Subject) -> Check:

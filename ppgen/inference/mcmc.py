@@ -25,6 +25,7 @@ from ppgen.inference.chees import Chees
 from ppgen.inference.density import Density, density, home
 from ppgen.inference.enough import WANTED, Enough
 from ppgen.inference.hamiltonian import Leapfrog
+from ppgen.inference.naming import check_dims
 from ppgen.inference.nuts import Nuts
 from ppgen.inference.predictive import missing_share
 from ppgen.inference.program import Function
@@ -129,6 +130,7 @@ def fit(
     with private_stream(random_seed) as seed, held(folder, "mcmc"):
         program = task.model.function if isinstance(task.model, Function) else task.model
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
+        check_dims("mcmc", task.model, {name: site.shape for name, site in target.sites.items()})
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=0)

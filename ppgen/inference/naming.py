@@ -4,24 +4,28 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from ppgen.errors import DataError
 from ppgen.model import Model
 
-__all__ = ["check_dims", "check_keywords", "wrong_dims"]
+__all__ = ["check_dims", "check_guide", "check_keywords", "wrong_dims"]
 
 
-def check_dims(who: str, model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
+def check_dims(who: str, model: Model, shapes: Mapping[str, Sequence[int]], *, whole: bool = True) -> None:
     """Refuse ``dims`` and ``coords`` that do not fit the shapes of sites, before a run is paid for.
+
+    Without the ``whole`` data, as in a minibatch, only axes are counted: their lengths may be those of a part.
 
     Raises
     ------
     DataError : see `wrong_dims`.
     """
-    if wrong := wrong_dims(model, shapes):
+    if wrong := wrong_dims(model, shapes, whole=whole):
         raise DataError(f"{who}: {wrong[0]}")
 
 
-def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]], *, whole: bool = True) -> list[str]:
     """What is wrong with ``dims`` and ``coords``, a line each: another number of axes, or of labels, or two sizes."""
     wrong: list[str] = []
     sizes: dict[str, tuple[str, int]] = {}
@@ -35,7 +39,7 @@ def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]]) -> list[str]:
                 f"write {site!r}: {tuple(f'axis{n}' for n in range(len(shape)))}, with names of your own"
             )
             continue
-        for axis, size in zip(axes, shape, strict=True):
+        for axis, size in zip(axes, shape, strict=True) if whole else ():
             if sizes.setdefault(axis, (site, size))[1] != size:
                 first, other = sizes[axis]
                 wrong.append(
@@ -67,7 +71,27 @@ def check_keywords(who: str, program: Callable[..., Any], name: str, keywords: S
     missing = [keyword for keyword in keywords if keyword not in taken]
     if missing:
         own = name.rsplit(".", 1)[-1]
+        arguments = f"{'self, ' if '.' in name else ''}x, *, u=None, total=None"
         raise DataError(
             f"{who}: {name} must take {' and '.join(missing)}, got {own}{inspect.signature(program)}; write "
-            f"`def {own}(self, x, *, u=None, total=None):`"
+            f"`def {own if own.isidentifier() else 'guide'}({arguments}):`"
         )
+
+
+def check_guide(guide: object, *, keywords: Sequence[str]) -> None:
+    """Refuse a guide that is a class, or that cannot be called as the model is, with these keywords.
+
+    Raises
+    ------
+    DataError : what came, and what to pass or to write.
+    """
+    if isinstance(guide, type):
+        raise DataError(
+            f"svi: guide must be an object, got the class {guide.__name__}; pass guide={guide.__name__}(...), made "
+            "with what it needs"
+        )
+    if not callable(guide) or isinstance(guide, nn.Module) and not hasattr(guide, "forward"):
+        return
+    program: Callable[..., Any] = guide.forward if isinstance(guide, nn.Module) else guide
+    name = getattr(guide, "__qualname__", type(guide).__name__).rsplit(">.", 1)[-1]
+    check_keywords("svi", program, name if inspect.isroutine(guide) else f"{name}.forward", keywords)

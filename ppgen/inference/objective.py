@@ -13,7 +13,7 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import vmap
@@ -51,7 +52,7 @@ class Plan:
 
     ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest, and
     ``numbers`` counts those that the guide draws, for all rows behind a minibatch; ``local`` says whether some are of
-    the rows of a minibatch.
+    the rows of a minibatch, and ``shapes`` are those of the latent sites of the model.
     """
 
     closed: tuple[str, ...]
@@ -62,6 +63,7 @@ class Plan:
     depth: int
     numbers: int = 1
     local: bool = False
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
 
     def words(self) -> dict[str, str]:
         """Site -> estimator, in words."""
@@ -84,12 +86,13 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     DataError : a discrete site that is neither in the guide nor small enough to be summed out.
     """
     with torch.no_grad():
-        p, q = _run(model, guide, args, kwargs)
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        with _SameShapes(set(latent_sites(q))):
+            p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
     check_sites("svi", p.nodes)
     wanted, drawn = latent_sites(p), latent_sites(q)
     summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
     _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
-    _check_shapes(p, set(drawn))
     for name in summed:
         check_enumerable(name, wanted[name]["fn"])
     discrete = [name for name, site in drawn.items() if is_discrete(site["fn"])]
@@ -116,7 +119,8 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
         )
     local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
     numbers = max(1, sum(map(_numbers, drawn.values())))
-    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local)
+    shapes = {name: site["fn"].shape() for name, site in wanted.items()}
+    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes)
 
 
 @final
@@ -360,12 +364,29 @@ def _check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
     """
     nodes: dict[str, Any] = dict(p.nodes)
     for name in sorted(drawn & set(nodes)):
-        wanted, given = nodes[name]["fn"].shape(), nodes[name]["value"].shape
-        if wanted != given:
-            raise FitError(
-                f"svi: the guide must draw site {name!r} in the shape of the model, {tuple(wanted)}, got "
-                f"{tuple(given)}; make them equal, and independent of the values of other sites"
-            )
+        _check_shape(nodes[name])
+
+
+def _check_shape(site: Any) -> None:  # noqa: ANN401 (a node of a trace)
+    wanted, given = site["fn"].shape(), site["value"].shape
+    if wanted != given:
+        raise FitError(
+            f"svi: the guide must draw site {site['name']!r} in the shape of the model, {tuple(wanted)}, got "
+            f"{tuple(given)}; make them equal, and independent of the values of other sites"
+        )
+
+
+@final
+class _SameShapes(Messenger):
+    """Looks at the shapes of sites ``drawn`` by a guide before the model computes with what came."""
+
+    def __init__(self, drawn: set[str]) -> None:
+        super().__init__()
+        self.drawn = drawn
+
+    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        if msg["name"] in self.drawn:
+            _check_shape(msg)
 
 
 def _numbers(site: Any) -> int:  # noqa: ANN401 (a node of a trace)

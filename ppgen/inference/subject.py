@@ -12,7 +12,6 @@ from ppgen.inference import predictive
 from ppgen.inference.conditioned import latent_sites, run
 from ppgen.inference.density import density, home
 from ppgen.inference.memory import remember
-from ppgen.inference.naming import check_keywords
 from ppgen.inference.program import Function
 from ppgen.inference.row_terms import row_sites
 from ppgen.inference.task import Task
@@ -126,8 +125,6 @@ def subject(task: Task, seed: int) -> Subject:
     remember(model, data=None)  # nothing was fitted
     task = task.to(home(model, task.args), torch.float64)
     x, u, gaps = _data(task)
-    if not isinstance(model, Function):
-        check_keywords("check", model.model, f"{type(model).__name__}.model", ("u", "total"))
     args = (x, *task.args[1:]) if task.args else ()
     program = model.function if isinstance(model, Function) else model
     keywords: dict[str, Any] = {} if isinstance(model, Function) else {"u": u}

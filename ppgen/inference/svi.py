@@ -36,6 +36,7 @@ from ppgen.inference.fixed_draws import FixedDraws
 from ppgen.inference.guides import NAMES, Laplace, NormalGuide, named_guide
 from ppgen.inference.memory import remember
 from ppgen.inference.minibatch import check_minibatch
+from ppgen.inference.naming import check_dims, check_guide, check_keywords
 from ppgen.inference.objective import Objective
 from ppgen.inference.parallel import group, own_device, world_size
 from ppgen.inference.parameters import Parameters, declared_by, learnt_by
@@ -240,6 +241,8 @@ def _read(
 ) -> Task:  # fmt: skip
     """What is fitted, in one type on one device; a model is told how many rows there are."""
     task = read("svi", model, args, u, beside=beside).to(device, dtype)
+    if task.observations is not None:
+        check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))
     return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
 
 
@@ -270,6 +273,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
         kwargs = {**kwargs, "u": kwargs["u"][:batch_size]}
     own = not isinstance(model, Function) and type(model).guide is not Model.guide
     named = None
+    check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
     if guide is None and own:
         q: Callable[..., Any] = model.guide
     elif guide is None or isinstance(guide, str):
@@ -283,6 +287,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
+    check_dims("svi", model, objective.plan.shapes, whole=batch_size is None)
     parameters = Parameters(objective, declared)
     if not parameters.leaves:
         raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")

@@ -11,6 +11,7 @@ from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
 from ppgen.inference.arguments import as_arguments
 from ppgen.inference.memory import digest, remember
+from ppgen.inference.naming import check_keywords
 from ppgen.inference.program import Function, cast, copy_model, private
 from ppgen.model import Model
 from ppgen.results.inputs import Inputs, aligned_features, labels_of, read_inputs
@@ -66,6 +67,7 @@ def read(
         function = Function(private(model), args)
         remember(function, data=digest(args[0]) if args else None)
         return Task(function, None, args, {})
+    check_keywords(who, model.model, f"{type(model).__name__}.model", ("u",))
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
     observations = as_observations(args[0], dims=model.data_dims)

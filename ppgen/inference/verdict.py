@@ -13,6 +13,7 @@ __all__ = ["MODES", "UNSEEN", "Check", "Report", "report"]
 MODES = "modes"  # the check whose advice is part of the verdict
 UNSEEN = "comparison with the posterior"  # the check that stands for those which could not be made
 WIDTH = 120  # of a line of passed checks
+PLAIN = ("none of ", "the same ")  # how thresholds of yes or no begin: a passed one needs no number
 
 
 class Check(NamedTuple):
@@ -95,6 +96,8 @@ def _line(row: Check) -> str:
 
 
 def _short(row: Check) -> str:
+    if row.threshold.startswith(PLAIN):
+        return row.check
     return f"{row.check} {row.value:,.0f}" if row.threshold.startswith("of ") else f"{row.check} {row.value:.4g}"
 
 

@@ -43,7 +43,7 @@ def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | 
 
 
 def impute(
-    fit: "Fit", x: object, draws: int, *, u: object, sparse: bool, random_seed: int | None
+    fit: "Fit", x: object, draws: int, *, u: object, sparse: bool, random_seed: int | None, progressbar: bool
 ) -> xr.DataArray | xr.Dataset:
     """See `Fit.impute`."""
     observations, data, inputs = read(fit, x, u)
@@ -54,7 +54,8 @@ def impute(
     def fill(theta: predictive.Theta) -> Tensor:
         return predictive.impute(fit.model, theta, data, u=inputs)
 
-    values = _predict(fit, "impute", fill, draws, random_seed, keep=hidden if sparse else None)
+    keep = hidden if sparse else None
+    values = _predict(fit, "impute", fill, draws, random_seed, keep=keep, progressbar=progressbar)
     if not sparse:
         return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
     places = np.argwhere(hidden.numpy())
@@ -72,6 +73,8 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     """See `Fit.forecast`."""
     observations, data, inputs = read(fit, x, u)
     require_at_least("forecast: horizon", horizon, 1)
+    if data.ndim < 2:
+        raise DataError(f"forecast: x must have time, got {', '.join(_dims(observations))}; it is for time series")
     dims = ["ahead" if dim == "time" else dim for dim in _dims(observations)]
     require_memory("forecast", draws, len(data) * horizon * data[0, 0].numel(), "pass fewer draws")
 
@@ -137,9 +140,11 @@ def _predict(
     random_seed: int | None,
     *,
     keep: Tensor | None = None,
+    progressbar: bool = True,
 ) -> Tensor:
     """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
-    with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False) as bar:
+    hidden = not progressbar
+    with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
         return predictive.gather(answer, fit.posterior.draws(draws), keep=keep, done=bar.update)
 
 

@@ -76,7 +76,14 @@ class Fit:
         return answers.latents(self, x, draws, u=u, random_seed=random_seed)
 
     def impute(
-        self, x: object, draws: int = 500, *, u: object = None, sparse: bool = False, random_seed: int | None = None
+        self,
+        x: object,
+        draws: int = 500,
+        *,
+        u: object = None,
+        sparse: bool = False,
+        random_seed: int | None = None,
+        progressbar: bool = True,
     ) -> xr.DataArray | xr.Dataset:
         """Predictive draws of exactly the missing entries; observed entries are the data, bit for bit.
 
@@ -87,7 +94,7 @@ class Fit:
         ------
         DataError : when the draws would need more than 4 GB.
         """
-        return answers.impute(self, x, draws, u=u, sparse=sparse, random_seed=random_seed)
+        return answers.impute(self, x, draws, u=u, sparse=sparse, random_seed=random_seed, progressbar=progressbar)
 
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None

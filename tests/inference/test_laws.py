@@ -1,5 +1,8 @@
 """The laws that `ppgen.check` tries on a user's own model: each is broken once on purpose."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -178,7 +181,7 @@ def data():
         (Needy(2.0), "config", "scale"),
         (Raises(), "another number of rows", "IndexError: no row 2"),
         (Generator(), "same seed, same draws", "generator"),
-        (NoKeywords(), "each value is scored once", "u and total"),
+        (NoKeywords(), "keywords", "u and total"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Model) else "",
 )
@@ -279,3 +282,10 @@ class Mixture(Right):
 def test_latents_of_rows_go_with_their_rows(model, data):
     found = ppgen.check(model, data[0], random_seed=1)
     assert found.ok, str(found)
+
+
+def test_the_page_on_own_models_runs_and_its_model_keeps_the_laws(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "models" / "your_own.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    exec(compile(code.replace("batch_size=50", "batch_size=50, max_steps=5, progressbar=False"), "page", "exec"), {})
+    assert capsys.readouterr().out.startswith("No problem found: 10 of 10 checks passed.")

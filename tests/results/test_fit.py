@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 import ppgen
 from ppgen.errors import DataError, FileError
 from ppgen.models.hmm import HMM
-from ppgen.results import Draws, Factors, arguments
+from ppgen.results import Draws, Factors, answers, arguments
 
 
 def test_latents_are_labelled_like_the_data(hmm_fit, recordings):
@@ -66,6 +66,14 @@ def test_a_sparse_imputation_holds_the_same_draws_in_less(hmm_fit, recordings):
     for i in range(sparse.sizes["missing"]):
         one = full.sel(sequence=place["sequence"][i], feature=place["feature"][i]).isel(time=place["time"][i])
         assert (one.values == sparse["x"].values[:, i]).all()
+
+
+def test_an_imputation_shows_no_bar_where_none_is_wanted(hmm_fit, recordings, monkeypatch, capsys):
+    monkeypatch.setattr(answers, "DELAY", 0)
+    hmm_fit.impute(recordings, draws=3, random_seed=1)
+    assert "impute" in capsys.readouterr().err
+    hmm_fit.impute(recordings, draws=3, random_seed=1, progressbar=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_forecasts_go_on_behind_each_end(hmm_fit, recordings):
