@@ -21,6 +21,7 @@ __all__ = ["AcrossGaps", "GapLatents"]
 
 DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
 RUNS, FEWEST = 8, 50  # runs over which the posterior is averaged, of a quarter of the particles, or at least so many
+BUDGET, LEAST = 1 << 31, 16  # multiplications that an answer may cost, some ten seconds; particles that it gets anyhow
 PATHS = 2  # from each of them, for the mean of the latent frames
 UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
 
@@ -51,14 +52,17 @@ class AcrossGaps:
     def latents(self) -> "GapLatents":
         """Posterior of the states and frames; the same bits at every call.
 
-        The plain average of runs: where a gap is long, particles of one run are too alike, and runs differ.
+        The plain average of runs: where a gap is long, particles of one run are too alike, and runs differ. Models of
+        many states and recordings with many gaps get fewer particles and runs, as `BUDGET` allows.
         """
         generator = torch.Generator().manual_seed(0)
-        particles = max(FEWEST, self.switching.particles // 4)
-        thinning = torch.rand(RUNS, self._steps, dtype=torch.float64, generator=generator)
-        runs = [self._states(PATHS, each, generator, particles) for each in thinning]
-        marginals = torch.stack([run.marginals for run in runs]).mean(0)
-        return GapLatents(self, marginals, torch.cat([run.paths for run in runs]))
+        affordable = BUDGET // max(1, self.switching.cost)
+        particles = min(max(FEWEST, self.switching.particles // 4), max(LEAST, affordable // RUNS))
+        runs = min(RUNS, max(1, affordable // particles))
+        thinning = torch.rand(runs, self._steps, dtype=torch.float64, generator=generator)
+        found = [self._states(PATHS, each, generator, particles) for each in thinning]
+        marginals = torch.stack([run.marginals for run in found]).mean(0)
+        return GapLatents(self, marginals, torch.cat([run.paths for run in found]))
 
     @property
     def _steps(self) -> int:

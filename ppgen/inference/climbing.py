@@ -24,19 +24,20 @@ from torch import Tensor
 from ppgen.errors import FileError, FitError
 from ppgen.inference.ascent import Ascent, Pair
 from ppgen.inference.fixed_draws import FixedDraws, matched_normals
-from ppgen.inference.guides import FlatGuide, FullRank, NormalGuide
+from ppgen.inference.guides import FlatGuide, FullRank, LowRank, NormalGuide
 from ppgen.inference.parameters import Parameters
 from ppgen.results.storage import read_tensors, write_tensors
 
 __all__ = ["Climb", "first_draws"]
 
 FRAME_STEPS, MEMORY = 20, 20  # L-BFGS steps before the frame moves, and those it remembers
-FEW, ROUGH = 1e-3, 0.05  # largest entry of the natural gradient at the end, and of a part of the rows
-FLAT = 1e-3  # nats that a whole frame may still gain at the end
-PATIENCE = 3  # such frames in a row after which a guide with more parameters than it needs has settled too
+FEW, NOISE = 1e-5, 1e-3  # largest entry of the natural gradient at the end; and where rounding hides any further gain
+ROUGH = 0.05  # and of a part of the rows, or of few draws
+LOST = 1e-12  # relative gain that is rounding
+FLAT, PATIENCE = 1e-3, 3  # nats a frame, and frames in a row, after which a guide with redundant parameters has settled
 GROWTH, FIRST_ROWS = 8, 1000  # of the parts of the rows
 ROUGH_DRAWS, DRAWS, MOST_DRAWS = 16, 64, 1024
-ERROR = 0.03  # root mean square of the natural gradient over fresh draws that is good enough
+ERROR, WORST = 0.03, 3  # root mean square of the natural gradient over fresh draws that will do; its largest entry's
 HISTORY = ("elbo", "gradient_norm", "draws", "rows")
 
 
@@ -85,13 +86,18 @@ class Climb:
         """The newest bound."""
         return self.records[-1][0]
 
+    @property
+    def _last(self) -> bool:
+        """Whether all rows are climbed, by draws enough."""
+        return self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
+
     def step(self) -> None:
         """One step of L-BFGS, and after some of them a new frame."""
         gain = float(self.up.step(self._value_and_grad))
         self.gained += gain
         norm = float(self.up.gradient.norm())
         self.records.append((float(self.up.value), norm, float(self.draws), float(self.parts[self.stage])))
-        if len(self.up.pairs) >= FRAME_STEPS or gain <= FLAT / FRAME_STEPS:
+        if len(self.up.pairs) >= FRAME_STEPS or gain <= self._least_gain():
             self._move()
 
     def finish(self) -> None:
@@ -143,13 +149,20 @@ class Climb:
         before, self.up = self.up, self._framed()
         own = ~self._of_guide()
         self.up.diagonal[:, own] = before.diagonal[:, own]
-        last = self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
-        self.stuck = 0 if self.gained > 0 else self.stuck + 1
-        self.quiet = self.quiet + 1 if self.gained <= (FLAT if last else 1.0) else 0
+        last = self._last
+        lost = self.gained <= self._least_gain()
+        self.stuck = self.stuck + 1 if lost else 0
+        self.quiet = self.quiet + 1 if self.gained <= FLAT else 0
         self.gained = 0.0
-        small = ROUGH if not last else FEW if self.quiet < PATIENCE else ERROR
-        if self.quiet and self._natural(self.up.gradient[0]) <= small:
+        small = ROUGH if not last else NOISE if lost else FEW
+        if last and isinstance(self.guide, LowRank) and self.quiet >= PATIENCE:
+            small = ERROR
+        if self._natural(self.up.gradient[0]) <= small:
             self._settled(last)
+
+    def _least_gain(self) -> float:
+        """Nats that are more than rounding; in the rough, more than a mean or a width would notice."""
+        return max(LOST * (1 + abs(float(self.up.value))), 0.0 if self._last else FLAT)
 
     def _settled(self, last: bool) -> None:
         """Go on with more rows, more draws, or come to the end."""
@@ -175,7 +188,8 @@ class Climb:
         climbed = self.noise
         self._take(self.draws)
         gradient = self._value_and_grad(self.up.v)[1][0]
-        self.error = float(gradient[self._of_guide()].square().mean().sqrt())
+        found = gradient[self._of_guide()].abs()
+        self.error = max(float(found.square().mean().sqrt()), float(found.max()) / WORST)
         wanted = 2 ** math.ceil(math.log2(self.draws * (self.error / ERROR) ** 2)) if self.error > ERROR else 0
         if min(wanted, MOST_DRAWS) <= self.draws:
             self.noise = climbed

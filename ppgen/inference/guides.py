@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ppgen.errors import DataError, FitError
 from ppgen.inference.sites import Site
 
-__all__ = ["NAMES", "FlatGuide", "Laplace", "NormalGuide", "named_guide"]
+__all__ = ["NAMES", "FlatGuide", "FullRank", "Laplace", "LowRank", "NormalGuide", "named_guide"]
 
 Sites = Mapping[str, Site]
 

@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from ppgen.errors import DataError, FitError
@@ -157,7 +158,8 @@ def fit(
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
         objective, parameters, named = _prepare(task, guide, options.batch_size)
-        identity = _identity(task, outside, options, guide, (compile, str(dtype), random_seed))
+        more = (compile, str(dtype), random_seed, _behaviour(task, objective, parameters))
+        identity = _identity(task, outside, options, guide, more)
         run: Run | Climb | None = None
         if options.unset and outside is None and processes.size == 1:
             run = _climb(task, objective, parameters, named, cast(Mode, compile), options, max_steps, seed, identity)
@@ -404,6 +406,17 @@ def _check_batch(task: Task, options: Options, processes: int) -> None:
         raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")
     if size % processes:
         raise DataError(f"svi: batch_size must be a multiple of the {processes} processes, got {size}")
+
+
+def _behaviour(task: Task, objective: Objective, parameters: Parameters) -> str:
+    """The bound at fixed parameters and noise: what a program does goes by more than its text and its tensors."""
+    flat = [torch.full_like(vector, 0.05) for vector in parameters.flat()]
+    own, declared = parameters.split(flat)
+    baselines = torch.zeros(len(objective.plan.scored), dtype=flat[0].dtype, device=flat[0].device)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        found = functional_call(objective, own, (task.args, task.kwargs, declared, baselines, 1))
+    return repr(float(found[1]))
 
 
 def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:

@@ -115,9 +115,18 @@ class Switching:
     @property
     def particles(self) -> int:
         """How many are affordable."""
+        return min(MOST, max(FEWEST, WORK // self._step_cost))
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one particle, about, at all steps that gaps touch."""
+        return int(self.touched.sum()) * self._step_cost
+
+    @property
+    def _step_cost(self) -> int:
         K, D = len(self.regimes.constant), self.known.shape[-1]
         size = self.lags * D
-        return min(MOST, max(FEWEST, WORK // (K * size * (size + D))))
+        return K * size * (size + D)
 
     def states(
         self,
