@@ -16,7 +16,7 @@ from ppgen.errors import DataError, PpgenError
 from ppgen.inference import predictive
 from ppgen.inference.conditioned import name_of, run
 from ppgen.inference.data_sites import data_site
-from ppgen.inference.density import density
+from ppgen.inference.density import density, quiet
 from ppgen.inference.minibatch import check_minibatch
 from ppgen.inference.naming import check_keywords, wrong_dims
 from ppgen.inference.program import Function, copy_model
@@ -195,7 +195,7 @@ def _batches(one: Subject) -> Check:
     """The mean over batches of the density with ``total`` rows behind each is that of the whole."""
     rows = torch.arange(len(one.x) // 2 * 2) if len(one.x) > 3 else torch.arange(4) % len(one.x)
     whole, half = one.at(rows), len(rows) // 2
-    with predictive.isolated():
+    with quiet(one.x.dtype):
         check_minibatch(whole.model.model, whole.x, whole.u, half)
     if whole.leaves_out_sites():
         return _counted([], 1, "plates")  # their sums over values are not linear in the rows
@@ -208,7 +208,7 @@ def _batches(one: Subject) -> Check:
 
 
 def _joint(one: Subject, total: int) -> Tensor:
-    with torch.no_grad(), predictive.isolated():
+    with torch.no_grad(), quiet(one.x.dtype):
         program = poutine.trace(poutine.condition(one.model.model, data=dict(one.theta)))
         return torch.as_tensor(program.get_trace(one.x, u=one.u, total=total).log_prob_sum())
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen.errors import FitError
+from ppgen.errors import FileError, FitError
 from ppgen.inference import climbing, svi
 from ppgen.inference.fixed_draws import matched_normals
 from ppgen.model import Model
@@ -86,6 +86,34 @@ def test_a_full_rank_guide_finds_strongly_correlated_coefficients():
     scale = exact.diagonal().sqrt()
     torch.testing.assert_close(covariance / scale / scale[:, None], exact / scale / scale[:, None], atol=5e-3, rtol=0)
     torch.testing.assert_close((mean - exact @ x.T @ y) / scale, torch.zeros(4).double(), atol=2e-2, rtol=0)
+
+
+def test_a_flat_ridge_is_climbed_to_its_end():
+    """Of nearly equal inputs the best independent normals have the posterior's mean, many of their widths away."""
+    stream = torch.Generator().manual_seed(0)
+    a, away = torch.randn(2, 200, generator=stream, dtype=torch.float64)
+    x = torch.stack([a, a + 0.01 * away], 1)
+    y = x.sum(1) + torch.randn(200, generator=stream, dtype=torch.float64)
+    precision = torch.eye(2) + x.T @ x
+    mean, covariance = normal_of(fit(regression, y, x), "beta")
+    width = precision.diagonal() ** -0.5
+    torch.testing.assert_close(
+        (mean - torch.linalg.solve(precision, x.T @ y)) / width, torch.zeros(2).double(), atol=0.1, rtol=0
+    )
+    torch.testing.assert_close(covariance.diagonal().sqrt() / width, torch.ones(2).double(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "flow"])
+def test_a_checkpoint_of_a_program_that_does_something_else_is_refused(tmp_path, guide):
+    def program(y, noise):
+        mu = pyro.sample("mu", dist.Normal(0.0, 100.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mu, noise), obs=y)
+
+    y = torch.arange(10).double()
+    fit(program, y, 0.5, checkpoint=tmp_path, max_steps=3, guide=guide)
+    with pytest.raises(FileError, match="must hold this fit"):
+        fit(program, y, 5.0, checkpoint=tmp_path, max_steps=3, guide=guide)
 
 
 def test_parameters_of_the_program_are_learnt_with_the_guide():
