@@ -21,7 +21,7 @@ __all__ = ["AcrossGaps", "GapLatents"]
 
 DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
 RUNS, FEWEST = 8, 50  # runs over which the posterior is averaged, of a quarter of the particles, or at least so many
-BUDGET, LEAST = 1 << 31, 16  # multiplications that an answer may cost, some ten seconds; particles that it gets anyhow
+BUDGET, LEAST = 1 << 29, 16  # multiplications that an answer may cost, some three seconds; particles at least
 PATHS = 2  # from each of them, for the mean of the latent frames
 UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
 

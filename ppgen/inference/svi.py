@@ -410,13 +410,13 @@ def _check_batch(task: Task, options: Options, processes: int) -> None:
 
 def _behaviour(task: Task, objective: Objective, parameters: Parameters) -> str:
     """The bound at fixed parameters and noise: what a program does goes by more than its text and its tensors."""
-    flat = [torch.full_like(vector, 0.05) for vector in parameters.flat()]
+    flat = [torch.full_like(vector, 0.05).requires_grad_() for vector in parameters.flat()]
     own, declared = parameters.split(flat)
     baselines = torch.zeros(len(objective.plan.scored), dtype=flat[0].dtype, device=flat[0].device)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         found = functional_call(objective, own, (task.args, task.kwargs, declared, baselines, 1))
-    return repr(float(found[1]))
+    return repr(float(found[1].detach()))
 
 
 def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:
