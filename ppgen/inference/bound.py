@@ -69,17 +69,11 @@ class Bound:
         """Name the first site whose log density is not finite, in the words of a message."""
         self.parameters.store(flat)
         _, declared = self.parameters.split(flat)
-        site = self.objective.bad_site(*self._call(batch), declared)
+        site = self.objective.bad_site(*self.task.call(batch), declared)
         return f' (site "{site}")' if site else ""
 
     def _baselines(self) -> Tensor:
         return torch.zeros(len(self.objective.plan.scored))
-
-    def _call(self, data: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the programs for a batch, or for everything."""
-        if not data:
-            return self.task.args, self.task.kwargs
-        return (data[0],), {**self.task.kwargs, "u": data[1] if len(data) > 1 else None}
 
     def _graph(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Bound, baselines and gradients of minus the bound; all particles at once."""
@@ -105,7 +99,7 @@ class Bound:
     ) -> tuple[Tensor, Tensor, Tensor]:
         own, declared = self.parameters.split(flat)
         found: tuple[Tensor, Tensor, Tensor] = functional_call(
-            self.objective, own, (*self._call(data), declared, baselines, particles)
+            self.objective, own, (*self.task.call(data), declared, baselines, particles)
         )
         return found
 

@@ -21,12 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppgen.errors import FileError, FitError
+from ppgen.errors import FitError
 from ppgen.inference.ascent import Ascent, Pair
 from ppgen.inference.fixed_draws import FixedDraws, matched_normals
 from ppgen.inference.guides import FlatGuide, FullRank, LowRank, NormalGuide
 from ppgen.inference.parameters import Parameters
-from ppgen.results.storage import read_tensors, write_tensors
+from ppgen.inference.training import read_checkpoint
+from ppgen.results.storage import write_tensors
 
 __all__ = ["Climb", "first_draws"]
 
@@ -230,13 +231,10 @@ class Climb:
         ------
         FileError : it cannot be trusted, or holds another fit.
         """
-        if path is None or not path.exists():
+        saved = read_checkpoint(path, self.identity)
+        if saved is None:
             return
-        content, tensors = read_tensors(path)
-        if content.get("identity") != self.identity:
-            raise FileError(
-                f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
-            )
+        content, tensors = saved
         for name in _STATE:
             setattr(self, name, content[name])
         self._seed(self.seed)

@@ -114,7 +114,7 @@ class FixedDraws:
 
         def bound(flat: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
             own, declared = self.parameters.split(flat)
-            call = (*self._call(data), declared, noise)
+            call = (*self.task.call(data), declared, noise)
             value = functional_call(_Averaged(self.objective), {**_inside(own), **_inside(frame)}, call)
             return value, (value,)
 
@@ -125,11 +125,6 @@ class FixedDraws:
         before, noise, after = inputs[:place], inputs[place], inputs[place + 1 :]
         found = [self._gradient(*before, row[None], *after) for row in noise]
         return [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
-
-    def _call(self, data: Sequence[Tensor]) -> tuple[tuple[object, ...], dict[str, object]]:
-        if not data:
-            return self.task.args, self.task.kwargs
-        return (data[0],), {**self.task.kwargs, "u": data[1] if len(data) > 1 else None}
 
     def _rows(self, index: Tensor) -> Sequence[Tensor]:
         if self.whole:

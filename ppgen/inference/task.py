@@ -1,11 +1,12 @@
 """What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.errors import DataError
@@ -39,6 +40,12 @@ class Task:
     def rows(self) -> int:
         """Rows of the data; of a function, whose data cannot be split, one."""
         return 1 if self.observations is None else len(self.args[0])
+
+    def call(self, data: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the programs for a batch, its rows of data and of inputs if any; or for everything."""
+        if not data:
+            return self.args, self.kwargs
+        return (data[0],), {**self.kwargs, "u": data[1] if len(data) > 1 else None}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
         """The same on a device, floating numbers in one type."""

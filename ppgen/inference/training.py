@@ -29,7 +29,7 @@ from ppgen.inference.parallel import Group
 from ppgen.inference.parameters import Parameters
 from ppgen.results.storage import read_tensors, write_tensors
 
-__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "seed_device"]
+__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "read_checkpoint", "seed_device"]
 
 WINDOW = 200  # steps whose mean parameters are looked at
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
@@ -261,13 +261,10 @@ class Run:
         ------
         FileError : it cannot be trusted, or holds another fit.
         """
-        if path is None or not path.exists():
+        saved = read_checkpoint(path, self.identity)
+        if saved is None:
             return
-        content, tensors = read_tensors(path)
-        if content.get("identity") != self.identity:
-            raise FileError(
-                f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
-            )
+        content, tensors = saved
         self._seed(content["seed"])
         with torch.no_grad():
             for name in KEPT:
@@ -414,6 +411,23 @@ def _factor(schedule: Callable[[int], float], step: int) -> float:
     if not 0 <= found < math.inf:
         raise DataError(f"svi: schedule must give factors of zero or more, got {found} at step {step}; mend it there")
     return found
+
+
+def read_checkpoint(path: Path | None, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What a checkpoint of the run of this identity holds; None where there is none.
+
+    Raises
+    ------
+    FileError : it cannot be trusted, or holds another fit.
+    """
+    if path is None or not path.exists():
+        return None
+    content, tensors = read_tensors(path)
+    if content.get("identity") != identity:
+        raise FileError(
+            f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
+        )
+    return content, tensors
 
 
 def seed_device(number: int, device: torch.device) -> None:
