@@ -3,10 +3,13 @@ r"""Is a variational posterior q the exact one? Its own draws, reweighted by :ma
 The Pareto shape :math:`\hat k` of the ratios (Yao et al. 2018) sees a q that is too narrow. One that is too wide has
 bounded ratios and the best of shapes; it is seen by what reweighting does to the mean and to the width of each entry.
 Entries are compared as normal scores of their ranks under q, which neither units nor tails can disturb: there q has
-mean 0 and width 1, and what the reweighted draws have instead is the posterior's, in widths of q.
+mean 0 and width 1, and what the reweighted draws have instead is the posterior's, in widths of q. A normal laid over
+two modes has the right mean and width, and the wrong shape: it is seen by the posterior's probability of lying below
+each decile of q.
 
-The error of both is that of a ratio of weighted means (the delta method), which vanishes as the weights become equal.
-A move must be larger than all the entries together reach by chance in one fit of a thousand, and than what matters.
+The error of all three is that of a ratio of weighted means (the delta method), which vanishes as the weights become
+equal. A move must be larger than all the entries together reach by chance in one fit of a thousand, and than what
+matters.
 
 The shape of weights that are all but equal says nothing, for it is that of their differences, however small.
 """
@@ -27,7 +30,8 @@ __all__ = ["check_importance", "check_moments", "check_rows"]
 Array = np.ndarray
 
 SHAPE = 0.7
-SHIFT, WIDTH = 0.1, 0.1  # moves that matter, in widths of the posterior and as a share of it
+SHIFT, WIDTH, MOVED = 0.1, 0.1, 0.05  # moves that matter: in widths of the posterior, as a share of it, in probability
+DECILES = np.arange(1, 10) / 10
 FALSE_ALARMS = 1e-3  # of a fit with as many entries as it has
 BAD_ROWS = 0.1  # share of rows whose own values q may fail
 LEAST_SIZE = 100  # effective draws that know a mean to a tenth of a width, and a width to a fourteenth
@@ -46,14 +50,17 @@ FIT_AGAIN = "more steps, a guide with correlations, or mcmc"
 class Moves(NamedTuple):
     """What reweighting does to each entry (P,): to its mean in widths of the posterior, to the log width of q over it.
 
-    ``shift_error`` and ``stretch_error`` are their standard errors; ``influence`` is what each draw adds to the sum of
-    all stretches.
+    ``bend`` is the posterior's probability of lying below the decile of q where the two differ most, less q's own, and
+    ``bend_error``, ``shift_error`` and ``stretch_error`` are standard errors; ``influence`` is what each draw adds to
+    the sum of all stretches.
     """
 
     shift: Float[Array, " P"]
     shift_error: Float[Array, " P"]
     stretch: Float[Array, " P"]
     stretch_error: Float[Array, " P"]
+    bend: Float[Array, " P"]
+    bend_error: Float[Array, " P"]
     influence: Float[Array, " S"]
 
 
@@ -70,7 +77,7 @@ def check_importance(log_ratio: Float[Array, " S"]) -> Iterator[Check]:
 
 
 def check_moments(draws: Mapping[str, Float[Array, "S *event"]], log_ratio: Float[Array, " S"]) -> Iterator[Check]:
-    """Mean and width of every site, its worst entry, beside those of the same draws reweighted.
+    """Mean, width and shape of every site, its worst entry, beside those of the same draws reweighted.
 
     Only where `check_importance` passes are the weights fit for this.
     """
@@ -86,7 +93,7 @@ def check_moments(draws: Mapping[str, Float[Array, "S *event"]], log_ratio: Floa
     )
     entries = {site: entry for site, value in draws.items() if len(entry := _entries(value))}
     count = sum(map(len, entries.values()))
-    limit = chance_limit(2 * count + 1)
+    limit = chance_limit((2 + len(DECILES)) * count + 1)
     stretch, influence = 0.0, np.zeros(weight.size)
     for site, entry in entries.items():
         if (np.ptp(entry, -1) == 0).any():
@@ -200,23 +207,37 @@ def moves(entry: Float[Array, "P S"], weight: Float[Array, "... S"]) -> Moves:
     shift = (w * (score - mean) - score) / width
     stretch = (square - 1 - w * ((score - mean) ** 2 / variance - 1)) / 2
     own = (score**2).mean(-1)
+    bend, bend_error = _bend(score, w)
     return Moves(
         mean[:, 0] / width[:, 0],
         shift.std(-1) / math.sqrt(S),
         np.log(own / variance[:, 0]) / 2,
         stretch.std(-1) / math.sqrt(S),
+        bend,
+        bend_error,
         stretch.sum(0),
     )
+
+
+def _bend(score: Float[Array, "P S"], w: Float[Array, "... S"]) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """At the decile of q where the posterior's probability of lying below differs most: by how much, and its error."""
+    found = []
+    for edge in ndtri(DECILES):
+        below = score <= edge
+        share, own = (w * below).mean(-1), below.mean(-1)
+        influence = w * (below - share[:, None]) - (below - own[:, None])
+        found.append((share - own, influence.std(-1) / math.sqrt(score.shape[-1])))
+    move, error = np.array(found).transpose(1, 0, 2)
+    worst = np.abs(move).argmax(0)[None]
+    return np.take_along_axis(move, worst, 0)[0], np.take_along_axis(error, worst, 0)[0]
 
 
 def _moved(entry: Float[Array, "P S"], weight: Float[Array, " S"]) -> Moves:
     """The same in parts of bounded memory."""
     rows = max(1, BLOCK // max(1, weight.size))
     parts = [moves(entry[first : first + rows], weight) for first in range(0, len(entry), rows)]
-    shift, shift_error, stretch, stretch_error = (
-        np.concatenate(column) for column in list(zip(*parts, strict=True))[:4]
-    )
-    return Moves(shift, shift_error, stretch, stretch_error, np.sum([part.influence for part in parts], 0))
+    *columns, _ = (list(column) for column in zip(*parts, strict=True))
+    return Moves(*map(np.concatenate, columns), np.sum([part.influence for part in parts], 0))
 
 
 def _site_checks(site: str, found: Moves, limit: float) -> Iterator[Check]:
@@ -232,6 +253,22 @@ def _site_checks(site: str, found: Moves, limit: float) -> Iterator[Check]:
         f"the posterior's mean is {abs(shift):.2g} sd {'above' if shift > 0 else 'below'} that of q: {FIT_AGAIN}",
     )
     yield _width_check(site, found.stretch, found.stretch_error, limit)
+    yield _shape_check(site, found, limit)
+
+
+def _shape_check(site: str, found: Moves, limit: float) -> Check:
+    """Probabilities under q and the posterior, of the entry whose deciles are farthest beyond what chance allows."""
+    allowed = np.maximum(MOVED + MARGIN * found.bend_error, limit * found.bend_error)
+    worst = int(np.argmax(np.abs(found.bend) - allowed))
+    value, most = abs(float(found.bend[worst])), float(allowed[worst])
+    return Check(
+        f"shape of {site}",
+        value,
+        f"<= {most:.2g} of probability from the reweighted draws at each decile",
+        value <= most,
+        f"q is of another shape than the posterior, by {value:.2g} of its probability: it may have several modes, or a "
+        "bend; guide 'flow', or mcmc",
+    )
 
 
 def _width_check(

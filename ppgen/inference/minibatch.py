@@ -23,7 +23,7 @@ def check_minibatch(program: Callable[..., Any], x: Tensor, u: Tensor | None, si
     ------
     DataError : names a site that counts for its own rows only, and the line to write.
     """
-    rows = torch.argsort(~torch.isnan(x).flatten(1).any(1), stable=True)[: max(size, 2)]
+    rows = torch.argsort(~torch.isnan(x).reshape(len(x), -1).any(1), stable=True)[: max(size, 2)]
     if len(rows) < 2 or size == len(x):
         return
     few, total = len(rows), 2 * len(x)

@@ -45,10 +45,12 @@ def _check_shape(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a nod
     if fits and _weighted_once(batch, own, site):
         return
     inside = f" in plates of shape {_shape_of(plates)}" if plates else ""
+    few = any(dim >= -len(own) and own[dim] < size for dim, size in plates.items())
+    behind = "; where they are part of the rows, write the plate with `subsample_size=len(x)`" if few else ""
     raise DataError(
         f"{who}: every value of site {name!r} must be scored once, got values of shape {tuple(value)} for a "
         f"distribution of shape {tuple(batch + event)}{inside}, which would be broadcast against each other; "
-        "bring both to one shape (as `y[:, 0]` does), and add `.to_event(1)` or a plate for a further axis"
+        f"bring both to one shape (as `y[:, 0]` does), and add `.to_event(1)` or a plate for a further axis{behind}"
     )
 
 

@@ -276,8 +276,8 @@ def load(folder: str | Path, model: Given = None) -> Fit:
     Parameters
     ----------
     folder : where it was saved.
-    model : your own model's class, or an instance of it, or the plain function that was fitted; ppgen's own models need
-        none.
+    model : of your own model the class, or an instance (needed where it has no `config`); of a plain function that
+        function, with the numbers and arrays around it that it was fitted with; ppgen's own models need none.
 
     Raises
     ------

@@ -4,6 +4,7 @@ Only ppgen's own classes are rebuilt, from a table made of ppgen's own modules. 
 table and nowhere else; it is never imported.
 """
 
+import hashlib
 import importlib
 import inspect
 import pkgutil
@@ -88,6 +89,7 @@ def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str,
     return {
         "class": "Function",
         "function": _name(model.function),
+        "captured": _captured(model.function),
         "arguments": {"rest": rest, "takes_data": model.takes_data, "data_dims": list(model.data_dims)},
     }
 
@@ -97,11 +99,39 @@ def _rebuild_function(description: Mapping[str, Any], tensors: Mapping[str, Tens
     if given is None or isinstance(given, type) or _name(given) != name:
         came = "none" if given is None else _name(given)
         raise FileError(f"load: model must be the function {name} that was fitted, got {came}; pass model={name}")
+    _check_captured(name, description.get("captured", {}), _captured(given))
     arguments = description["arguments"]
     rest = tuple(_decode(value, tensors, {}) for value in arguments["rest"])
     model = Function(private(given), (None, *rest) if arguments["takes_data"] else ())
     model.__dict__["data_dims"] = tuple(arguments["data_dims"])
     return model
+
+
+def _captured(function: object) -> dict[str, str]:
+    """Numbers, text and arrays that a function takes from around it, by name; an array by its digest."""
+    if not inspect.isfunction(function):
+        return {}
+    around = inspect.getclosurevars(function)
+    found = {name: _summary(value) for name, value in sorted({**around.globals, **around.nonlocals}.items())}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _summary(value: object) -> str | None:
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    if not isinstance(value, Tensor | np.ndarray) or value.dtype == object:
+        return None
+    array = np.ascontiguousarray(value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value)
+    return f"{array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+
+
+def _check_captured(name: str, saved: Mapping[str, str], given: Mapping[str, str]) -> None:
+    for key in sorted(saved.keys() & given.keys()):
+        if saved[key] != given[key]:
+            raise FileError(
+                f"load: {name} was fitted with {key}={saved[key]} from around it, got {given[key]}; pass the "
+                "function with the values it had"
+            )
 
 
 def _name(function: object) -> str:

@@ -104,6 +104,23 @@ def test_a_function_is_saved_with_its_arguments_and_opened_with_itself(learnt, t
         ppgen.load(tmp_path / "fit", model=data_first)
 
 
+def test_a_function_with_other_numbers_around_it_is_another(tmp_path):
+    def made(scale, table):
+        def line(y):
+            mean = pyro.sample("mean", dist.Normal(table.sum(), scale))
+            with pyro.plate("row", len(y)):
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+        return line
+
+    fitted(made(1.0, torch.zeros(3)), torch.zeros(9, dtype=torch.float64)).save(tmp_path / "fit")
+    assert ppgen.load(tmp_path / "fit", made(1.0, torch.zeros(3))).attrs["engine"] == "svi"
+    with pytest.raises(FileError, match=r"line was fitted with scale=1.0 from around it, got 100.0"):
+        ppgen.load(tmp_path / "fit", made(100.0, torch.zeros(3)))
+    with pytest.raises(FileError, match="line was fitted with table="):
+        ppgen.load(tmp_path / "fit", made(1.0, torch.ones(3)))
+
+
 def test_arguments_that_no_file_can_hold_are_refused_by_save(tmp_path):
     x = torch.randn(5, 5, dtype=torch.float64)
     with pytest.raises(FileError, match="got builtin_function_or_method as argument 2 of square|argument 2 of square"):
@@ -188,3 +205,24 @@ def test_a_minibatch_of_a_model_that_forgets_total_is_refused_with_the_line_to_w
     assert fitted(Rows(told=True), x, batch_size=4).attrs["engine"] == "svi"
     with pytest.raises(DataError, match=r"site 'x' must count for all 40 rows.*'row', total or len\(x\), subsample"):
         fitted(Rows(told=False), x, batch_size=4)
+
+
+class Line(Model):
+    data_dims = ("row",)
+    dims = {"mu": ()}
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def model(self, x, *, u=None, total=None):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 10.0))
+        with pyro.plate("row", total or len(x), subsample_size=len(x) if self.told else None):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def test_data_of_one_axis_come_in_minibatches_too():
+    x = torch.randn(40, dtype=torch.float64)
+    assert fitted(Line(told=True), x, batch_size=4).attrs["engine"] == "svi"
+    with pytest.raises(DataError, match=r"where they are part of the rows, write the plate with `subsample_size=len"):
+        fitted(Line(told=False), x, batch_size=4)
