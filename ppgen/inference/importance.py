@@ -236,8 +236,8 @@ def _moved(entry: Float[Array, "P S"], weight: Float[Array, " S"]) -> Moves:
     """The same in parts of bounded memory."""
     rows = max(1, BLOCK // max(1, weight.size))
     parts = [moves(entry[first : first + rows], weight) for first in range(0, len(entry), rows)]
-    *columns, _ = (list(column) for column in zip(*parts, strict=True))
-    return Moves(*map(np.concatenate, columns), np.sum([part.influence for part in parts], 0))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Moves._fields[:-1]}
+    return Moves(**joined, influence=np.sum([part.influence for part in parts], 0))
 
 
 def _site_checks(site: str, found: Moves, limit: float) -> Iterator[Check]:
