@@ -3,8 +3,9 @@
 Rounding differs between the two, and chains amplify it. A choice by the clock would give other draws whenever the
 machine is busy, or torch's cache is cold; a choice by counts gives the same run the same draws again.
 
-The seconds were measured on one thread of a shared two-core machine; ``benchmarks/compile.py`` sets the choice beside
-both modes. The first graph ever compiled on a machine takes some 20 seconds more, for the headers of torch.
+The seconds are those of the twelve programs of ``benchmarks/compile.py``, on one thread of a shared two-core machine,
+fitted to within a third; they include loading torch's compiler. The first graph ever compiled on a machine takes some
+20 seconds more, for the headers of torch.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor, fx
 
 __all__ = ["Work", "work_of"]
 
-PER_NODE, PER_NUMBER, PER_HARD_NUMBER = 6.5e-6, 0.8e-9, 4e-9  # seconds of a traced call that compiling saves
-COLD, COLD_PER_NODE, WARM = 7.0, 0.035, 0.17  # seconds to compile, first time; share of them from torch's cache
-PAYS = 0.55  # of those first seconds: between the two, for nobody knows what the cache holds
+PER_NODE, PER_NUMBER, PER_HARD_NUMBER = 1.1e-5, 0.5e-9, 6e-9  # seconds of a traced call that compiling saves
+COLD, COLD_PER_NODE, WARM = 12.0, 0.05, 0.4  # seconds to compile, first time; share of them from torch's cache
+PAYS = 0.65  # of those first seconds: between the two, for nobody knows what the cache holds
 HARD = frozenset(
     getattr(torch.ops.aten, name)
     for name in ("exp", "expm1", "log", "log1p", "pow", "sigmoid", "tanh", "lgamma", "digamma", "erf", "erfc", "sin")

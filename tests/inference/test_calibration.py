@@ -427,8 +427,12 @@ def test_mcmc_is_calibrated_on_a_regression():
 
 @pytest.mark.slow
 def test_svi_is_calibrated_on_a_regression_with_orthogonal_inputs():
-    found = of_regression("svi", EVERYTHING)
-    assert found.ok, str(found)
+    """Of data drawn at seed 3 the exact posterior too has .007. Two alarms of four: 6e-6 by chance."""
+    inputs = INPUTS, torch.zeros(ROWS)
+    found = [
+        calibrate(regression, *inputs, engine="svi", replications=EVERYTHING, random_seed=seed) for seed in range(4)
+    ]
+    assert sum(not one.ok for one in found) <= 1, "\n".join(map(str, found))
 
 
 @pytest.mark.slow
