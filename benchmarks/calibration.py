@@ -16,8 +16,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppgen.families.autoregressive import Autoregressive
-from ppgen.families.gaussian import Gaussian
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.gaussian import Gaussian
 from ppgen.inference.calibration import calibrate
 from ppgen.models import HMM
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from posteriordb.programs import load
 
-from ppgen.inference.density import density
-from ppgen.inference.hamiltonian import Leapfrog
+from ppgen.inference.mcmc.hamiltonian import Leapfrog
+from ppgen.programs.density import density
 
 CHAINS = (1, 64, 1024, 8192)
 NAMES = ("eight_schools-eight_schools_noncentered", "sblrc-blr", "hmm_example-hmm_example")

@@ -46,10 +46,10 @@ from posteriordb.programs import CASES, load, parameters
 from pyro.infer.autoguide.initialization import init_to_value
 
 from ppgen.inference import mcmc
-from ppgen.inference.chains import default_chains
-from ppgen.inference.density import density
-from ppgen.inference.hamiltonian import Leapfrog
+from ppgen.inference.mcmc.chains import default_chains
+from ppgen.inference.mcmc.hamiltonian import Leapfrog
 from ppgen.messages import discrete_chain
+from ppgen.programs.density import density
 
 jax.config.update("jax_enable_x64", True)
 PYRO_DRAWS, NUMPYRO_DRAWS = 200, 500

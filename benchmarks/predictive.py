@@ -12,9 +12,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppgen.inference import over_draws, predictive, summed_out
 from ppgen.model import Model
 from ppgen.models.hmm import HMM
+from ppgen.predictions import over_draws, predictive, summed_out
 
 RESULT = Path(__file__).parent / "results" / "predictive.md"
 

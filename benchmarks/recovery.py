@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from ppgen.families import Autoregressive
+from ppgen.emissions import Autoregressive
 from ppgen.inference import vb
 from ppgen.models import HMM
 
@@ -160,8 +160,8 @@ def _hide(x, what, rng):
 
 def mice(seed):
     from ppgen.behavior.fitting import Settings, fit_pipeline
-    from ppgen.data.alignment import unalign
-    from ppgen.data.simulate import simulate_mice
+    from ppgen.pose.alignment import unalign
+    from ppgen.pose.simulate import simulate_mice
 
     recordings, truth = simulate_mice(random_seed=seed)
     began = time.perf_counter()

@@ -7,7 +7,7 @@ process is what ``/usr/bin/time -v`` or ``resource.getrusage`` calls its maximum
 import argparse
 from pathlib import Path
 
-from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
+from ppgen.pose.simulate import simulate_mice, write_deeplabcut_csv
 
 
 def main():

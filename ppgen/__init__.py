@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppgen.errors import DataError, FileError, FitError, PpgenError
-    from ppgen.inference.laws import check
+    from ppgen.laws.laws import check
     from ppgen.model import Conjugate, Model
     from ppgen.results.fit import Fit, load
 
@@ -36,10 +36,23 @@ _HOMES = {
     "FitError": "ppgen.errors",
     "Model": "ppgen.model",
     "PpgenError": "ppgen.errors",
-    "check": "ppgen.inference.laws",
+    "check": "ppgen.laws.laws",
     "load": "ppgen.results.fit",
 }
-_PACKAGES = ("data", "distributions", "families", "inference", "messages", "models", "plots", "results")
+_PACKAGES = (
+    "collapsed",
+    "data",
+    "diagnostics",
+    "distributions",
+    "emissions",
+    "families",
+    "inference",
+    "messages",
+    "models",
+    "plots",
+    "pose",
+    "results",
+)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (any public name)

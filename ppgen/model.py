@@ -28,9 +28,9 @@ from jaxtyping import Float
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from ppgen.distributions.collapsed import Collapsed
+from ppgen.collapsed.base import Collapsed
+from ppgen.emissions.completion import Completion
 from ppgen.errors import DataError
-from ppgen.families.completion import Completion
 from ppgen.families.family import Factor, Natural
 
 __all__ = ["Conjugate", "Factor", "Model", "tracked", "updated"]

@@ -13,15 +13,18 @@ import xarray as xr
 from pyro import poutine
 
 import ppgen
-from ppgen.families.autoregressive import Autoregressive
-from ppgen.families.bernoulli import Bernoulli
-from ppgen.families.categorical import Categorical
-from ppgen.families.gaussian import Gaussian
-from ppgen.families.poisson import Poisson
-from ppgen.inference import predictive, program, svi, vb
-from ppgen.inference.relabel import label_axes, permuted
+from ppgen.diagnostics.relabel import label_axes, permuted
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.bernoulli import Bernoulli
+from ppgen.emissions.categorical import Categorical
+from ppgen.emissions.gaussian import Gaussian
+from ppgen.emissions.poisson import Poisson
+from ppgen.inference import svi, vb
 from ppgen.model import Conjugate, Model
 from ppgen.models.hmm import HMM
+from ppgen.predictions import predictive
+from ppgen.programs import program
+from ppgen.programs.isolated import isolated
 
 
 class Line(Model):
@@ -100,7 +103,7 @@ def likelihood(given, x, u=None):
 def joint_gradient(given, x, u=None):
     """Log joint and its gradient with respect to every parameter."""
     theta = {site: value.clone().requires_grad_() for site, value in given.theta.items()}
-    with predictive.isolated():
+    with isolated():
         program = poutine.trace(poutine.condition(given.model.model, data=theta))
         value = program.get_trace(x, u=given.u if u is None else u).log_prob_sum()
     return value.detach(), dict(zip(theta, torch.autograd.grad(value, list(theta.values())), strict=True))
@@ -157,7 +160,7 @@ def test_a_batch_is_the_sum_of_its_parts(given):
 
 def test_a_batch_stands_for_the_whole_it_was_drawn_from(given):
     """With ``total`` rows behind a batch its likelihood counts as often, and the prior once."""
-    with torch.no_grad(), predictive.isolated():
+    with torch.no_grad(), isolated():
         run = poutine.trace(poutine.condition(given.model.model, data=given.theta))
         one, many = (run.get_trace(given.x, u=given.u, total=k * len(given.x)).log_prob_sum() for k in (1, 4))
     torch.testing.assert_close(many - one, 3 * likelihood(given, given.x).sum(), rtol=1e-10, atol=1e-10)
@@ -211,7 +214,7 @@ def test_replicated_data_is_data_the_model_takes(given):
 
 
 def test_the_guide_draws_exactly_the_latent_sites(given):
-    with predictive.isolated():
+    with isolated():
         model = program.copy_model(given.model)
         drawn = predictive.latent_sites(poutine.trace(model.guide).get_trace(given.x, u=given.u))
     assert set(drawn) == set(given.theta)

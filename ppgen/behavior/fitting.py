@@ -11,14 +11,14 @@ import torch
 from ppgen.behavior.pipeline import Pipeline, observations
 from ppgen.behavior.segments import median_duration
 from ppgen.behavior.stickiness import Search, choose_stickiness
-from ppgen.data.alignment import align
-from ppgen.data.pca import PrincipalComponents, fit_pca
-from ppgen.data.recording import Recording
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.subspace import Subspace
 from ppgen.errors import DataError
-from ppgen.families.autoregressive import Autoregressive
-from ppgen.families.subspace import Subspace
 from ppgen.inference import vb
 from ppgen.models.hmm import HMM
+from ppgen.pose.alignment import align
+from ppgen.pose.pca import PrincipalComponents, fit_pca
+from ppgen.pose.recording import Recording
 from ppgen.results.fit import Fit
 from ppgen.results.posterior import Factors
 from ppgen.results.reading import read

@@ -32,9 +32,9 @@ from ppgen.behavior.pipeline import Pipeline
 from ppgen.behavior.reading import Reading, say
 from ppgen.behavior.report import Section, render
 from ppgen.behavior.segments import median_duration, order_by_use, summary
-from ppgen.data.recording import Recording
-from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
 from ppgen.errors import DataError
+from ppgen.pose.recording import Recording
+from ppgen.pose.simulate import simulate_mice, write_deeplabcut_csv
 
 __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 

@@ -13,9 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.errors import DataError
-from ppgen.inference.program import copy_model
 from ppgen.model import Factor
 from ppgen.models.hmm import HMM
+from ppgen.programs.program import copy_model
 from ppgen.results.fit import Fit
 from ppgen.results.posterior import Factors
 

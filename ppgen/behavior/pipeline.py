@@ -16,11 +16,11 @@ import xarray as xr
 
 from ppgen.behavior.files import Labelled
 from ppgen.behavior.numbering import numbered
-from ppgen.data.alignment import Aligned, Template
-from ppgen.data.recording import Recording
 from ppgen.errors import DataError, FileError
+from ppgen.pose.alignment import Aligned, Template
+from ppgen.pose.recording import Recording
 from ppgen.results.fit import Fit, load
-from ppgen.results.storage import read_tensors, write_tensors
+from ppgen.storage.folder import read_tensors, write_tensors
 
 __all__ = ["Pipeline", "observations", "renumbered"]
 

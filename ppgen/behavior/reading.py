@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ppgen.behavior.files import safe_names
-from ppgen.data.pose import read_poses
-from ppgen.data.recording import Recording
 from ppgen.errors import DataError
+from ppgen.pose.pose import read_poses
+from ppgen.pose.recording import Recording
 
 __all__ = ["Reading", "say"]
 
@@ -23,7 +23,7 @@ TRUTH = b"frame,syllable"
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: see :func:`ppgen.data.pose.read_poses`; None is to find out."""
+    """How files are read: see :func:`ppgen.pose.pose.read_poses`; None is to find out."""
 
     fps: float | None = None
     min_confidence: float | None = None

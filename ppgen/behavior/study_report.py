@@ -16,11 +16,11 @@ from ppgen.behavior.report import Section
 from ppgen.behavior.segments import instances, median_duration, summary, transition_counts, transition_shares, usage
 from ppgen.behavior.summaries import as_dataset, mean_bodies
 from ppgen.behavior.trust import FEW, simulate, trust
-from ppgen.data.alignment import Aligned
-from ppgen.data.pose import missing_report
-from ppgen.data.recording import Recording
-from ppgen.inference.verdict import Report
+from ppgen.diagnostics.verdict import Report
 from ppgen.plots.style import apart
+from ppgen.pose.alignment import Aligned
+from ppgen.pose.pose import missing_report
+from ppgen.pose.recording import Recording
 
 __all__ = ["comparison_sections", "label_sections", "match_sections", "study_sections"]
 

@@ -8,8 +8,8 @@ import xarray as xr
 
 from ppgen.behavior.files import Labelled
 from ppgen.behavior.segments import instances
-from ppgen.data.recording import Recording
 from ppgen.errors import DataError
+from ppgen.pose.recording import Recording
 
 __all__ = ["SPEED", "as_dataset", "mean_bodies", "replicates"]
 

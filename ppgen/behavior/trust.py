@@ -9,7 +9,7 @@ import xarray as xr
 from ppgen.behavior.fitting import FIRST_STEPS, WHOLE, Study
 from ppgen.behavior.numbering import selected
 from ppgen.behavior.summaries import SPEED, replicates
-from ppgen.inference.verdict import Check, Report, report
+from ppgen.diagnostics.verdict import Check, Report, report
 
 __all__ = ["check_movement", "check_rare", "simulate", "trust"]
 

@@ -1,4 +1,4 @@
-"""What comes in: labelled arrays with NaN, pose files, alignment, principal components, simulated mice."""
+"""What comes in: labelled arrays, in which NaN is what was not observed."""
 
 from ppgen.data.arrays import as_observations, lengths, like, to_tensor
 

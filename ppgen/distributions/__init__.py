@@ -1,5 +1,6 @@
-"""Pyro distributions over whole sequences, their latents summed out."""
+"""Distributions that Pyro and torch lack."""
 
-from ppgen.distributions.hidden_markov import HiddenMarkov
+from ppgen.distributions.matrix_normal import MatrixNormal, PrecisionNormal
+from ppgen.distributions.wishart import WishartCholesky
 
-__all__ = ["HiddenMarkov"]
+__all__ = ["MatrixNormal", "PrecisionNormal", "WishartCholesky"]

@@ -27,6 +27,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.distributions.matrix_normal import MatrixNormal
+from ppgen.distributions.wishart import (
+    WishartCholesky,
+    cholesky,
+    expected_log_det,
+    inverse_lower,
+    log_multivariate_gamma,
+)
 from ppgen.errors import DataError
 from ppgen.families.family import (
     Family,
@@ -36,14 +44,6 @@ from ppgen.families.family import (
     common_batch,
     require,
     require_positive_definite,
-)
-from ppgen.families.matrix_normal import MatrixNormal
-from ppgen.families.wishart import (
-    WishartCholesky,
-    cholesky,
-    expected_log_det,
-    inverse_lower,
-    log_multivariate_gamma,
 )
 
 __all__ = ["MatrixNormalInverseWishart"]

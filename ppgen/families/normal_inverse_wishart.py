@@ -14,10 +14,10 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.distributions.matrix_normal import PrecisionNormal
+from ppgen.distributions.wishart import WishartCholesky
 from ppgen.families.family import Family, Natural, Sampler, as_tensors, common_batch, require_positive
-from ppgen.families.matrix_normal import PrecisionNormal
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart, check_regression, factorise
-from ppgen.families.wishart import WishartCholesky
 
 __all__ = ["NormalInverseWishart"]
 

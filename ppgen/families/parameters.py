@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ppgen.distributions.wishart import cholesky
 from ppgen.families.family import Factor, Family, Natural
-from ppgen.families.wishart import cholesky
 
 __all__ = ["VariationalFactor"]
 

@@ -1,1 +1,1 @@
-"""Engines, one a file: ``from ppgen.inference import vb``."""
+"""Engines, one a folder: ``from ppgen.inference import vb``."""

@@ -29,18 +29,18 @@ from jaxtyping import Float, Int
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from ppgen.collapsed.hidden_markov import HiddenMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
-from ppgen.distributions.hidden_markov import HiddenMarkov
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.clustering import agglomerate, window_counts
+from ppgen.emissions.completion import Completion
+from ppgen.emissions.emission import Emission
+from ppgen.emissions.gaussian import Gaussian
+from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
-from ppgen.families.autoregressive import Autoregressive
-from ppgen.families.clustering import agglomerate, window_counts
-from ppgen.families.completion import Completion
 from ppgen.families.dirichlet import Dirichlet
-from ppgen.families.emission import Emission
 from ppgen.families.family import Natural
-from ppgen.families.gaussian import Gaussian
 from ppgen.families.parameters import VariationalFactor
-from ppgen.families.units import check_units
 from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
@@ -59,7 +59,7 @@ class HMM(Conjugate):
     states : number of states K. Names for them may be given too, but which state gets which is arbitrary: see
         ``Fit.order`` and ``Fit.rename``.
     features : number of features D of a full-covariance Gaussian emission; or give ``emission``.
-    emission : any :class:`~ppgen.families.emission.Emission`.
+    emission : any :class:`~ppgen.emissions.emission.Emission`.
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
     concentration : total prior count of leaving to the other states, :math:`\alpha`.
     hierarchical : learn how much each state is used (weak-limit HDP).

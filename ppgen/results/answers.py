@@ -9,12 +9,12 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from ppgen.arguments import require_at_least, require_memory
+from ppgen.collapsed.estimated import estimates
 from ppgen.data.arrays import like
-from ppgen.distributions.estimated import estimates
 from ppgen.errors import DataError
-from ppgen.inference import predictive, steps
 from ppgen.model import Conjugate
-from ppgen.results.arguments import require_at_least, require_memory
+from ppgen.predictions import predictive, steps
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Factors
 from ppgen.results.reading import read
@@ -142,7 +142,7 @@ def _predict(
     keep: Tensor | None = None,
     progressbar: bool = True,
 ) -> Tensor:
-    """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.inference.over_draws`."""
+    """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.predictions.over_draws`."""
     hidden = not progressbar
     with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
         return predictive.gather(answer, fit.posterior.draws(draws), keep=keep, done=bar.update)

@@ -16,11 +16,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.distributions.estimated import estimates
+from ppgen.arguments import require_memory
+from ppgen.collapsed.estimated import estimates
+from ppgen.data.inputs import INPUT
 from ppgen.errors import DataError, FitError
-from ppgen.inference import predictive
-from ppgen.results.arguments import require_memory
-from ppgen.results.inputs import INPUT
+from ppgen.predictions import predictive
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws
 

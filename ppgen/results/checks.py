@@ -8,9 +8,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.inference import diagnostics, predictive
-from ppgen.inference.row_terms import log_joint_rows, row_sites
-from ppgen.inference.verdict import Check, Report, report
+from ppgen.diagnostics import checks as diagnostics
+from ppgen.diagnostics.verdict import Check, Report, report
+from ppgen.predictions import predictive
+from ppgen.predictions.row_terms import log_joint_rows, row_sites
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import arbitrary_names
 from ppgen.results.posterior import Draws, Factors, evenly

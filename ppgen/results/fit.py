@@ -11,22 +11,22 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
+from ppgen.arguments import require_at_least
+from ppgen.data.inputs import INPUT, Inputs, labels_of
+from ppgen.diagnostics.checks import Report
 from ppgen.errors import DataError
-from ppgen.inference.diagnostics import Report
-from ppgen.inference.memory import memory
 from ppgen.model import Model
+from ppgen.programs.memory import memory
 from ppgen.results import answers
-from ppgen.results.arguments import require_at_least
 from ppgen.results.checks import diagnose
-from ppgen.results.inputs import INPUT, Inputs, labels_of
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import ordered, renamed, warn_of_names
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
 from ppgen.results.rebuild import Given
-from ppgen.results.storage import read_folder, versions, write_folder
 from ppgen.results.stored import describe_fit, restore_parts
 from ppgen.rng import private_stream
+from ppgen.storage.folder import read_folder, versions, write_folder
 
 __all__ = ["Fit", "fit_result", "load"]
 
@@ -152,7 +152,7 @@ class Fit:
     def diagnose(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None
     ) -> Report:
-        """Say whether this fit can be trusted, failing closed; see :mod:`ppgen.inference.diagnostics`.
+        """Say whether this fit can be trusted, failing closed; see :mod:`ppgen.diagnostics.checks`.
 
         A variational fit is compared with the exact posterior (Pareto k-hat over ``draws`` draws) only where the data
         ``x`` is given again.
@@ -162,7 +162,7 @@ class Fit:
             return diagnose(self, None if x is None else self._read(x, u), draws)
 
     def relabel(self, labels: Mapping[str, int | tuple[int, ...]] | None = None) -> "Fit":
-        """Number exchangeable labels alike in every draw; see :mod:`ppgen.inference.relabel`.
+        """Number exchangeable labels alike in every draw; see :mod:`ppgen.diagnostics.relabel`.
 
         Parameters
         ----------

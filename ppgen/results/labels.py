@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ppgen.inference.relabel import Alignment, align, label_axes, permuted
+from ppgen.diagnostics.relabel import Alignment, align, label_axes, permuted
 from ppgen.model import Model
 from ppgen.results.posterior import Draws
 

@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppgen.data.inputs import INPUT
+from ppgen.diagnostics.relabel import label_axes
 from ppgen.errors import DataError
 from ppgen.families.dirichlet import Dirichlet
-from ppgen.inference.relabel import label_axes
 from ppgen.model import Factor, Model
-from ppgen.results.inputs import INPUT
 from ppgen.results.posterior import Draws, Factors
 from ppgen.rng import private_stream
 

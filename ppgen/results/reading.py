@@ -6,9 +6,9 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.data.inputs import INPUT, Inputs, aligned_features, read_inputs
 from ppgen.errors import DataError
-from ppgen.inference.program import Function
-from ppgen.results.inputs import INPUT, Inputs, aligned_features, read_inputs
+from ppgen.programs.program import Function
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.errors import FileError
-from ppgen.inference.program import Function, owner, private
 from ppgen.model import Model
+from ppgen.programs.program import Function, owner, private
 
 __all__ = ["Given", "describe", "program_state", "rebuild"]
 
 Given = Model | type[Model] | Callable[..., Any] | None
 """What `ppgen.load` is given to rebuild a model with."""
 
-PACKAGES = ("ppgen.models", "ppgen.families")
+PACKAGES = ("ppgen.models", "ppgen.families", "ppgen.emissions")
 
 
 def describe(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
-from ppgen.inference.memory import memory, remember
 from ppgen.model import Conjugate, Factor, Model
-from ppgen.results.budget import within_budget
+from ppgen.programs.memory import memory, remember
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.rebuild import Given, describe, program_state, rebuild
+from ppgen.storage.budget import within_budget
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit

@@ -5,13 +5,13 @@ import pytest
 from ppgen.behavior import fitting
 from ppgen.behavior.fitting import Settings, _check, _part, _usable, fit_pipeline, modes, out_of_reach, windows
 from ppgen.behavior.stickiness import Search
-from ppgen.data.recording import Recording
-from ppgen.data.simulate import simulate_mice
-from ppgen.distributions.across_gaps import AcrossGaps
+from ppgen.collapsed.across_gaps import AcrossGaps
+from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.errors import DataError
-from ppgen.families.autoregressive import Autoregressive
 from ppgen.inference import vb
 from ppgen.models.hmm import HMM
+from ppgen.pose.recording import Recording
+from ppgen.pose.simulate import simulate_mice
 
 
 @pytest.fixture

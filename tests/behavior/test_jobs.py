@@ -6,9 +6,9 @@ import pytest
 
 from ppgen.behavior import jobs
 from ppgen.behavior.reading import Reading
-from ppgen.data.recording import Recording
-from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
 from ppgen.errors import DataError
+from ppgen.pose.recording import Recording
+from ppgen.pose.simulate import simulate_mice, write_deeplabcut_csv
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from ppgen.behavior.numbering import numbered, posterior_tree, selected
+from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.errors import DataError
-from ppgen.families.autoregressive import Autoregressive
 from ppgen.inference import svi, vb
 from ppgen.models.hmm import HMM
 

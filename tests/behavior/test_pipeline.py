@@ -6,8 +6,8 @@ import pytest
 from ppgen.behavior import pipeline as module
 from ppgen.behavior.fitting import Settings, fit_pipeline
 from ppgen.behavior.pipeline import Pipeline, renumbered
-from ppgen.data.simulate import simulate_mice
 from ppgen.errors import DataError, FileError
+from ppgen.pose.simulate import simulate_mice
 
 STATES = 4
 

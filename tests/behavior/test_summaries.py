@@ -4,8 +4,8 @@ import xarray as xr
 
 from ppgen.behavior.files import Labelled
 from ppgen.behavior.summaries import _median, as_dataset, mean_bodies, replicates
-from ppgen.data.recording import Recording
 from ppgen.errors import DataError
+from ppgen.pose.recording import Recording
 
 FPS = 10.0
 BODY = np.array([[0.5, 0.0], [0.0, 0.2], [-0.5, 0.0]])

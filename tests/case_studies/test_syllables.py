@@ -16,7 +16,7 @@ from ppgen.behavior import fitting, jobs, study_report
 from ppgen.behavior.files import read_labels
 from ppgen.behavior.pipeline import Pipeline, observations
 from ppgen.behavior.reading import Reading
-from ppgen.data.simulate import simulate_mice, write_deeplabcut_csv
+from ppgen.pose.simulate import simulate_mice, write_deeplabcut_csv
 
 SCRIPT = Path(__file__).parents[2] / "case_studies" / "syllables.py"
 QUICK = ["--states", "4", "--lags", "1", "--max-steps", "4", "--components", "2"]

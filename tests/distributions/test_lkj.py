@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ppgen.distributions.lkj import draw_cholesky
-from ppgen.inference import predictive
-from ppgen.inference.density import density
-from ppgen.inference.program import Function
+from ppgen.predictions import predictive
+from ppgen.programs.density import density
+from ppgen.programs.program import Function
 from ppgen.rng import private_stream
 
 N = 4000

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.func import vmap
 
-from ppgen.messages import _discrete, _discrete_draws
-from ppgen.messages._discrete_exact import filter_exactly
+from ppgen.messages.discrete import _dispatch as _discrete
+from ppgen.messages.discrete import _draws as _discrete_draws
+from ppgen.messages.discrete._exact import filter_exactly
 
 
 @pytest.mark.parametrize("shared", list(itertools.product([True, False], repeat=4)))

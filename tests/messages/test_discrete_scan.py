@@ -6,7 +6,8 @@ import pytest
 import torch
 from enumeration import random_chain
 
-from ppgen.messages import _discrete, _scan
+from ppgen.messages.discrete import _dispatch as _discrete
+from ppgen.messages.discrete import _scan
 
 
 def flat(steps, states, rows, varying=False, scale=1.0):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from enumeration import dense, random_gaussian
 
-from ppgen.messages import GaussianChain, _gaussian, gaussian_chain
+from ppgen.messages import GaussianChain, gaussian_chain
+from ppgen.messages.gaussian import _dispatch as _gaussian
 
 SHAPES = [(1, 1), (1, 4), (2, 3), (3, 1), (6, 3), (5, 8), (3, 40)]
 

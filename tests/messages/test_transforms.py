@@ -9,7 +9,8 @@ import torch
 from enumeration import random_chain, random_gaussian
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.messages import _op, discrete_chain, gaussian_chain
+from ppgen.messages import _operator as _op
+from ppgen.messages import discrete_chain, gaussian_chain
 
 
 def discrete(*chain):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from dense import normal
 
+from ppgen.emissions import Autoregressive, Categorical, Gaussian
+from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
-from ppgen.families import Autoregressive, Categorical, Gaussian
-from ppgen.families.units import check_units
 from ppgen.inference import mcmc, svi, vb
 from ppgen.models import HMM
 from ppgen.results.fit import load

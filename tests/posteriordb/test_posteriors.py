@@ -7,7 +7,7 @@ from posteriordb.programs import CASES, load
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.mcmc.util import initialize_model
 
-from ppgen.inference.density import density
+from ppgen.programs.density import density
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,9 +10,9 @@ import xarray as xr
 
 from ppgen.data import as_observations
 from ppgen.errors import DataError
-from ppgen.inference import predictive
-from ppgen.inference.program import Function
 from ppgen.model import Model
+from ppgen.predictions import predictive
+from ppgen.programs.program import Function
 from ppgen.results import Draws, by_entry, fit_result
 
 

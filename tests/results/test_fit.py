@@ -9,9 +9,10 @@ import xarray as xr
 from scipy.special import logsumexp
 
 import ppgen
+from ppgen import arguments
 from ppgen.errors import DataError, FileError
 from ppgen.models.hmm import HMM
-from ppgen.results import Draws, Factors, answers, arguments
+from ppgen.results import Draws, Factors, answers
 
 
 def test_latents_are_labelled_like_the_data(hmm_fit, recordings):

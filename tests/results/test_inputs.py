@@ -10,8 +10,8 @@ import xarray as xr
 
 import ppgen
 from ppgen.errors import DataError
-from ppgen.inference import task
 from ppgen.model import Model
+from ppgen.programs import task
 from ppgen.results import Draws, fit_result
 
 

@@ -9,11 +9,12 @@ import torch
 import xarray as xr
 
 import ppgen
+from ppgen.emissions.gaussian import Gaussian
 from ppgen.errors import DataError
-from ppgen.families.gaussian import Gaussian
-from ppgen.inference import predictive, vb
+from ppgen.inference import vb
 from ppgen.model import Model
 from ppgen.models.hmm import HMM
+from ppgen.predictions import predictive
 
 
 def simulated(seed):

@@ -1,0 +1,138 @@
+"""States of a hidden Markov model whose emission has frames with no closed form: summed out along paths of states.
+
+Frames far from a gap are exact, and so is everything while a gap is so short that all paths through it are followed;
+otherwise the answer is that of many weighted paths (:mod:`ppgen.messages.switching.filter`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ppgen.emissions.emission import Emission
+from ppgen.families.family import Natural
+from ppgen.messages import discrete_chain
+from ppgen.messages.switching.filter import States, Switching
+
+__all__ = ["AcrossGaps", "GapLatents"]
+
+DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
+RUNS, FEWEST = 8, 50  # runs over which the posterior is averaged, of a quarter of the particles, or at least so many
+BUDGET, LEAST = 1 << 29, 16  # multiplications that an answer may cost, some three seconds; particles at least
+PATHS = 2  # from each of them, for the mean of the latent frames
+UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
+
+
+@final
+@dataclass(frozen=True)
+class AcrossGaps:
+    """A batch of sequences with gaps, and the parameters: initial and transition log-weights, natural statistics."""
+
+    x: Float[Tensor, "N T F"]
+    log_initial: Float[Tensor, " K"]
+    log_transition: Float[Tensor, "K K"]
+    emission: Emission
+    statistics: Natural
+    switching: Switching
+    constant: Float[Tensor, " N"]
+
+    def log_evidence(self) -> Float[Tensor, " N"]:
+        """An estimate of log p(x); its exponential is unbiased."""
+        found = self._states(0, torch.rand(self._steps, dtype=torch.float64))
+        return torch.where(self.switching.lengths > 0, found.log_evidence + self.constant, 0.0)
+
+    def path(self) -> Int[Tensor, "N T"]:
+        """One draw of the states, from particles of its own."""
+        particles = min(DRAWING, self.switching.particles)
+        return self._states(1, torch.rand(self._steps, dtype=torch.float64), particles=particles).paths[0]
+
+    def latents(self) -> "GapLatents":
+        """Posterior of the states and frames; the same bits at every call.
+
+        The plain average of runs: where a gap is long, particles of one run are too alike, and runs differ. Models of
+        many states and recordings with many gaps get fewer particles and runs, as `BUDGET` allows.
+        """
+        generator = torch.Generator().manual_seed(0)
+        affordable = BUDGET // max(1, self.switching.cost)
+        particles = min(max(FEWEST, self.switching.particles // 4), max(LEAST, affordable // RUNS))
+        runs = min(RUNS, max(1, affordable // particles))
+        thinning = torch.rand(runs, self._steps, dtype=torch.float64, generator=generator)
+        found = [self._states(PATHS, each, generator, particles) for each in thinning]
+        marginals = torch.stack([run.marginals for run in found]).mean(0)
+        return GapLatents(self, marginals, torch.cat([run.paths for run in found]))
+
+    @property
+    def _steps(self) -> int:
+        return self.switching.potential.shape[1]
+
+    def _states(
+        self,
+        draws: int,
+        thinning: Float[Tensor, " T"],
+        generator: torch.Generator | None = None,
+        particles: int | None = None,
+    ) -> States:
+        shape = (draws, len(self.constant), self._steps)
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return self.switching.states(
+            self.log_initial, self.log_transition, thinning=thinning, uniforms=uniforms, particles=particles
+        )
+
+
+@final
+@dataclass(frozen=True)
+class GapLatents:
+    """Posterior of the states and of the latent frames of sequences with gaps."""
+
+    posterior: AcrossGaps
+    probabilities: Float[Tensor, "N T K"]
+    paths: Int[Tensor, "n N T"]
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "z": ("sequence", "time", "state"),
+        "z_mode": ("sequence", "time"),
+        "z_draw": ("sequence", "time"),
+        "h": ("sequence", "time", "component"),
+    }
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        """``z``: probability of each state at each step; ``h``: mean of the latent frames; NaN past the end."""
+        found = {"z": self.probabilities, "h": self._frames()}
+        return {name: torch.where(self._exists[..., None], value, torch.nan) for name, value in found.items()}
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        """``z_mode``: across gaps the most probable state of each step, and elsewhere the most probable path given
+        those; -1 past the end of a sequence.
+        """
+        given = self.posterior.switching
+        best = torch.nn.functional.one_hot(self.probabilities.argmax(-1), self.probabilities.shape[-1])
+        potential = torch.where(given.touched[..., None], UNLIKELY * (best - 1.0), given.potential)
+        chain = discrete_chain(self.posterior.log_initial, self.posterior.log_transition, potential, given.lengths)
+        return {"z_mode": self._end(chain.mode())}
+
+    def sample(self) -> dict[str, Tensor]:
+        """``z_draw``: one draw of the whole path; -1 past the end of a sequence."""
+        return {"z_draw": self._end(self.posterior.path())}
+
+    def _frames(self) -> Float[Tensor, "N T D"]:
+        """Mean of the frames given a path, averaged over paths."""
+        given, K = self.posterior, self.probabilities.shape[-1]
+        total = torch.zeros_like(given.switching.value)
+        for path in self.paths:
+            weights = torch.nn.functional.one_hot(path, K).to(total)
+            completion = given.emission.complete(given.x, given.statistics, weights)
+            total += total.new_zeros(()) if completion is None else completion.mean
+        return torch.where(given.switching.known, given.switching.value, total / len(self.paths))
+
+    def _end(self, path: Tensor) -> Tensor:
+        return torch.where(self._exists, path, -1)
+
+    @property
+    def _exists(self) -> Bool[Tensor, "N T"]:
+        given = self.posterior.switching
+        return torch.arange(given.potential.shape[1]) < given.lengths[:, None]

@@ -1,0 +1,21 @@
+"""How a state or a latent shows in the data."""
+
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.bernoulli import Bernoulli
+from ppgen.emissions.categorical import Categorical
+from ppgen.emissions.completion import Completion
+from ppgen.emissions.emission import Emission
+from ppgen.emissions.gaussian import Gaussian
+from ppgen.emissions.poisson import Poisson
+from ppgen.emissions.subspace import Subspace
+
+__all__ = [
+    "Autoregressive",
+    "Bernoulli",
+    "Categorical",
+    "Completion",
+    "Emission",
+    "Gaussian",
+    "Poisson",
+    "Subspace",
+]

@@ -1,0 +1,364 @@
+r"""Autoregressive Gaussian emissions: within a state, a vector autoregression.
+
+.. math::
+    \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad A_k \mid \Lambda_k \sim \mathcal{MN}(M, \Lambda_k^{-1}, V), \quad
+    h_t \mid z_t = k \sim \mathcal N(A_k [h_{t-1}; \dots; h_{t-L}; 1], \Lambda_k^{-1})
+
+with :math:`M = [I, 0, \dots, 0]` (a random walk). The first L frames are a random walk whatever the state:
+:math:`h_1 \sim \mathcal N(0, \sigma_0^2 I)`, then :math:`h_t \sim \mathcal N(h_{t-1}, \sigma_1^2 I)`. The observation
+is ``h`` itself, or lies in a :class:`~ppgen.emissions.subspace.Subspace` of many features with coordinates ``h``.
+
+**Missing frames.** An emission whose lag is missing has no closed form. For training, missing entries are latent, with
+an exact Gaussian posterior ``q(h)`` given the weights of the states, in mean field with ``q(z)``: the evidence becomes
+a lower bound with a gradient, which equals it when nothing is missing or K = 1. Answers about states, missing frames
+and the evidence do not use the mean field, which is far too sure of the states across a gap: they follow paths of
+states and sum the frames out along each (:mod:`ppgen.messages.switching.filter`). A recording whose last frames are all
+missing counts as a shorter recording.
+
+References: Fox et al. (2011), "Bayesian nonparametric inference of switching dynamic linear models", §II and IV;
+Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
+"""
+
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.emissions._simulation import simulate
+from ppgen.emissions.completion import Completion
+from ppgen.emissions.emission import Emission
+from ppgen.emissions.gap import GapChain, GapPosterior
+from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, pack, pack_products
+from ppgen.emissions.subspace import RowEvidence, Subspace
+from ppgen.errors import DataError
+from ppgen.families.family import Natural
+from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
+from ppgen.messages.switching.filter import Regimes, Switching
+
+__all__ = ["Autoregressive"]
+
+ROWS_AT_ONCE = 1 << 15  # frames whose packed products are in memory together
+
+
+@final
+class Autoregressive(Emission):
+    """Vector autoregression of order ``lags`` in each state.
+
+    Parameters
+    ----------
+    features : features of the observation, F.
+    lags : order of the autoregression, at least 1.
+    covariance : ``"full"`` or ``"diagonal"`` innovations.
+    subspace : where the observation lies; None models the features themselves (then D = F).
+    noise : prior guess of the innovation variance, in squared units of the latent.
+    strength : prior precision of the coefficients around the random walk.
+    initial_scale : standard deviation of the first frame.
+    initial_step : standard deviation of the steps between the first ``lags`` frames.
+    """
+
+    prior_scales: ClassVar[tuple[str, ...]] = ("noise", "strength")
+
+    def __init__(
+        self,
+        features: int,
+        lags: int = 1,
+        *,
+        covariance: str = "full",
+        subspace: Subspace | None = None,
+        noise: float = 0.1,
+        strength: float = 1.0,
+        initial_scale: float = 3.0,
+        initial_step: float = 0.3,
+    ) -> None:
+        if features < 1 or lags < 1:
+            raise DataError(f"Autoregressive: features and lags must be at least 1, got {features} and {lags}")
+        if covariance not in ("full", "diagonal"):
+            raise DataError(f'Autoregressive: covariance must be "full" or "diagonal", got {covariance!r}')
+        if subspace is not None and len(subspace.mean) != features:
+            raise DataError(f"Autoregressive: subspace has {len(subspace.mean)} features, the emission {features}")
+        if not all(value > 0 for value in (noise, strength, initial_scale, initial_step)):
+            raise DataError(
+                "Autoregressive: noise, strength, initial_scale and initial_step must be positive, "
+                f"got {noise}, {strength}, {initial_scale} and {initial_step}"
+            )
+        self.features, self.lags, self.covariance, self.subspace = features, lags, covariance, subspace
+        self.noise, self.strength = noise, strength
+        self.initial_scale, self.initial_step = initial_scale, initial_step
+        self.width = features if subspace is None else subspace.basis.shape[1]
+        self.family = MatrixNormalInverseWishart()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("features", "lags", "covariance", "subspace", "noise", "strength", "initial_scale", "initial_step")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def prior_units(self) -> tuple[float, float] | None:
+        return (self.noise, 0.0) if self.subspace is None else None
+
+    @property
+    def closed(self) -> bool:
+        return False
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        axis = "feature" if self.subspace is None else "component"
+        if self.covariance == "full":
+            return {"coefficients": (axis, "regressor"), "precision_cholesky": (axis, f"other_{axis}")}
+        return {"coefficients": (axis, "row", "regressor"), "precision_cholesky": (axis, "row", "other_row")}
+
+    def prior(self, states: int, **scales: Tensor) -> Natural:
+        D, R = self.width, self.lags * self.width + 1
+        dtype = torch.float64
+        noise, strength = scales.get("noise", self.noise), scales.get("strength", self.strength)
+        walk, size, batch = torch.eye(D, R, dtype=dtype), D, torch.Size([states])
+        if self.covariance == "diagonal":
+            walk, size, batch = walk[:, None], 1, torch.Size([states, D])
+        return self.family.natural(
+            location=walk.expand(states, *walk.shape),
+            column_precision=(strength * torch.eye(R, dtype=dtype)).expand(*batch, R, R),
+            scale=(noise * torch.eye(size, dtype=dtype)).expand(*batch, size, size),
+            degrees=torch.full(batch, size + 2.0, dtype=dtype),
+        )
+
+    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+        completion = self.complete(x, s) if completion is None else completion
+        N, T, D = completion.mean.shape
+        coefficient = coefficients(self._form(s))
+        log_det = self._log_det(s) - D / 2 * LOG_2PI
+        windows = self._windows(completion.mean).reshape(N * T, -1)
+        scores = [pack_products(w) @ coefficient.mT for w in windows.split(ROWS_AT_ONCE)]
+        total = torch.cat(scores) + log_det
+        if len(completion.rows):
+            total = torch.index_add(total, 0, completion.rows, completion.moments @ coefficient.mT)
+        time = torch.arange(T, device=x.device)
+        counted = (time >= self.lags) & (time < completion.lengths[:, None])
+        return torch.where(counted[..., None], total.reshape(N, T, -1), 0.0)
+
+    def complete(
+        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
+    ) -> Completion:
+        """Posterior of the latent frames given ``weights`` (N, T, K) of the states (equal weights where None)."""
+        if previous is not None and previous.complete:
+            return previous
+        evidence, known, lengths = self._evidence(x)
+        value, constant = evidence.value.reshape(known.shape), evidence.constant.reshape(known.shape[:2]).sum(-1)
+        if known.all():
+            empty = torch.zeros(0, dtype=torch.long)
+            bonus = constant + self._first_frames(value, lengths)
+            return Completion(value, empty, x.new_zeros(0, self._packed), bonus, lengths, True)
+        gap = GapChain.build(known, value, self.lags)
+        unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
+        posterior = self._posterior(gap, s, weights, lengths, unary, linear)
+        mean = posterior.frames_of(posterior.chain.mean)[:, : x.shape[1]]
+        rows, moments = self._window_moments(posterior, lengths, x.shape[1])
+        bonus = constant + self._first_frames(mean, lengths) + posterior.entropy
+        bonus = bonus + self._partial_evidence(evidence, mean) + _spread(posterior, unary)
+        return Completion(mean, rows, moments, bonus, lengths, False)
+
+    def _redraw(self, x: Tensor, s: Natural, z: Tensor) -> tuple[Tensor, Tensor]:
+        """An exact draw of the latent frames given the states, and the lengths."""
+        evidence, known, lengths = self._evidence(x)
+        value = evidence.value.reshape(known.shape)
+        if not known.all():
+            gap = GapChain.build(known, value, self.lags)
+            unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
+            weights = torch.nn.functional.one_hot(z, s["log_det"].shape[0]).to(value)
+            posterior = self._posterior(gap, s, weights, lengths, unary, linear)
+            value = posterior.sample()[:, : x.shape[1]]
+        return value, lengths
+
+    def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
+        evidence, known, lengths = self._evidence(x)
+        if known.all():
+            return None
+        N, T, D = known.shape
+        value = torch.where(known, evidence.value.reshape(known.shape), 0.0)
+        regimes = Regimes.of(self._form(s), self._log_det(s), D, self.initial_scale, self.initial_step)
+        empty = torch.zeros(0, dtype=torch.long)
+        given = Completion(value, empty, value.new_zeros(0, self._packed), value.new_zeros(N), lengths, True)
+        partial = torch.full((N * T,), -1).index_put((evidence.partial,), torch.arange(len(evidence.partial)))
+        switching = Switching(
+            regimes, self.potential(x, s, given), known, value, partial.reshape(N, T),
+            evidence.precision, evidence.information, lengths,
+        )  # fmt: skip
+        return switching, evidence.constant.reshape(N, T).sum(-1)
+
+    def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
+        if not torch.isnan(x).any():
+            return x.clone()
+        frames, lengths = self._redraw(x, s, z)
+        exists = torch.arange(x.shape[1]) < lengths[:, None]
+        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames), x)
+
+    def sample(self, s: Natural, z: Tensor) -> Tensor:
+        nothing = torch.zeros(len(z), dtype=torch.long)
+        h = self._run(s, z, torch.zeros(len(z), self.lags, self.width, dtype=torch.float64), nothing)
+        return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
+
+    def extend(self, past: Tensor, s: Natural, z: Tensor, lengths: Tensor) -> Tensor:
+        evidence, known, _ = self._evidence(past)
+        value = evidence.value.reshape(known.shape)
+        index = lengths[:, None] - self.lags + torch.arange(self.lags)
+        h = self._run(s, z, value[torch.arange(len(past))[:, None], index.clamp_min(0)], lengths)
+        return self._observe(h.new_full((*z.shape, self.features), torch.nan), h)
+
+    def _run(self, s: Natural, z: Tensor, past: Tensor, lengths: Tensor) -> Float[Tensor, "N H D"]:
+        """Run through the states ``z`` (N, H) behind the last frames ``past`` (N, L, D) of sequences of these lengths.
+
+        First frames are those of two more states: the first frame of all, and the random walk.
+        """
+        D, K = self.width, s["log_det"].shape[0]
+        form, eye = self._form(s), torch.eye(self.width, dtype=torch.float64)
+        precision = -2 * form[:, :D, :D]
+        regression = torch.linalg.solve(precision, 2 * form[:, :D, D:])
+        walk = torch.nn.functional.pad(eye, (0, regression.shape[-1] - D))
+        regression = torch.cat([regression, torch.stack([torch.zeros_like(walk), walk])])
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        root = torch.cat([root, torch.stack([self.initial_scale * eye, self.initial_step * eye])])
+        age = lengths[:, None] + torch.arange(z.shape[1])
+        state = torch.where(age == 0, K, torch.where(age < self.lags, K + 1, z))
+        noise = (root[state] @ torch.randn(*z.shape, D, 1, dtype=form.dtype))[..., 0]
+        return simulate(regression, state, noise, past)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Posture, and its change over the lags, from frames filled by a random walk."""
+        prior = self.prior(1)
+        frames = self.complete(x, self.family.expected(prior)).mean
+        change = frames - torch.nn.functional.pad(frames, (0, 0, self.lags, 0))[:, : frames.shape[1]]
+        change[:, : self.lags] = 0
+        return torch.cat([frames, change / change.std().clamp_min(1e-12)], -1)
+
+    @property
+    def _packed(self) -> int:
+        W = (self.lags + 1) * self.width + 1
+        return W * (W + 1) // 2
+
+    def _form(self, s: Natural) -> Float[Tensor, "K W W"]:
+        """The quadratic form over ``(h_t, h_{t-1}, ..., h_{t-L}, 1)``."""
+        if self.covariance == "full":
+            return homogeneous(s["precision"], s["linear"], s["quadratic"])
+        precision = torch.diag_embed(s["precision"][..., 0, 0])
+        return homogeneous(precision, s["linear"][..., 0, :], s["quadratic"].sum(-3))
+
+    def _log_det(self, s: Natural) -> Float[Tensor, " K"]:
+        return s["log_det"] if self.covariance == "full" else s["log_det"].sum(-1)
+
+    def _windows(self, h: Float[Tensor, "N T D"]) -> Float[Tensor, "N T W"]:
+        T = h.shape[1]
+        shifted = [torch.nn.functional.pad(h, (0, 0, lag, 0))[:, :T] for lag in range(self.lags + 1)]
+        return torch.cat([*shifted, h.new_ones(*h.shape[:2], 1)], -1)
+
+    def _evidence(self, x: Tensor) -> tuple[RowEvidence, Tensor, Tensor]:
+        """What the data says about the latent frames; which are known (frames past the end count as known); lengths."""
+        N, T, F = x.shape
+        rows = x.reshape(-1, F)
+        seen = ~torch.isnan(x)
+        lengths = sequence_lengths(x)
+        if self.subspace is None:
+            nothing = rows.new_zeros(0, F)
+            partial = torch.zeros(0, dtype=torch.long)
+            evidence = RowEvidence(
+                torch.nan_to_num(rows), seen.reshape(-1, F), partial, nothing[..., None].expand(0, F, F), nothing,
+                rows.new_zeros(N * T),
+            )  # fmt: skip
+        else:
+            evidence = self.subspace.evidence(rows)
+        past = torch.arange(T) >= lengths[:, None]
+        return evidence, evidence.known.reshape(N, T, -1) | past[..., None], lengths
+
+    def _observe(self, x: Tensor, h: Tensor) -> Tensor:
+        """Draw the NaN entries of ``x`` given the latent frames."""
+        if self.subspace is None:
+            return torch.where(torch.isnan(x), h, x)
+        return self.subspace.fill(x.reshape(-1, self.features), h.reshape(-1, self.width)).reshape(x.shape)
+
+    def log_frames(self, x: Tensor) -> Float[Tensor, "N T"]:
+        evidence, known, lengths = self._evidence(x)
+        first = self._each_first_frame(evidence.value.reshape(known.shape), lengths)
+        return evidence.constant.reshape(x.shape[:2]) + torch.nn.functional.pad(first, (0, x.shape[1] - first.shape[1]))
+
+    def _first_frames(self, h: Tensor, lengths: Tensor) -> Float[Tensor, " N"]:
+        """Log-density of the first frames at ``h``."""
+        return self._each_first_frame(h, lengths).sum(-1)
+
+    def _each_first_frame(self, h: Tensor, lengths: Tensor) -> Float[Tensor, "N L"]:
+        first = h[:, : self.lags]
+        exists = torch.arange(first.shape[1]) < lengths[:, None]
+        scale = torch.full((first.shape[1], 1), self.initial_step, dtype=h.dtype)
+        scale[:1] = self.initial_scale
+        z = torch.diff(first, dim=1, prepend=torch.zeros_like(first[:, :1])) / scale
+        each = -0.5 * (z**2 + LOG_2PI) - scale.log()
+        return each.sum(-1) * exists
+
+    def _first_precision(self) -> Float[Tensor, "S LD LD"]:
+        """Precision of the first frames of a sequence of 0, 1, ..., L frames, in one block."""
+        L = self.lags
+        steps = torch.eye(L, dtype=torch.float64) - torch.diag(torch.ones(L - 1, dtype=torch.float64), -1)
+        weight = torch.full((L,), self.initial_step**-2, dtype=torch.float64)
+        weight[0] = self.initial_scale**-2
+        exists = torch.tril(torch.ones(L + 1, L, dtype=torch.float64), -1)
+        time = steps.mT @ torch.diag_embed(exists * weight) @ steps
+        return torch.kron(time, torch.eye(self.width, dtype=torch.float64)[None])
+
+    def _partial_evidence(self, evidence: RowEvidence, mean: Tensor) -> Float[Tensor, " N"]:
+        """Evidence of partly observed frames at the mean."""
+        h = mean.reshape(-1, self.width)[evidence.partial]
+        each = (evidence.information * h).sum(-1) - 0.5 * torch.einsum("pi,pij,pj->p", h, evidence.precision, h)
+        sequence = evidence.partial // mean.shape[1]
+        return mean.new_zeros(len(mean)).index_add(0, sequence, each)
+
+    def _unary(self, gap: GapChain, evidence: RowEvidence, T: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Precision and information on single blocks: partly observed frames, and the prior of the first frames."""
+        N, M = gap.kept.shape
+        L, D = self.lags, self.width
+        slot = gap.slots()
+        matrix, vector = evidence.value.new_zeros(N, M, L, D, L, D), evidence.value.new_zeros(N, M, L, D)
+        n, t = evidence.partial // T, evidence.partial % T
+        where = slot[n, t // L]
+        keep = where >= 0
+        matrix[n[keep], where[keep], t[keep] % L, :, t[keep] % L, :] = evidence.precision[keep]
+        vector[n[keep], where[keep], t[keep] % L] = evidence.information[keep]
+        first = slot[:, 0] >= 0
+        matrix = matrix.reshape(N, M, L * D, L * D)
+        matrix[first, slot[first, 0]] += self._first_precision()[lengths[first].clamp_max(L)]
+        return matrix, vector.reshape(N, M, L * D)
+
+    def _posterior(
+        self, gap: GapChain, s: Natural, weights: Tensor | None, lengths: Tensor, unary: Tensor, linear: Tensor
+    ) -> GapPosterior:
+        form = -2 * self._form(s).detach()
+        K, D, span = len(form), self.width, (self.lags + 1) * self.width
+        order = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)  # oldest frame first
+        n, frames = gap.pairs[:, :1], gap.frames
+        if weights is None:
+            weights = form.new_full((len(gap.known), gap.known.shape[1] * self.lags, K), 1 / K)
+        weights = torch.nn.functional.pad(weights, (0, 0, 0, gap.known.shape[1] * self.lags - weights.shape[1]))
+        weights = weights[n, frames] * (frames < lengths[n])[..., None]
+        precision = weights @ form[:, order[:, None], order].reshape(K, -1)
+        information = -weights @ form[:, order, -1]
+        return gap.posterior(precision.reshape(*frames.shape, span, span), information, unary, linear)
+
+    def _window_moments(self, posterior: GapPosterior, lengths: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        """Packed covariance of every window that touches an unknown frame."""
+        D, span = self.width, (self.lags + 1) * self.width
+        n, frames = posterior.gap.pairs[:, :1], posterior.gap.frames
+        covariance = posterior.pair_covariance()
+        newest_first = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)
+        rows, moments = [], []
+        for o in range(self.lags):
+            window = covariance[:, o * D : o * D + span, o * D : o * D + span]
+            exists = (frames[:, o] < lengths[n[:, 0]]).nonzero()[:, 0]
+            window = window[exists][:, newest_first[:, None], newest_first]
+            moments.append(pack(torch.nn.functional.pad(window, (0, 1, 0, 1))))
+            rows.append((n[:, 0] * T + frames[:, o])[exists])
+        return torch.cat(rows), torch.cat(moments)
+
+
+def _spread(posterior: GapPosterior, unary: Tensor) -> Float[Tensor, " N"]:
+    """What the spread of the unknown entries costs in single-block terms."""
+    free = ~posterior.gap.block_state()[0]
+    covariance = posterior.chain.covariance * free[..., :, None] * free[..., None, :]
+    return -0.5 * (unary * covariance).sum((-1, -2, -3))

@@ -1,0 +1,152 @@
+"""What an emission is to a mixture, a hidden Markov model or any other discrete-latent model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from ppgen.emissions.completion import Completion
+from ppgen.errors import DataError
+from ppgen.families.family import Family, Natural
+from ppgen.messages.switching.filter import Switching
+
+__all__ = ["Emission", "distinct_patterns", "rows_by_pattern"]
+
+LARGEST = 1e100  # squares and their sums stay finite
+
+
+class Emission(ABC):
+    """Distribution of an observation given its state, linear in the natural statistics ``s`` of its parameters.
+
+    ``s`` has batch shape (K,): ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes. NaN in ``x``
+    is integrated out.
+    """
+
+    features: int
+    family: Family
+    prior_scales: ClassVar[tuple[str, ...]] = ()
+    """Positive arguments of the prior that a model may learn."""
+
+    @property
+    @abstractmethod
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Site -> its axes behind ``state``."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this emission."""
+
+    @abstractmethod
+    def prior(self, states: int, **scales: Tensor) -> Natural:
+        """Natural parameters of the prior, batch shape (K,); ``scales`` replaces arguments in ``prior_scales``."""
+
+    @abstractmethod
+    def potential(
+        self, x: Float[Tensor, "N T D"], s: Natural, completion: Completion | None = None
+    ) -> Float[Tensor, "N T K"]:
+        """Log-density of each observation under each state, NaN integrated out."""
+
+    @abstractmethod
+    def sample(self, s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+        """Draw observations for given states."""
+
+    @abstractmethod
+    def fill(self, x: Float[Tensor, "N T D"], s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
+
+    @property
+    def prior_units(self) -> tuple[float, float] | None:
+        """The prior's guess of the variance within a state, and how many observations its mean of zero is worth; None
+        where units do not matter.
+        """
+        return None
+
+    @property
+    def closed(self) -> bool:
+        """Whether observations depend on nothing but their own state, so that all is summed out in closed form."""
+        return True
+
+    def complete(
+        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
+    ) -> Completion | None:
+        """Posterior of latent frames that have no closed form given the states; None where there are none."""
+        return None
+
+    def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
+        """Latent frames to be summed out path by path, and log-evidence (N,) that does not depend on them or the
+        states; None where nothing is uncertain once the states are known.
+        """
+        return None
+
+    def log_frames(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """Log-density that each frame adds beside :meth:`potential`, where no latent frame is left: of first frames."""
+        return x.new_zeros(x.shape[:2])
+
+    def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
+        """Draw H observations after ``past``, for given states; it has NaN before ``lengths`` only if ``closed``."""
+        return self.sample(s, z)
+
+    def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:
+        """Features without NaN that tell states apart at a glance: only for starting points."""
+        return torch.nan_to_num(x)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that this emission cannot take."""
+        if x.ndim != 3 or x.shape[-1] != self.features:
+            raise DataError(
+                f"{type(self).__name__}: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; "
+                "one row per time step, NaN for what was not observed"
+            )
+        if not torch.is_floating_point(x):
+            raise DataError(f"{type(self).__name__}: x must be floating point, got {x.dtype}; convert it to float64")
+        if torch.isinf(x).any():
+            where = tuple(torch.isinf(x).nonzero()[0].tolist())
+            raise DataError(
+                f"{type(self).__name__}: x must be finite or NaN, got {x[where].item()} at {where}; "
+                "use NaN for what was not observed"
+            )
+
+        if (x.abs() > LARGEST).any():
+            where = tuple((x.abs() > LARGEST).nonzero()[0].tolist())
+            raise DataError(
+                f"{type(self).__name__}: x must lie within {LARGEST:.0e} of zero, got {x[where].item()} at {where}; "
+                "scale the features to about unit variance"
+            )
+
+    def _refuse_values(self, x: Tensor, bad: Tensor, wanted: str) -> None:
+        """Raise for the first entry where ``bad`` holds."""
+        if bad.any():
+            n, t, d = bad.nonzero()[0].tolist()
+            raise DataError(
+                f"{type(self).__name__}: x holds {wanted}, got {x[n, t, d].item()} at sequence {n}, step {t}, "
+                f'feature {d}; use NaN for "not observed"'
+            )
+
+
+def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"], Int[Tensor, " n"]]:
+    """The distinct rows of a boolean array, and which of them each row is."""
+    if missing.shape[1] > 62:
+        return torch.unique(missing, dim=0, return_inverse=True)
+    bits = 2 ** torch.arange(missing.shape[1], device=missing.device)
+    codes, inverse = torch.unique((missing * bits).sum(-1), return_inverse=True)
+    return (codes[:, None] & bits) > 0, inverse
+
+
+def rows_by_pattern(missing: Bool[Tensor, "n D"]) -> list[tuple[list[int], list[int], Int[Tensor, " m"]]]:
+    """Group rows of a boolean array by equal pattern: [(missing features, seen features, row indices)].
+
+    The groups belong to the data and not to the parameters, so a graph that is being traced takes them as constants.
+    """
+    with disable_proxy_modes_tracing():
+        patterns, inverse = distinct_patterns(missing)
+        order = torch.argsort(inverse, stable=True)
+        groups = torch.split(order, torch.bincount(inverse, minlength=len(patterns)).tolist())
+        flags = patterns.tolist()
+    hidden = [[d for d, lost in enumerate(row) if lost] for row in flags]
+    seen = [[d for d, lost in enumerate(row) if not lost] for row in flags]
+    return list(zip(hidden, seen, groups, strict=True))

@@ -1,0 +1,54 @@
+"""Data whose units do not suit the prior of an emission: refused in words, as a fit would be wrong and sure."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppgen.emissions.emission import Emission
+from ppgen.errors import DataError
+
+__all__ = ["check_units"]
+
+SMALL = 0.1  # standard deviations of the data in those of the prior
+FAR = 10.0  # distance of the data's centre from zero, in their standard deviations
+
+_log = logging.getLogger("ppgen")
+
+
+def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> None:
+    """Refuse data that the prior outweighs because of their units.
+
+    A feature is out of scale where it is small beside the prior's guess of its spread, or far from zero beside its own,
+    and the prior's sum of squares then exceeds that of all frames of a state. Constant features tell states nothing.
+
+    Raises
+    ------
+    DataError : no feature that varies is in scale. Where only some are not, the log names them.
+    """
+    units = emission.prior_units
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in batches])
+    if units is None or rows.shape[-1] != emission.features:
+        return
+    scale, strength = units
+    count = (~rows.isnan()).sum(0)
+    mean = rows.nanmean(0)
+    variance = (rows - mean).square().nanmean(0)
+    varies = variance.sqrt() > 1e-12 * mean.abs()
+    offset = strength * mean.square()
+    outweighed = scale + offset > count / states * variance
+    odd = (variance < SMALL**2 * scale) | ((offset > 0) & (mean.abs() > FAR * variance.sqrt()))
+    odd &= outweighed & varies
+    if not odd.any():
+        return
+    d = int(odd.nonzero()[0, 0])
+    words = (
+        f"{type(emission).__name__}: x must be in units of about the prior's, zero mean and standard deviation "
+        f"{scale**0.5:.3g}, got feature {d} with mean {float(mean[d]):.3g} and standard deviation "
+        f"{float(variance[d]) ** 0.5:.3g}; standardise, `x = (x - np.nanmean(x, (0, 1))) / np.nanstd(x, (0, 1))`, and "
+        "multiply answers back"
+    )
+    if bool((odd == varies).all()):
+        raise DataError(words)
+    _log.warning("%s; %d of %d features that vary are so, and tell states hardly apart", words, odd.sum(), varies.sum())

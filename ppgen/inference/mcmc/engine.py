@@ -1,0 +1,282 @@
+r"""Markov chain Monte Carlo for any Pyro program: many chains at once, on its traced and compiled density.
+
+Two samplers: ``"chees"`` (``chees``, many short chains in one tensor; the default) and ``"nuts"``
+(``nuts``, a tree per chain). Both start from Pathfinder and learn from all chains together. What a
+model sums out stays summed out; other discrete latents are enumerated where they are small.
+
+References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancourt (2017); Zhang et al. (2022).
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
+from ppgen.errors import DataError, FitError
+from ppgen.inference.mcmc.chains import LEAST, default_chains
+from ppgen.inference.mcmc.chees import Chees
+from ppgen.inference.mcmc.enough import WANTED, Enough
+from ppgen.inference.mcmc.hamiltonian import Leapfrog
+from ppgen.inference.mcmc.nuts import Nuts
+from ppgen.inference.mcmc.sampling import Run, first_tuning
+from ppgen.inference.mcmc.starts import Start, pathfinder, uniform
+from ppgen.inference.mcmc.store import MEMORY, Arrays, Saved
+from ppgen.inference.vb.checkpoint import described
+from ppgen.model import Model
+from ppgen.predictions.predictive import missing_share
+from ppgen.programs.density import Density, density, home
+from ppgen.programs.naming import check_dims
+from ppgen.programs.program import Function
+from ppgen.programs.task import read
+from ppgen.programs.threads import limited
+from ppgen.programs.tracing import MODES, Mode
+from ppgen.results.fit import Fit, fit_result
+from ppgen.results.posterior import Draws
+from ppgen.rng import private_stream
+from ppgen.storage.lock import held
+
+__all__ = ["fit"]
+
+STARTS = ("pathfinder", "prior", "uniform")
+TUNE = {"chees": 300, "nuts": 1000}
+MOST = 1000  # draws of a chain, where no number is given
+CHUNK = 1 << 22  # numbers of draws that are converted at a time
+DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
+
+
+def fit(
+    model: Model | Callable[..., Any],
+    *args: Any,  # noqa: ANN401 (the program's own)
+    u: object = None,
+    draws: int | None = None,
+    min_ess: float | None = None,
+    tune: int | None = None,
+    chains: int | None = None,
+    sampler: str = "chees",
+    target_accept: float | None = None,
+    max_tree_depth: int = 10,
+    dense_mass: bool | str = "auto",
+    start: Fit | str = "pathfinder",
+    compile: str = "auto",  # noqa: A002 (the keyword of every engine)
+    device: str = "auto",
+    dtype: torch.dtype = torch.float64,
+    random_seed: int | None = None,
+    progressbar: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    memory_limit: int = MEMORY,
+) -> Fit:
+    """Sample the posterior of every continuous latent site of a Pyro program.
+
+    Parameters
+    ----------
+    model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
+    args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
+        observed; of a function its arguments.
+    u : inputs of a `Model`.
+    draws : kept draws of each chain, exactly so many; with ``min_ess``, at most.
+    min_ess : stop when the least effective size (bulk, tail and mean of every entry of every site, labels aligned, and
+        of the log density) is so large, after 100 draws or more. Without ``draws`` it is 1000, and a chain has at most
+        1000 draws; where ``draws`` is given, nothing stops the run but their number.
+    tune : iterations of each chain before them, to learn metric and step size; 300 for chees, 1000 for nuts.
+    chains : 64 for chees and 4 for nuts, on CUDA 1024 and 64; of chees fewer, down to 16, where a gradient for all
+        would be slow or large. One alone cannot check itself.
+    sampler : ``"chees"`` or ``"nuts"``.
+    target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.88, mean of all chains,
+        for nuts); nearer 1 takes smaller steps.
+    max_tree_depth : of nuts: at most 2 to this power leapfrog steps a draw.
+    dense_mass : learn correlations as well as scales; ``"auto"`` where there are draws enough for it.
+    start : ``"pathfinder"`` (draws from normal approximations found on the way up), ``"prior"``, ``"uniform"``
+        (between -2 and 2 on the unconstrained scale), or an earlier fit, from whose draws the chains start.
+    compile : see :meth:`ppgen.programs.density.Density.batch`.
+    device : ``"auto"`` (where the data or the model are), ``"cpu"``, ``"cuda"`` or another of torch's. Draws come back
+        on the CPU.
+    dtype : of the density; float32 is refused where rounding would show.
+    random_seed : the same seed gives the same draws on the same machine.
+    checkpoint : a folder that the run is saved in; a run that finds itself there goes on, bit for bit.
+    checkpoint_every : iterations between two of its states.
+    memory_limit : bytes of draws to keep in memory; more go to temporary files (or the checkpoint's) as they come.
+
+    Returns
+    -------
+    Fit
+        Its posterior is `Draws`; interrupted by Ctrl-C, with the draws there are.
+
+    Raises
+    ------
+    DataError : data, options or a program that cannot be used.
+    FitError : no starting point with finite density, a program that depends on values, only divergent draws.
+    FileError : a checkpoint of another run, or one that cannot be written.
+    """
+    if min_ess is not None:
+        require_at_least("mcmc: min_ess", min_ess, 1)
+    wanted = WANTED if draws is None and min_ess is None else min_ess
+    draws = MOST if draws is None else draws
+    counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
+    require_at_least("mcmc: memory_limit", memory_limit, 0)
+    _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
+    folder = as_folder("mcmc", checkpoint)
+    place = as_device("mcmc", device) or home(model, args)
+    tune = TUNE[sampler] if tune is None else tune
+    began = time.perf_counter()
+    task = read("mcmc", model, args, u)
+    with private_stream(random_seed) as seed, held(folder, "mcmc"):
+        program = task.model.function if isinstance(task.model, Function) else task.model
+        target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
+        check_dims("mcmc", task.model, {name: site.shape for name, site in target.sites.items()})
+        chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
+        dense = _dense(dense_mass, target.size, chains * max(tune, 1))
+        leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=0)
+        engine = _engine(sampler, leapfrog, target_accept, max_tree_depth)
+        options: dict[str, object] = {
+            **counts,
+            "sampler": sampler,
+            "target": engine.target,
+            "depth": max_tree_depth,
+            "dense": dense,
+        }
+        options |= {
+            "random_seed": random_seed,
+            "mode": (compile, leapfrog.batch.mode),
+            "start": described(start),
+            "min_ess": wanted,
+        }
+        enough = None if wanted is None else Enough(task.model, target, wanted)
+        with limited(leapfrog.batch.threads):
+            saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
+            run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved, enough)
+            run.go(progressbar, saved, checkpoint_every)
+        posterior = _gather(run, target)
+    attrs = {
+        "engine": "mcmc",
+        "sampler": sampler,
+        "random_seed": seed,
+        "interrupted": run.interrupted,
+        "seconds": time.perf_counter() - began,
+        "tune": tune,
+        "stopped": run.why(),
+        "device": str(target.device),
+        "compile": leapfrog.batch.mode,
+        "compile_reason": leapfrog.batch.reason,
+        "compile_seconds": {"learn": target.seconds, **leapfrog.batch.seconds},
+        **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
+    }
+    labels = xr.DataArray(0.0) if task.observations is None else task.observations
+    return fit_result(task.model, posterior, run.table(), attrs, labels, task.inputs)
+
+
+def _check_options(
+    counts: Mapping[str, int | None], sampler: str, target_accept: float | None, start: Fit | str, mode: str
+) -> None:
+    for name, value in counts.items():
+        if value is not None:
+            require_at_least(f"mcmc: {name}", value, 1)
+    for name, given, known in (("sampler", sampler, tuple(TUNE)), ("compile", mode, MODES)):
+        if given not in known:
+            raise DataError(f"mcmc: {name} must be one of {known}, got {given!r}")
+    if target_accept is not None:
+        require_within("mcmc: target_accept", target_accept, 0, 1, "0.8 is usual")
+    if not isinstance(start, Fit) and start not in STARTS:
+        raise DataError(f"mcmc: start must be one of {STARTS} or an earlier fit, got {start!r}")
+
+
+def _dense(asked: bool | str, size: int, draws: int) -> bool:
+    if not isinstance(asked, bool) and asked != "auto":
+        raise DataError(f'mcmc: dense_mass must be True, False or "auto", got {asked!r}')
+    return bool(asked) if asked != "auto" else size <= DENSE_SIZE and draws >= DENSE_DRAWS * size
+
+
+def _engine(sampler: str, leapfrog: Leapfrog, target: float | None, depth: int) -> Chees | Nuts:
+    return Chees(leapfrog, target) if sampler == "chees" else Nuts(leapfrog, target, depth)
+
+
+def _begin(
+    leapfrog: Leapfrog,
+    engine: Chees | Nuts,
+    start: Fit | str,
+    seed: int,
+    lengths: tuple[int, int],
+    arrays: Arrays,
+    saved: Saved | None,
+    enough: Enough | None,
+) -> Run:
+    """A new run, or the one that was saved."""
+    generator = torch.Generator(leapfrog.density.device).manual_seed(seed)
+    before = None if saved is None else saved.load()
+    if before is None:
+        found = _start(start, leapfrog, generator)
+        tuning = first_tuning(leapfrog, found, generator)
+        run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays, enough)
+        if not bool(torch.isfinite(run.place.value).any()):
+            raise FitError(
+                "mcmc: a starting point must have finite density and gradient, none of the chains has one"
+                f"{leapfrog.density.bad_site(found.v[0])}; choose another start"
+            )
+        return run
+    v = leapfrog.density.start(leapfrog.chains, generator)
+    run = Run(leapfrog, engine, leapfrog.at(v), first_tuning(leapfrog, Start(v)), generator, *lengths, arrays, enough)
+    run.restore(before)
+    return run
+
+
+def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> Start:
+    target, chains = leapfrog.density, leapfrog.chains
+    if isinstance(start, Fit):
+        return Start(target.unconstrain(start.posterior.draws(chains)))
+    if start == "prior":
+        return Start(target.unconstrain(target.prior(chains)))
+
+    def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
+        place = leapfrog.at(v)
+        return place.value, place.gradient
+
+    if start == "uniform":
+        return Start(uniform(target, gradient, chains, generator))
+    return pathfinder(target, gradient, chains, generator)
+
+
+def _identity(leapfrog: Leapfrog, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, str]:
+    """What a run must share with a saved one: the density by its behaviour, the data, the options, the versions."""
+    target = leapfrog.density
+    there = leapfrog.at(target.start(leapfrog.chains, torch.Generator().manual_seed(1)))
+    sites = [(site.name, tuple(site.shape), str(site.transform)) for site in target.sites.values()]
+    data = [arg.numpy(force=True).tobytes() for arg in target.args if isinstance(arg, Tensor)]
+    parts = {
+        "sites": repr(sites).encode(),
+        "density": repr((there.value.tolist(), there.gradient.tolist())).encode(),
+        "data": b"".join([*data, repr([type(arg).__name__ for arg in args]).encode()]),
+        "options": repr(dict(options)).encode(),
+        "versions": repr((torch.__version__, version("ppgen"))).encode(),
+    }
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+
+
+def _gather(run: Run, target: Density) -> Draws:
+    """Draws of every site in its own units, and the records beside them."""
+    records = run.records()
+    if bool(records["diverging"].all()):
+        raise FitError(
+            "mcmc: some draws must come without divergence, all have one; raise target_accept towards 1, write scales "
+            "and hierarchies non-centred, tighten the priors, or tune for longer"
+        )
+    chains = run.v.shape[1]
+    sites = {
+        name: run.arrays.make(f"site-{number}", (chains, run.kept, *site.shape))
+        for number, (name, site) in enumerate(target.sites.items())
+    }
+    rows = max(1, CHUNK // (chains * target.size))
+    for first in range(0, run.kept, rows):
+        part = slice(first, min(first + rows, run.kept))
+        for name, value in target.constrain(run.v[part].to(target.device)).items():
+            sites[name][:, part] = value.movedim(0, 1)
+    bad = sorted(site for site, value in sites.items() if not bool(torch.isfinite(value).all()))
+    if bad:
+        raise FitError(f"mcmc: draws must be finite, those of {bad} are not; scale the data, or tighten the priors")
+    return Draws(sites, records)

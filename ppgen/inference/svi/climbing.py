@@ -1,0 +1,278 @@
+r"""Raise a named guide to the top of its bound over fixed draws, and say when it is there.
+
+L-BFGS climbs in a frame in which the guide is a standard normal; every few steps the frame moves to where the guide
+is. There the gradient by its parameters is the natural one, up to a factor: by a mean in units of the guide's own
+standard deviation, by a width relatively. The run has settled when every entry is small, whatever the data's scale.
+
+A rough guide is found by few draws, and by growing parts of the rows where the data can be split; it is the start for
+all of them. The end is judged by draws that were not climbed: where their gradient says that the mean or the width
+would move, the run goes on with more draws.
+
+References: Burroni, Domke & Sheldon (2024) and Giordano, Ingram & Broderick (2024) for fixed draws; Amari (1998) for
+the natural gradient.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppgen.errors import FitError
+from ppgen.inference.ascent import Ascent, Pair
+from ppgen.inference.svi.fixed_draws import FixedDraws, matched_normals
+from ppgen.inference.svi.guides import FlatGuide, FullRank, LowRank, NormalGuide
+from ppgen.inference.svi.training import read_checkpoint
+from ppgen.programs.parameters import Parameters
+from ppgen.storage.folder import write_tensors
+
+__all__ = ["Climb", "first_draws"]
+
+FRAME_STEPS, MEMORY = 20, 20  # L-BFGS steps before the frame moves, and those it remembers
+FEW, NOISE = 1e-5, 1e-3  # largest entry of the natural gradient at the end; and where rounding hides any further gain
+ROUGH = 0.05  # and of a part of the rows, or of few draws
+LOST = 1e-12  # relative gain that is rounding
+FLAT, PATIENCE = 1e-3, 3  # nats a frame, and frames in a row, after which a guide with redundant parameters has settled
+GROWTH, FIRST_ROWS = 8, 1000  # of the parts of the rows
+ROUGH_DRAWS, DRAWS, MOST_DRAWS = 16, 64, 1024
+ERROR, WORST = 0.03, 3  # root mean square of the natural gradient over fresh draws that will do; its largest entry's
+HISTORY = ("elbo", "gradient_norm", "draws", "rows")
+
+
+def first_draws(guide: FlatGuide) -> int:
+    """Draws to begin with: a full covariance needs more of them than it has columns."""
+    if not guide.noise_size:
+        return 1
+    return max(ROUGH_DRAWS, 2 ** math.ceil(math.log2(4 * guide.size)) if isinstance(guide, FullRank) else 0)
+
+
+@final
+class Climb:
+    """A run under way; it answers like :class:`ppgen.inference.svi.training.Run`.
+
+    Parameters
+    ----------
+    bound : over fixed draws.
+    parameters : what is trained, all of one type; they keep their values until `finish`.
+    identity : of the run; a checkpoint of another is refused.
+    """
+
+    def __init__(
+        self, bound: FixedDraws, parameters: Parameters, guide: FlatGuide, *, max_steps: int, seed: int, identity: str
+    ) -> None:
+        self.bound, self.parameters, self.guide = bound, parameters, guide
+        self.max_steps, self.identity = max_steps, identity
+        self.parts = _parts(bound)
+        self.stage, self.sets, self.draws = 0, 0, first_draws(guide)
+        self.records: list[tuple[float, ...]] = []
+        self.converged, self.stuck, self.quiet, self.gained, self.error = False, 0, 0, 0.0, math.nan
+        self._seed(seed)
+        self.up = self._framed()
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return len(self.records)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.steps >= self.max_steps or self.converged or self.stuck > 2
+
+    @property
+    def elbo(self) -> float:
+        """The newest bound."""
+        return self.records[-1][0]
+
+    @property
+    def _last(self) -> bool:
+        """Whether all rows are climbed, by draws enough."""
+        return self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
+
+    def step(self) -> None:
+        """One step of L-BFGS, and after some of them a new frame."""
+        gain = float(self.up.step(self._value_and_grad))
+        self.gained += gain
+        norm = float(self.up.gradient.norm())
+        self.records.append((float(self.up.value), norm, float(self.draws), float(self.parts[self.stage])))
+        if len(self.up.pairs) >= FRAME_STEPS or gain <= self._least_gain():
+            self._move()
+
+    def finish(self) -> None:
+        """Give the parameters their final values."""
+        self._put(self.up.v[0])
+
+    def history(self) -> pd.DataFrame:
+        """Step, bound in nats over the draws and rows of that step, norm of its gradient, draws, rows."""
+        table = pd.DataFrame(np.asarray(self.records).reshape(-1, len(HISTORY)), columns=list(HISTORY))
+        table.insert(0, "step", np.arange(1, self.steps + 1))
+        return table.astype({"draws": int, "rows": int})
+
+    def words(self) -> dict[str, Any]:
+        """What was done, for the attributes of a fit."""
+        return {"converged": self.converged, "optimizer": "L-BFGS over fixed draws", "particles": self.draws}
+
+    def _seed(self, seed: int) -> None:
+        self.seed = seed
+        self.noise = self._numbers()
+
+    def _numbers(self) -> Tensor:
+        """Standard normal numbers of the present set of draws."""
+        stream = np.random.SeedSequence([self.seed, self.sets]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(stream >> 2))
+        like = self.guide.centre
+        if self.draws == 1:
+            return torch.zeros(1, 0, dtype=like.dtype, device=like.device)
+        return matched_normals(self.draws, self.guide.noise_size, generator, dtype=like.dtype, device=like.device)
+
+    def _value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        value, (gradient,) = self.bound.value_and_grad([v[0]], self.noise, self.parts[self.stage])
+        good = torch.isfinite(value) & torch.isfinite(gradient).all()
+        return torch.where(good, value, -math.inf)[None], gradient[None]
+
+    def _put(self, vector: Tensor) -> None:
+        self.parameters.store([vector])
+
+    def _framed(self) -> Ascent:
+        """Ascent in the guide's own frame, from where it is."""
+        if isinstance(self.guide, NormalGuide):
+            self.guide.settle()
+        (vector,) = self.parameters.flat()
+        value, gradient = self._value_and_grad(vector[None])
+        return Ascent(vector[None], value, gradient, MEMORY)
+
+    def _move(self) -> None:
+        """Move the frame to where the guide is; when it has settled, go on to more rows, other draws, or the end."""
+        self._put(self.up.v[0])
+        before, self.up = self.up, self._framed()
+        own = ~self._of_guide()
+        self.up.diagonal[:, own] = before.diagonal[:, own]
+        last = self._last
+        lost = self.gained <= self._least_gain()
+        self.stuck = self.stuck + 1 if lost else 0
+        self.quiet = self.quiet + 1 if self.gained <= FLAT else 0
+        self.gained = 0.0
+        small = ROUGH if not last else NOISE if lost else FEW
+        if last and isinstance(self.guide, LowRank) and self.quiet >= PATIENCE:
+            small = ERROR
+        if self._natural(self.up.gradient[0]) <= small:
+            self._settled(last)
+
+    def _least_gain(self) -> float:
+        """Nats that are more than rounding; in the rough, more than a mean or a width would notice."""
+        return max(LOST * (1 + abs(float(self.up.value))), 0.0 if self._last else FLAT)
+
+    def _settled(self, last: bool) -> None:
+        """Go on with more rows, more draws, or come to the end."""
+        if self.stage < len(self.parts) - 1:
+            self.stage += 1
+        elif not last:
+            self._take(DRAWS)
+        elif not self._needs_more_draws():
+            self.converged = True
+            return
+        self.stuck = self.quiet = 0
+        self.up = self._framed()
+
+    def _take(self, draws: int) -> None:
+        """A new set of draws."""
+        self.sets, self.draws = self.sets + 1, draws
+        self.noise = self._numbers()
+
+    def _needs_more_draws(self) -> bool:
+        """Whether draws that were not climbed would move the guide; then as many are taken as will do."""
+        if not isinstance(self.guide, NormalGuide):
+            return False
+        climbed = self.noise
+        self._take(self.draws)
+        gradient = self._value_and_grad(self.up.v)[1][0]
+        found = gradient[self._of_guide()].abs()
+        self.error = max(float(found.square().mean().sqrt()), float(found.max()) / WORST)
+        wanted = 2 ** math.ceil(math.log2(self.draws * (self.error / ERROR) ** 2)) if self.error > ERROR else 0
+        if min(wanted, MOST_DRAWS) <= self.draws:
+            self.noise = climbed
+            return False
+        self._take(min(wanted, MOST_DRAWS))
+        return True
+
+    def _of_guide(self) -> Tensor:
+        """Which entries of the flat vector are the named guide's."""
+        ids = {id(value) for value in self.guide.parameters()}
+        leaves = self.parameters.leaves.values()
+        return torch.cat([torch.full((leaf.numel(),), id(leaf) in ids) for leaf in leaves])
+
+    def _natural(self, gradient: Tensor) -> float:
+        """Largest entry of the natural gradient; a guide without a width is judged by what it gains."""
+        if not isinstance(self.guide, NormalGuide):
+            return 0.0
+        return float(gradient[self._of_guide()].abs().max())
+
+    def save(self, path: Path | None) -> None:
+        """Write a checkpoint, where there is a place for it."""
+        if path is None:
+            return
+        frame = self.guide.frame if isinstance(self.guide, NormalGuide) else {}
+        tensors = {f"up/{name}": getattr(self.up, name) for name in ("v", "value", "gradient", "diagonal")}
+        tensors |= {f"frame/{name}": value for name, value in frame.items()}
+        tensors |= {
+            f"pair/{i}/{name}": value for i, pair in enumerate(self.up.pairs) for name, value in pair._asdict().items()
+        }
+        tensors["records"] = torch.tensor(self.records, dtype=torch.float64).reshape(-1, len(HISTORY))
+        state = {name: getattr(self, name) for name in _STATE}
+        write_tensors(path, tensors, {"identity": self.identity, "pairs": len(self.up.pairs), **state})
+
+    def resume(self, path: Path | None) -> None:
+        """Go on from a checkpoint, if there is one.
+
+        Raises
+        ------
+        FileError : it cannot be trusted, or holds another fit.
+        """
+        saved = read_checkpoint(path, self.identity)
+        if saved is None:
+            return
+        content, tensors = saved
+        for name in _STATE:
+            setattr(self, name, content[name])
+        self._seed(self.seed)
+        self.records = [tuple(row) for row in tensors["records"].tolist()]
+        if isinstance(self.guide, NormalGuide):
+            for name, value in self.guide.frame.items():
+                value.copy_(tensors[f"frame/{name}"])
+        pairs = [Pair(*(tensors[f"pair/{i}/{name}"] for name in Pair._fields)) for i in range(content["pairs"])]
+        self.up = Ascent(tensors["up/v"], tensors["up/value"], tensors["up/gradient"], MEMORY, pairs)
+        self.up.diagonal = tensors["up/diagonal"]
+
+    def check(self) -> None:
+        """Refuse a start at which the bound is not finite.
+
+        Raises
+        ------
+        FitError : it is not, with the site at fault.
+        """
+        if not bool(torch.isfinite(self.up.value).all()):
+            _, declared = self.parameters.split(self.parameters.flat())
+            site = self.bound.objective.bad_site(self.bound.task.args, self.bound.task.kwargs, declared)
+            where = f' (site "{site}")' if site else ""
+            raise FitError(
+                f"svi: the bound must be finite where the guide starts, it is not{where}; scale the data to about unit "
+                "variance, or tighten the priors"
+            )
+
+
+_STATE = ("seed", "stage", "sets", "draws", "converged", "stuck", "quiet", "gained", "error")
+
+
+def _parts(bound: FixedDraws) -> list[int]:
+    """Rows of each part that is climbed in turn, all of them at last."""
+    total = bound.task.rows
+    if bound.whole:
+        return [total]
+    parts, rows = [], max(bound.group, FIRST_ROWS)
+    while rows < total:
+        parts.append(rows)
+        rows *= GROWTH
+    return [*parts, total]

@@ -1,0 +1,447 @@
+r"""Stochastic variational inference: a guide, raised towards the posterior by stochastic gradients of the bound.
+
+The bound of the two Pyro programs is traced once into a graph of tensor operators, gradient included, and compiled
+where the run is long enough. What the model sums out is not sampled; see :mod:`ppgen.inference.svi.objective` for the
+gradient of each latent site.
+
+A guide by name that draws from a normal distribution climbs its bound over fixed draws until its natural gradient is
+small (``climbing``): it is then as wide as the best of its kind, in whatever units. Every other run
+takes small noisy steps (``training``).
+
+References: Hoffman et al. (2013); Kingma & Welling (2014); Kucukelbir et al. (2017).
+"""
+
+import hashlib
+import inspect
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from ppgen.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
+from ppgen.errors import DataError, FitError
+from ppgen.inference.svi.bound import Bound
+from ppgen.inference.svi.climbing import Climb, first_draws
+from ppgen.inference.svi.fixed_draws import FixedDraws
+from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, named_guide
+from ppgen.inference.svi.objective import Objective
+from ppgen.inference.svi.parallel import group, own_device, world_size
+from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
+from ppgen.model import Model
+from ppgen.predictions.predictive import missing_share
+from ppgen.programs.density import density, home, quiet
+from ppgen.programs.memory import remember
+from ppgen.programs.minibatch import check_minibatch
+from ppgen.programs.naming import check_dims, check_guide, check_keywords
+from ppgen.programs.parameters import Parameters, declared_by, learnt_by
+from ppgen.programs.program import Function, make_local, moved, owner
+from ppgen.programs.sites import learn
+from ppgen.programs.task import Task, read
+from ppgen.programs.threads import limited
+from ppgen.programs.tracing import MODES, Mode
+from ppgen.results.fit import Fit, fit_result
+from ppgen.results.posterior import Draws
+from ppgen.results.rebuild import describe
+from ppgen.rng import private_stream
+from ppgen.storage.lock import held
+
+__all__ = ["fit"]
+
+
+LR, MOST_STEPS, STEPS = 0.01, 100_000, 10_000
+MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
+
+Guide = str | Callable[..., Any] | None
+
+
+def fit(
+    model: Model | Callable[..., Any],
+    *args: Any,  # noqa: ANN401 (the program's own)
+    u: object = None,
+    guide: Guide = None,
+    max_steps: int | None = None,
+    lr: float | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: str | Callable[[int], float] | None = None,
+    warmup: int = 0,
+    clip: float | None = None,
+    batch_size: int | None = None,
+    particles: int | None = None,
+    averaging: bool = False,
+    early_stopping: bool = True,
+    held_out: object = None,
+    held_out_u: object = None,
+    draws: int = 1000,
+    compile: str = "auto",  # noqa: A002 (the keyword of every engine)
+    dtype: torch.dtype | None = None,
+    device: str = "auto",
+    random_seed: int | None = None,
+    progressbar: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+) -> Fit:
+    """Fit a guide to the posterior of a Pyro program, and the program's own parameters with it.
+
+    Parameters
+    ----------
+    model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
+    args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
+        observed; of a function its arguments.
+    u : inputs of a `Model`, a row per row of ``x``.
+    guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
+        as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
+        without one gets ``"mean_field"``.
+    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``.
+    lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
+        asks for them, also with a guide by name.
+    optimizer : a class of ``torch.optim``, or any function of ``(parameters, lr=)``; Adam by default.
+    schedule : ``"plateau"`` (divided by ten when the bound has stopped rising; the default with ``early_stopping``),
+        ``"constant"`` (the default without), ``"cosine"`` to zero at ``max_steps``, or a function of the step that
+        gives a factor.
+    warmup : steps over which the learning rate rises from zero.
+    clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened. By
+        default ten times the median of the last hundred.
+    particles : draws of the guide a step, made at once; 1 by default.
+    averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
+    early_stopping : stop when the guide has settled; without it all steps are taken.
+    batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them. A guide by name takes
+        as many such batches together as fit in 130 MB, and at the end all rows.
+    held_out : observations whose bound is looked at every 200 steps, instead of that of the data; the parameters with
+        the best are given back. ``held_out_u`` are their inputs.
+    draws : draws of the trained guide to keep.
+    compile : see :meth:`ppgen.programs.density.Density.batch`; a program that cannot be traced runs eagerly with
+        ``"auto"``, which the log says.
+    dtype : of parameters and data while training; that of the model's parameters by default, else float64. The fit
+        answers in float64.
+    device : ``"auto"`` (a model's own), ``"cpu"``, ``"cuda"`` or another of torch's.
+    checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
+    checkpoint_every : steps between saves.
+
+    Under ``torchrun`` all processes must be given the same; each works on its rows of every batch.
+
+    Returns
+    -------
+    Fit
+        Its posterior is `Draws` (one chain of independent draws of the guide).
+
+    Raises
+    ------
+    DataError : data or options that cannot be used.
+    FitError : a loss or gradient that is not finite, or a guide that does not fit the model.
+    FileError : a checkpoint of another fit.
+    """
+    options = _options(
+        lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
+        particles=particles, averaging=averaging, early_stopping=early_stopping,
+    )  # fmt: skip
+    max_steps = (MOST_STEPS if early_stopping else STEPS) if max_steps is None else max_steps
+    _check_options({"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every}, compile, guide)
+    began = time.perf_counter()
+    folder = as_folder("svi", checkpoint)
+    place = own_device(as_device("svi", device) or home(model, args))
+    dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
+    task = _read(model, args, u, as_dtype("svi", dtype), place)
+    _check_batch(task, options, world_size())
+    guide = _beside(guide, model, task)
+    outside = _held_out(task, held_out, held_out_u, dtype, place)
+    with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
+        stack.enter_context(held(folder if processes.first else None, "svi"))
+        objective, parameters, named = _prepare(task, guide, options.batch_size)
+        more = (compile, str(dtype), random_seed, _behaviour(task, objective, parameters))
+        identity = _identity(task, outside, options, guide, more)
+        run: Run | Climb | None = None
+        if options.unset and outside is None and processes.size == 1:
+            run = _climb(task, objective, parameters, named, cast(Mode, compile), options, max_steps, seed, identity)
+        if run is None:
+            bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
+            run = Run(
+                bound.gradient, parameters, options, bound.batch, bound.evaluate, bound.lost,
+                held_out=outside is not None, local=objective.plan.local, rise=RISE * objective.plan.numbers**0.5,
+                scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
+            )  # fmt: skip
+        built = run.bound.built if isinstance(run, Climb) else bound.built
+        saved = None if folder is None else folder / "svi.safetensors"
+        run.resume(saved)
+        with limited(built.threads):
+            interrupted = _train(run, saved, checkpoint_every, progressbar and processes.first)
+        processes.wait()
+        run.finish()
+        if isinstance(named, Laplace):
+            _finish_laplace(named, task, dtype)
+        _, declared = parameters.split(parameters.flat())
+        seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
+        sites, stats = objective.draw(draws, task.args, task.kwargs, declared)
+        remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
+    attrs = {
+        "engine": "svi",
+        "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
+        "random_seed": run.seed,
+        "interrupted": interrupted,
+        "seconds": time.perf_counter() - began,
+        "compile": built.mode,
+        "compile_reason": built.reason,
+        "compile_seconds": built.seconds,
+        **run.words(),
+        "gradients": objective.plan.words(),
+        **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
+    }
+    posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
+    labels = xr.DataArray(0.0) if task.observations is None else task.observations
+    history = run.history()
+    if isinstance(named, Laplace):  # what it climbs is no bound
+        history = history.rename(columns={"elbo": "log_joint", "fixed_elbo": "fixed_log_joint"})
+    return fit_result(_plain(task.model), posterior, history, attrs, labels, task.inputs)
+
+
+def _climb(
+    task: Task,
+    objective: Objective,
+    parameters: Parameters,
+    guide: nn.Module | None,
+    mode: Mode,
+    options: Options,
+    max_steps: int,
+    seed: int,
+    identity: str,
+) -> Climb | None:
+    """A run over fixed draws, where the guide is one by name and the program itself draws nothing; else None."""
+    if not isinstance(guide, NormalGuide | Laplace) or parameters.types != (torch.float64,):
+        return None
+    if parameters.flat()[0].numel() - sum(value.numel() for value in guide.parameters()) > MOST_OWN:
+        return None
+    bound = FixedDraws(
+        task,
+        objective,
+        parameters,
+        guide,
+        mode=mode,
+        batch_size=options.batch_size,
+        draws=first_draws(guide),
+        seed=seed,
+    )
+    if bound.is_random():
+        return None
+    run = Climb(bound, parameters, guide, max_steps=max_steps, seed=seed, identity=identity)
+    run.check()
+    return run
+
+
+def _read(
+    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
+    *, beside: Task | None = None,
+) -> Task:  # fmt: skip
+    """What is fitted, in one type on one device; a model is told how many rows there are."""
+    task = read("svi", model, args, u, beside=beside).to(device, dtype)
+    if task.observations is not None:
+        check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))
+    return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
+
+
+def _held_out(task: Task, x: object, u: object, dtype: torch.dtype, device: torch.device) -> Task | None:
+    """Rows beside those of ``task``, if there are any; refused where the bound of both cannot be compared."""
+    if x is None:
+        if u is not None:
+            raise DataError("svi: held_out_u must come with held_out, got it alone; pass both or neither")
+        return None
+    if task.observations is None:
+        raise DataError("svi: held_out is for models, whose data is known; subclass ppgen.Model")
+    outside = _read(task.model, (x,), u, dtype, device, beside=task)
+    for dim, size, given in zip(task.model.data_dims, task.args[0].shape, outside.args[0].shape, strict=True):
+        if dim not in (task.model.data_dims[0], "time") and given != size:
+            raise DataError(f"svi: held_out must have {size} {dim}s like x, got {given}; pass rows of the same data")
+    if bool(torch.isnan(outside.args[0]).all()):
+        raise DataError("svi: held_out must have observed entries, all are NaN; pass other rows")
+    return outside
+
+
+def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objective, Parameters, nn.Module | None]:
+    """The bound, its parameters, and the named guide if it is one."""
+    model, program, kwargs = task.model, task.program, task.kwargs
+    args = task.args if batch_size is None else (task.args[0][:batch_size],)
+    if batch_size is not None:
+        check_minibatch(program, task.args[0], kwargs["u"], batch_size)
+    if batch_size is not None and kwargs["u"] is not None:
+        kwargs = {**kwargs, "u": kwargs["u"][:batch_size]}
+    own = not isinstance(model, Function) and type(model).guide is not Model.guide
+    named = None
+    check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
+    if guide is None and own:
+        q: Callable[..., Any] = model.guide
+    elif guide is None or isinstance(guide, str):
+        sites = learn(program, args, kwargs, minibatch=True).sites
+        q = named = named_guide(guide or "mean_field", sites).to(home(model, args))
+    else:
+        q = guide
+        make_local(_owners(guide))
+    owners = [model, *_owners(program), *_owners(q)]
+    objective = Objective(program, q, tuple(dict.fromkeys(owners)))
+    q(*args, **kwargs)  # a guide may make its parameters when it first sees data
+    with declared_by(objective) as declared:
+        objective.learn(args, kwargs)
+    check_dims("svi", model, objective.plan.shapes, whole=batch_size is None)
+    parameters = Parameters(objective, declared)
+    if not parameters.leaves:
+        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
+    return objective, parameters, named
+
+
+def _beside(guide: Guide, model: object, task: Task) -> Guide:
+    """A guide that is a method of the same module as the program, of the same copy of it."""
+    own, copied = owner(model), owner(task.program)
+    if isinstance(model, Model) or own is None or copied is None or not callable(guide) or owner(guide) is not own:
+        return guide
+    return moved(guide, copied)
+
+
+def _owners(program: object) -> list[nn.Module]:
+    module = owner(program)
+    return [] if module is None else [module]
+
+
+def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:
+    """Newton steps to the mode of the density, and its curvature there."""
+    target = density(task.program, *task.args, **{key: value for key, value in task.kwargs.items() if key != "total"})
+    guide.double()
+    guide.finish(lambda v: target.value_and_grad(v.double())[1])
+    guide.to(dtype)
+
+
+def _train(run: Run | Climb, saved: Path | None, every: int, progressbar: bool) -> bool:
+    """Step until settled or out of steps; whether it was interrupted. The checkpoint keeps the last good state."""
+    with tqdm(total=run.max_steps, initial=run.steps, desc="svi", disable=not progressbar, delay=1) as bar:
+        try:
+            while not run.over:
+                run.step()
+                bar.update()
+                if run.steps % every == 0:
+                    bar.set_postfix_str(f"ELBO {run.elbo:,.1f}", refresh=False)
+                    run.save(saved)
+        except KeyboardInterrupt:
+            if not run.steps:
+                raise
+            return True
+    run.save(saved)
+    return False
+
+
+def _own_type(modules: Sequence[nn.Module]) -> torch.dtype:
+    """The type of the parameters of modules, float64 if they have none.
+
+    Raises
+    ------
+    DataError : they have several.
+    """
+    types = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
+    if len(types) > 1:
+        raise DataError(f"svi: parameters must be of one type, got {sorted(map(str, types))}; pass dtype=")
+    return next(iter(types), torch.float64)
+
+
+def _plain(model: Model) -> Model:
+    """The trained model as a `Fit` holds it: on the CPU, in float64, whatever it was trained in."""
+    return model.to(device="cpu", dtype=torch.float64)
+
+
+def _kept(draws: Tensor) -> Tensor:
+    """Draws (S, ...) as a `Fit` holds them: one chain, on the CPU, real numbers in float64."""
+    draws = draws[None].cpu()
+    return draws.double() if draws.is_floating_point() else draws
+
+
+def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
+    """Options, refused in words where they cannot be."""
+    if given["optimizer"] is not None and not callable(given["optimizer"]):
+        raise DataError(
+            f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
+            f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
+        )
+    chosen = ("lr", "optimizer", "schedule", "clip", "particles", "warmup", "averaging")
+    unset = not any(given[name] for name in chosen) and given["early_stopping"]
+    given["particles"] = 1 if given["particles"] is None else given["particles"]
+    given["lr"] = LR if given["lr"] is None else given["lr"]
+    require_at_least("svi: particles", given["particles"], 1)
+    require_at_least("svi: warmup", given["warmup"], 0)
+    require_within("svi: lr", given["lr"], 0, math.inf, "0.01 is usual")
+    if given["clip"] is not None:
+        require_within("svi: clip", given["clip"], 0, math.inf, "10 is usual")
+    schedule = given.pop("schedule") or ("plateau" if given["early_stopping"] else "constant")
+    if not callable(schedule) and schedule not in SCHEDULES:
+        raise DataError(f"svi: schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}")
+    return Options(schedule=schedule, unset=unset, **given)
+
+
+def _check_options(counts: dict[str, int], mode: str, guide: Guide) -> None:
+    for name, value in counts.items():
+        require_at_least(f"svi: {name}", value, 1)
+    if mode not in MODES:
+        raise DataError(f"svi: compile must be one of {MODES}, got {mode!r}")
+    if guide is not None and not callable(guide) and guide not in NAMES:
+        raise DataError(f"svi: guide must be one of {NAMES}, a function or a module, got {guide!r}")
+
+
+def _check_batch(task: Task, options: Options, processes: int) -> None:
+    """Refuse a batch that cannot be, before the processes of a run wait for each other."""
+    size = options.batch_size
+    if size is None:
+        if processes > 1:
+            raise DataError(f"svi: batch_size must be given to share a batch among {processes} processes")
+        return
+    require_at_least("svi: batch_size", size, 1)
+    if task.observations is None:
+        raise DataError(
+            "svi: batch_size is for models, which are told how many rows stand behind a batch; subclass ppgen.Model"
+        )
+    if size > task.rows:
+        raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")
+    if size % processes:
+        raise DataError(f"svi: batch_size must be a multiple of the {processes} processes, got {size}")
+
+
+def _behaviour(task: Task, objective: Objective, parameters: Parameters) -> str:
+    """The bound at fixed parameters and noise: what a program does goes by more than its text and its tensors."""
+    flat = [torch.full_like(vector, 0.05).requires_grad_() for vector in parameters.flat()]
+    own, declared = parameters.split(flat)
+    baselines = torch.zeros(len(objective.plan.scored), dtype=flat[0].dtype, device=flat[0].device)
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        found = functional_call(objective, own, (task.args, task.kwargs, declared, baselines, 1))
+    return repr(float(found[1].detach()))
+
+
+def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:
+    """Digest of what makes two runs the same run."""
+    kind = guide if isinstance(guide, str) or guide is None else getattr(guide, "__qualname__", type(guide).__name__)
+    for part in (guide, options.optimizer, options.schedule):
+        more = (*more, _source(part) if isinstance(part, FunctionType) else "")
+    digest = hashlib.sha256(repr((options.words(), kind, *more, torch.__version__)).encode())
+    tensors: dict[str, Tensor] = {}
+    if isinstance(task.model, Function):
+        digest.update(_source(task.model.function).encode())
+    else:
+        description, tensors = describe(task.model)
+        own = _source(type(task.model)) if description["arguments"] is None else ""
+        digest.update(repr((description, own)).encode())
+    held_out = [] if outside is None else [*outside.args, outside.kwargs.get("u")]
+    for value in [*task.args, task.kwargs.get("u"), *held_out, *tensors.values()]:
+        if isinstance(value, Tensor):
+            digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
+    return digest.hexdigest()
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The text of a function or class, or its name where there is none."""
+    try:
+        return inspect.getsource(partial(function).func)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", repr(type(function)))

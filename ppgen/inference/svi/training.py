@@ -1,0 +1,459 @@
+"""Stochastic gradient steps on a bound: batches, optimiser, learning rate, when to stop, and what is saved on the way.
+
+The bound of a step is noisy. So every window of steps ends with a look at the mean of its parameters: their bound of
+the same rows by the same random numbers each time, whose differences carry little noise. The learning rate falls when
+that bound has stopped rising, or when the steps run short. The mean of the last window is given back; where held-out
+rows decide, the best.
+
+The random numbers of a step depend on the seed and the number of the step alone, so that a run goes on from a
+checkpoint as if it had not stopped.
+
+References: Kingma & Ba (2015); Polyak & Juditsky (1992) and Shamir & Zhang (2013) for the average of the iterates.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppgen.errors import DataError, FileError, FitError
+from ppgen.inference.svi.parallel import Group
+from ppgen.programs.parameters import Parameters
+from ppgen.storage.folder import read_tensors, write_tensors
+
+__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "read_checkpoint", "seed_device"]
+
+WINDOW = 200  # steps whose mean parameters are looked at
+DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
+LATEST = (0.6, 0.85)  # share of all steps after which the rate has fallen so often, if the bound still rises
+PATIENCE = 3  # windows without progress in a row that end a run, or that the learning rate falls after
+RISE = 0.002  # nats, times the root of the latent numbers, that are progress
+CLIP, CLIPPED = 10.0, 100  # times the median norm of so many gradients that a gradient may be long, by default
+SETBACKS, SLOWER = 5, 0.2  # times that a run may go back to good parameters, and what the rate is then multiplied by
+SCHEDULES = ("plateau", "constant", "cosine")
+ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adagrad", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "ASGD")
+AVERAGING = 3  # power of the step's number that an iterate weighs in the average
+KEPT = ("flat", "average", "mean", "best", "good")  # parameters that a checkpoint holds
+BASELINE_WEIGHT = 0.1  # of the newest value in a running baseline
+
+log = logging.getLogger(__name__)
+
+Gradient = Callable[..., Sequence[Tensor]]
+"""(flat parameters..., baselines, rows' data...) -> bound, new baselines, gradients of minus the bound."""
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What a run is, but for how long it goes on; ``unset`` where all of it was left to the engine."""
+
+    lr: float
+    optimizer: Callable[..., torch.optim.Optimizer] | None
+    schedule: str | Callable[[int], float]
+    warmup: int
+    clip: float | None
+    batch_size: int | None
+    particles: int
+    averaging: bool
+    early_stopping: bool
+    unset: bool = False
+
+    def words(self) -> str:
+        """The options in words that are the same in another process."""
+        named = {name: getattr(value, "__qualname__", repr(value)) for name, value in vars(self).items()}
+        if isinstance(self.optimizer, functools.partial):
+            named["optimizer"] = repr((self.optimizer.func.__qualname__, self.optimizer.args, self.optimizer.keywords))
+        return repr(named)
+
+
+@final
+class Rows:
+    """Rows of each step's batch, always as many: every pass is in a new order, its incomplete last batch left out."""
+
+    def __init__(self, total: int, size: int, seed: int) -> None:
+        self.total, self.size, self.seed = total, size, seed
+        self.order, self.turn = torch.empty(0, dtype=torch.int64), -1
+
+    def at(self, step: int) -> Tensor:
+        """Indices (B,) of the batch of a step."""
+        turn, place = divmod(step, self.total // self.size)
+        if turn != self.turn:
+            generator = torch.Generator().manual_seed(self.seed + turn)
+            self.order, self.turn = torch.randperm(self.total, generator=generator), turn
+        return self.order[place * self.size : (place + 1) * self.size]
+
+
+@final
+@dataclass
+class Progress:
+    """What a run has recorded and decided so far."""
+
+    bounds: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    looks: list[tuple[int, float]] = field(default_factory=list)
+    decays: int = 0
+    stalled: int = 0
+    setbacks: int = 0
+    converged: bool = False
+
+
+@final
+class Run:
+    """A run under way.
+
+    Parameters
+    ----------
+    gradient : see `Gradient`.
+    parameters : what is trained; they keep their values until `finish`.
+    batches : given a seed, what ``gradient`` is given at each step beside parameters and baselines.
+    evaluate : the bound at flat parameters, always of the same rows and by the same random numbers; None where no
+        decision hangs on it.
+    held_out : whether those rows are held out.
+    local : whether rows have latent values of their own, whose noise differs between processes.
+    rise : nats of that bound that are progress.
+    lost : says at which site the bound of a batch is not finite, in words for a message.
+    identity : of the run; a checkpoint of another is refused.
+    """
+
+    def __init__(
+        self,
+        gradient: Gradient,
+        parameters: Parameters,
+        options: Options,
+        batches: Callable[[int], Callable[[int], Sequence[Tensor]]],
+        evaluate: Callable[[Sequence[Tensor]], float] | None,
+        lost: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
+        *,
+        held_out: bool,
+        local: bool,
+        rise: float,
+        scored: int,
+        max_steps: int,
+        seed: int,
+        group: Group,
+        identity: str,
+    ) -> None:
+        self.gradient, self.parameters, self.options = gradient, parameters, options
+        self.batches = batches
+        self.evaluate, self.lost, self.max_steps, self.group = evaluate, lost, max_steps, group
+        self.held_out, self.local, self.rise, self.identity = held_out, local, rise, identity
+        self._seed(seed)
+        self.flat = parameters.flat()
+        group.copy_first(*self.flat)
+        self.baselines = torch.zeros(scored, dtype=self.flat[0].dtype, device=self.flat[0].device)
+        self.average = [vector.clone() for vector in self.flat]
+        self.mean = [vector.clone() for vector in self.flat]  # of the present window
+        self.best = [vector.clone() for vector in self.flat]
+        self.good = [vector.clone() for vector in self.flat]  # what a run goes back to
+        self.trained, self.pieces = self._trained()
+        self.optimizer = self._optimizer()
+        self.progress = Progress()
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return len(self.progress.bounds)
+
+    @property
+    def elbo(self) -> float:
+        """The newest bound."""
+        return self.progress.bounds[-1]
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.steps >= self.max_steps or (self.options.early_stopping and self.progress.converged)
+
+    def step(self) -> None:
+        """One step of the optimiser, or back to the last good parameters where it cannot be made.
+
+        Raises
+        ------
+        FitError : the bound or a gradient is not finite, again and again.
+        """
+        rate = self._rate()
+        for part in self.optimizer.param_groups:
+            part["lr"] = rate
+        found: list[float] = []
+        try:
+            self.optimizer.step(lambda: self._closure(found))
+        except _NotFinite as error:
+            self._go_back(error)
+            return
+        progress = self.progress
+        progress.bounds.append(found[0])
+        progress.norms.append(found[1])
+        progress.rates.append(rate)
+        if self.options.averaging:
+            weight = (AVERAGING + 1) / (self.steps + AVERAGING)
+            for mean, vector in zip(self.average, self.flat, strict=True):
+                mean.lerp_(vector, weight)
+        if self.evaluate is not None:
+            for mean, vector in zip(self.mean, self.flat, strict=True):
+                mean.lerp_(vector.detach(), 1 / ((self.steps - 1) % WINDOW + 1))
+        if self.steps % WINDOW == 0:
+            for kept, vector in zip(self.good, self.flat, strict=True):
+                kept.copy_(vector.detach())
+            if self.evaluate is not None:
+                self._decide(self.evaluate)
+
+    def finish(self) -> None:
+        """Give the parameters their final values: those of the last look, the best on held-out rows, or the last."""
+        self.parameters.store(self._final())
+
+    def history(self) -> pd.DataFrame:
+        """Step, bound in nats (an estimate), norm of the gradient, learning rate, and the bound of each look."""
+        progress = self.progress
+        table = pd.DataFrame(
+            {
+                "step": np.arange(1, self.steps + 1),
+                "elbo": progress.bounds,
+                "gradient_norm": progress.norms,
+                "lr": progress.rates,
+            }
+        )
+        if self.evaluate is not None:
+            name = "held_out" if self.held_out else "fixed_elbo"
+            table[name] = np.nan
+            for step, value in progress.looks:
+                table.loc[step - 1, name] = value
+        return table
+
+    def words(self) -> dict[str, Any]:
+        """What was done, for the attributes of a fit."""
+        make = self.options.optimizer
+        kind = make.func if isinstance(make, functools.partial) else make or torch.optim.Adam
+        converged = self.progress.converged if self.options.early_stopping else None
+        return {"converged": converged, "optimizer": getattr(kind, "__name__", type(kind).__name__)}
+
+    def save(self, path: Path | None) -> None:
+        """Write a checkpoint, where there is a place for it."""
+        if path is None or not self.group.first:
+            return
+        progress = self.progress
+        lists = {name: value for name, value in vars(progress).items() if isinstance(value, list)}
+        tensors = {f"progress/{name}": torch.tensor(value, dtype=torch.float64) for name, value in lists.items()}
+        for name in KEPT:
+            tensors |= {f"{name}/{i}": vector.detach() for i, vector in enumerate(getattr(self, name))}
+        tensors["baselines"] = self.baselines
+        state = self.optimizer.state_dict()["state"]
+        content = {
+            "identity": self.identity,
+            "seed": self.seed,
+            "optimizer": _take_apart(state, "optimizer", tensors),
+            **{name: value for name, value in vars(progress).items() if name not in lists},
+        }
+        write_tensors(path, tensors, content)
+
+    def resume(self, path: Path | None) -> None:
+        """Go on from a checkpoint, if there is one.
+
+        Raises
+        ------
+        FileError : it cannot be trusted, or holds another fit.
+        """
+        saved = read_checkpoint(path, self.identity)
+        if saved is None:
+            return
+        content, tensors = saved
+        self._seed(content["seed"])
+        with torch.no_grad():
+            for name in KEPT:
+                for i, vector in enumerate(getattr(self, name)):
+                    vector.copy_(tensors[f"{name}/{i}"])
+            self.baselines.copy_(tensors["baselines"])
+        lists: dict[str, Any] = {name: tensors[f"progress/{name}"].tolist() for name in ("bounds", "norms", "rates")}
+        looks = [(int(step), value) for step, value in tensors["progress/looks"].reshape(-1, 2).tolist()]
+        rest = {name: content[name] for name in ("decays", "stalled", "setbacks", "converged")}
+        self.progress = Progress(**lists, looks=looks, **rest)
+        groups = self.optimizer.state_dict()["param_groups"]
+        state = _put_together(content["optimizer"], tensors)
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _seed(self, seed: int) -> None:
+        """Streams of this seed for the batches and for the noise: those of seeds next to each other share nothing."""
+        self.seed = seed
+        self.noise, rows = (int(n) for n in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 2)
+        self.batch = self.batches(rows)
+
+    def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What the optimiser is given: the flat vectors if it treats entries alike, else views with their shapes."""
+        make: Any = self.options.optimizer
+        kind = make.func if isinstance(make, functools.partial) else make
+        kinds = {base.__name__ for base in getattr(kind, "__mro__", ())}
+        if kind is None or kinds & set(ELEMENTWISE):
+            return list(self.flat), []
+        views = list(self.parameters.named(self.flat).values())
+        return views, views
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        make = self.options.optimizer or functools.partial(torch.optim.Adam, fused=True)
+        return _made(make, self.trained, self.options.lr)
+
+    def _go_back(self, error: "_NotFinite") -> None:
+        """To the last good parameters, with an optimiser that remembers nothing and a smaller rate."""
+        if self.progress.setbacks >= SETBACKS:
+            raise FitError(str(error))
+        self.progress.setbacks += 1
+        with torch.no_grad():
+            for vector, kept in zip(self.flat, self.good, strict=True):
+                vector.copy_(kept)
+        self.optimizer = self._optimizer()
+        what = str(error).split(";")[0]
+        log.warning("%s; gone back to the last good parameters, on with a rate of %.2g", what, self._rate())
+
+    def _longest(self) -> float:
+        """Norm that longer gradients are shortened to."""
+        norms = self.progress.norms[-CLIPPED:]
+        if self.options.clip is not None or self.options.optimizer is not None or len(norms) < CLIPPED // 4:
+            return math.inf if self.options.clip is None else self.options.clip
+        return CLIP * float(np.median(norms))
+
+    def _closure(self, found: list[float]) -> float:
+        """Gradients of a step's batch, into what the optimiser is given; the loss."""
+        step = self.steps
+        number = step * self.group.size + self.group.rank if self.local else step
+        seed_device(self.noise + number, self.flat[0].device)
+        batch = self.batch(step)
+        with torch.no_grad():
+            flat = [vector.detach() for vector in self.flat]
+            bound, baselines, *gradients = self.gradient(*flat, self.baselines, *batch)
+            self.group.mean(bound, baselines, *gradients)
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            value, size = torch.stack([bound, norm.to(bound.dtype)]).tolist()
+            if not math.isfinite(value) or not math.isfinite(size):
+                raise self._error(value, gradients)
+            if size > (longest := self._longest()):
+                gradients = [gradient * (longest / size) for gradient in gradients]
+            weight = BASELINE_WEIGHT if step else 1.0
+            self.baselines.lerp_(baselines, weight)
+        pieces = self.parameters.named(gradients).values() if self.pieces else gradients
+        for target, gradient in zip(self.trained, pieces, strict=True):
+            target.grad = gradient
+        found[:] = [value, size]
+        return -value
+
+    def _error(self, value: float, gradients: Sequence[Tensor]) -> "_NotFinite":
+        number, advice = self.steps + 1, f"try lr < {self.options.lr / 5:g}, and features of about unit variance"
+        if not math.isfinite(value):
+            what, where = f"the loss is {-value}", self.lost(self.flat, self.batch(self.steps))
+        else:
+            bad = [name for name, part in self.parameters.named(gradients).items() if not torch.isfinite(part).all()]
+            what, where = f"the gradient of {', '.join(bad[:3]) or 'all'} is not finite", ""
+        return _NotFinite(f"svi: {what} at step {number} of {self.max_steps}{where}; {advice}")
+
+    def _rate(self) -> float:
+        options, step = self.options, self.steps
+        warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
+        warm *= SLOWER**self.progress.setbacks
+        if callable(options.schedule):
+            return options.lr * warm * _factor(options.schedule, step)
+        if options.schedule == "cosine":
+            return options.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
+        return options.lr * warm * DECAY ** min(self.progress.decays, DECAYS)
+
+    def _decide(self, evaluate: Callable[[Sequence[Tensor]], float]) -> None:
+        """Look at the window's mean: has its bound risen? If not, lower the rate, or come to the end."""
+        progress = self.progress
+        best = max((value for _, value in progress.looks), default=-math.inf)
+        present = self._present()
+        value = evaluate(present)
+        progress.looks.append((self.steps, value))
+        if value > best or not self.held_out:  # the best by a few draws would be the best for those draws
+            for kept, vector in zip(self.best, present, strict=True):
+                kept.copy_(vector)
+        progress.stalled = 0 if value > best + self.rise else progress.stalled + 1
+        if self.options.schedule != "plateau":
+            progress.converged = progress.stalled >= PATIENCE
+        elif progress.stalled >= PATIENCE:
+            progress.decays, progress.stalled = progress.decays + 1, 0
+            progress.converged = progress.decays > DECAYS
+        elif progress.decays < sum(self.steps >= share * self.max_steps for share in LATEST):
+            progress.decays, progress.stalled = progress.decays + 1, 0
+
+    def _present(self) -> list[Tensor]:
+        """The parameters as they would be given back now, without regard to what was best."""
+        use = self.average if self.options.averaging else self.flat if self.evaluate is None else self.mean
+        return [vector.detach() for vector in use]
+
+    def _final(self) -> list[Tensor]:
+        return self.best if self.progress.looks else [vector.detach() for vector in self.flat]
+
+
+class _NotFinite(RuntimeError):
+    """A step that cannot be made."""
+
+
+def _made(make: Callable[..., Any], trained: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    made = make(trained, lr=lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise DataError(
+            f"svi: optimizer must give a torch.optim.Optimizer, got {type(made).__name__}; return it from your function"
+        )
+    return made
+
+
+def _factor(schedule: Callable[[int], float], step: int) -> float:
+    """What a schedule of the user's gives at a step, refused in words where a step by it makes no sense."""
+    try:
+        found = float(schedule(step))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"svi: schedule must be a function of the step that gives a number ({error})") from error
+    if not 0 <= found < math.inf:
+        raise DataError(f"svi: schedule must give factors of zero or more, got {found} at step {step}; mend it there")
+    return found
+
+
+def read_checkpoint(path: Path | None, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What a checkpoint of the run of this identity holds; None where there is none.
+
+    Raises
+    ------
+    FileError : it cannot be trusted, or holds another fit.
+    """
+    if path is None or not path.exists():
+        return None
+    content, tensors = read_tensors(path)
+    if content.get("identity") != identity:
+        raise FileError(
+            f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
+        )
+    return content, tensors
+
+
+def seed_device(number: int, device: torch.device) -> None:
+    """Seed the generator that a device draws from."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
+
+
+def _take_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (an optimiser's state)
+    """JSON values in the form of ``value``; its tensors go to ``tensors``, by name."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _take_apart(part, f"{name}/{key}", tensors)] for key, part in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_take_apart(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]}
+    return {"value": value}
+
+
+def _put_together(plan: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (an optimiser's state)
+    (kind, value), *_ = plan.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _put_together(part, tensors) for key, part in value}
+    return [_put_together(part, tensors) for part in value] if kind == "list" else value

@@ -1,0 +1,166 @@
+r"""Chains of discrete states that drive a vector autoregression, some of whose frames are not known.
+
+.. math:: p(z, h) \propto p(z) \prod_t \mathcal N(h_t \mid A_{z_t} [h_{t-1}; \dots; h_{t-L}; 1], Q_{z_t})
+    \exp\big(c_{z_t} - \tfrac12 [h_{t-1}; \dots; 1]^\top C_{z_t} [h_{t-1}; \dots; 1]\big)
+
+Given a path of states the unknown frames are Gaussian, so they are summed out, path by path: a discrete particle
+filter. It is exact while there are no more paths through a gap than particles, and else an unbiased estimate of the
+evidence. The last factor is that of expected statistics, whose coefficients are uncertain; it is one otherwise.
+
+References: Fearnhead & Clifford (2003), "On-line inference for hidden Markov models via particle filters"; Whiteley,
+Andrieu & Doucet (2010), "Efficient Bayesian inference for switching state-space models", for smoothing with it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ppgen.messages._compiled import run_tasks
+from ppgen.messages.switching._kernels import smooth
+
+__all__ = ["Regimes", "States", "Switching"]
+
+WORK = 1 << 22  # multiplications that one step of one sequence may cost, about
+FEWEST, MOST = 100, 1000  # particles
+ROUNDING = 1e-9  # a relative loss below it is none
+
+
+class States(NamedTuple):
+    """What particles say about the states: log-evidence, probabilities and drawn paths."""
+
+    log_evidence: Float[Tensor, " N"]
+    marginals: Float[Tensor, "N T K"]
+    paths: Int[Tensor, "n N T"]
+
+
+@final
+@dataclass(frozen=True)
+class Regimes:
+    """How the next frame follows in each state, and after those K the first frame and the first steps.
+
+    ``loss`` (K, S + 1, S + 1) is C over the last L frames, latest first, and 1.
+    """
+
+    regression: Float[Tensor, "K2 D S1"]
+    noise: Float[Tensor, "K2 D D"]
+    loss: Float[Tensor, "K S1 S1"]
+    constant: Float[Tensor, " K"]
+
+    @classmethod
+    def of(
+        cls, form: Float[Tensor, "K W W"], log_det: Float[Tensor, " K"], width: int, first: float, step: float
+    ) -> "Regimes":
+        """From log-potentials ``w' form w + log_det`` of windows, a density of their first ``width`` entries."""
+        precision, cross = -2 * form[:, :width, :width], 2 * form[:, :width, width:]
+        noise = torch.linalg.inv(precision)
+        regression = noise @ cross
+        quadratic = -2 * form[:, width:, width:]
+        explained = regression.mT @ cross
+        loss = quadratic - (explained + explained.mT) / 2
+        size = quadratic.abs().amax((-1, -2), keepdim=True)
+        loss = torch.where((loss.abs() <= ROUNDING * size).all(-1, keepdim=True).all(-2, keepdim=True), 0.0, loss)
+        constant = log_det - torch.linalg.slogdet(precision).logabsdet / 2
+        constant = torch.where(constant.abs() <= ROUNDING * (1 + log_det.abs()), 0.0, constant)
+        eye = torch.eye(width, dtype=form.dtype)
+        walk = torch.nn.functional.pad(eye, (0, regression.shape[-1] - width))
+        start = torch.stack([torch.zeros_like(walk), walk])
+        return cls(
+            torch.cat([regression, start]),
+            torch.cat([noise, torch.stack([first**2 * eye, step**2 * eye])]),
+            loss,
+            constant,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Switching:
+    """States and frames of N sequences, some of whose frames are not known.
+
+    Parameters
+    ----------
+    regimes : how a frame follows.
+    potential : log-potentials of the states at steps whose frame and lags are all known.
+    known, value : entries of frames that are given.
+    partial : row of ``precision`` and ``information`` (a Gaussian potential on a frame) that each frame has, or -1.
+    lengths : of each sequence.
+    """
+
+    regimes: Regimes
+    potential: Float[Tensor, "N T K"]
+    known: Bool[Tensor, "N T D"]
+    value: Float[Tensor, "N T D"]
+    partial: Int[Tensor, "N T"]
+    precision: Float[Tensor, "p D D"]
+    information: Float[Tensor, "p D"]
+    lengths: Int[Tensor, " N"]
+
+    @property
+    def lags(self) -> int:
+        """Frames before one that it depends on."""
+        return (self.regimes.regression.shape[-1] - 1) // self.known.shape[-1]
+
+    @property
+    def touched(self) -> Bool[Tensor, "N T"]:
+        """Steps whose frame, or one of whose lags, is not known."""
+        T = self.known.shape[1]
+        exists = torch.arange(T) < self.lengths[:, None]
+        open_frame = ~self.known.all(-1) & exists
+        lagged = [torch.nn.functional.pad(open_frame, (lag, 0))[:, :T] for lag in range(self.lags + 1)]
+        return torch.stack(lagged).any(0) & exists
+
+    @property
+    def particles(self) -> int:
+        """How many are affordable."""
+        return min(MOST, max(FEWEST, WORK // self._step_cost))
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one particle, about, at all steps that gaps touch."""
+        return int(self.touched.sum()) * self._step_cost
+
+    @property
+    def _step_cost(self) -> int:
+        K, D = len(self.regimes.constant), self.known.shape[-1]
+        size = self.lags * D
+        return K * size * (size + D)
+
+    def states(
+        self,
+        log_initial: Float[Tensor, " K"],
+        log_transition: Float[Tensor, "K K"],
+        *,
+        thinning: Float[Tensor, " T"],
+        uniforms: Float[Tensor, "n N T"],
+        particles: int | None = None,
+    ) -> States:
+        """Filter and smooth; ``thinning`` and ``uniforms`` decide what is random: equal ones give equal bits."""
+        N, T, K = self.potential.shape
+        wanted = self.particles if particles is None else particles
+        high = log_transition.amax()
+        start = log_initial.amax()
+        evidence, marginals = self.potential.new_zeros(N), self.potential.new_zeros(N, T, K)
+        paths = torch.zeros(uniforms.shape, dtype=torch.long)
+        touched = self.touched
+        inputs = [(log_initial - start).exp(), (log_transition - high).exp(), self.potential, self.lengths, touched]
+        inputs += [self.known, self.value, self.partial, *_directions(self.precision, self.information)]
+        loss = self.regimes.loss
+        inputs += [self.regimes.regression, self.regimes.noise, loss]
+        inputs += [*_directions(loss[:, :-1, :-1], -loss[:, :-1, -1]), self.regimes.constant]
+        work = int(touched.sum()) * wanted * K * self.lags * self.known.shape[-1] ** 2
+        given = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        options = (bool((loss != 0).any()), self.lags, wanted)
+        rest = [tensor.contiguous().numpy() for tensor in (thinning, uniforms, evidence, marginals, paths)]
+        run_tasks(smooth, N, float(work), *given, *options, *rest)
+        shift = torch.where(self.lengths > 0, start + high * (self.lengths - 1), 0.0)
+        return States(evidence + shift, marginals, paths)
+
+
+def _directions(precision: Tensor, information: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian potentials as products of potentials along one direction each: rows, precisions, informations."""
+    weight, U = torch.linalg.eigh(precision)
+    rows = U.mT.contiguous()
+    return rows, weight.clamp_min(0.0), (rows @ information[..., None])[..., 0]

@@ -1,0 +1,1 @@
+"""What only behaviour needs: pose files, alignment, principal components, simulated mice."""

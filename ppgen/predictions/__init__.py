@@ -1,0 +1,1 @@
+"""Answers about data, from a program and draws of its parameters."""

@@ -1,0 +1,125 @@
+"""A run of a model's program at given parameters, and the kinds of sites in it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, final
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppgen.errors import FitError
+from ppgen.model import Model
+from ppgen.predictions.over_draws import Theta
+from ppgen.programs.isolated import isolated
+from ppgen.programs.memory import memory
+from ppgen.programs.parameters import Placed
+from ppgen.programs.scores import check_sites
+
+__all__ = ["conditioned", "latent_sites", "name_of", "observed_sites", "run"]
+
+
+def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
+    """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior.
+
+    New tensors are of the type of the data, as they were when the program was fitted.
+    """
+    with torch.no_grad(), isolated(), _new_tensors(x.dtype):
+        trace = poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
+    check_sites(name_of(model), trace.nodes)
+    return trace
+
+
+@contextmanager
+def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype if dtype.is_floating_point else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Callable[..., None]:
+    """The program with ``theta`` in the place of its sites; ``enumerated`` sites before them may widen their shape."""
+
+    def program(x: Tensor, *, u: Tensor | None) -> None:
+        params = memory(model).params
+        with Placed(params) if params else nullcontext(), _At(theta, params, name_of(model), not enumerated):
+            model.model(x, u=u)
+
+    return program
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sampled sites of a model's or a guide's trace, without observations, subsamples and a guide's auxiliaries."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not site_is_subsample(site)
+    }
+
+
+def observed_sites(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
+    """Observed sites, without the conditioned ones and those that only record a value."""
+    sites: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and name not in theta
+    }
+
+
+def name_of(model: Model) -> str:
+    """What messages call a model."""
+    return type(model).__name__
+
+
+@final
+class _At(Messenger):
+    """Puts drawn parameters in the place of their sites, and refuses one of another shape and a part of a plate."""
+
+    def __init__(self, theta: Theta, params: Mapping[str, Tensor], who: str, shapes: bool) -> None:
+        super().__init__()
+        self.theta, self.params, self.who, self.shapes = theta, params, who, shapes
+
+    def _pyro_param(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        first = msg["args"][1] if len(msg["args"]) > 1 else None
+        learnt = self.params.get(msg["args"][0] if msg["args"] else msg["name"])
+        if learnt is not None and isinstance(first, Tensor) and first.shape != learnt.shape:
+            raise FitError(
+                f"{self.who}: parameter {msg['name']!r} must have shape {tuple(first.shape)} for this data, got "
+                f"{tuple(learnt.shape)} from the fit; a parameter that grows with the data cannot be carried over"
+            )
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        if site_is_subsample(msg):
+            self._check_whole(msg)
+        if msg["name"] not in self.theta:
+            return
+        value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
+        if self.shapes and value.shape != wanted:
+            raise FitError(
+                f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
+                f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"
+            )
+        msg["value"], msg["is_observed"] = value, True
+
+    def _check_whole(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
+        size, taken = msg["fn"].size, msg["fn"].subsample_size
+        if msg["value"] is not None:
+            taken = len(msg["value"])
+        if taken is not None and taken < size:
+            raise FitError(
+                f"{self.who}: plate {msg['name']!r} must run over all its {size} rows to predict them, got {taken}; "
+                "let the plate take as many as there are rows in the data it is called with"
+            )

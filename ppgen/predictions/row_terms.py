@@ -1,0 +1,60 @@
+"""The terms of a log density that belong to one row of the data: of sites in the plate over rows."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.model import Model
+from ppgen.predictions.conditioned import observed_sites, run
+from ppgen.predictions.discrete_sites import discrete
+from ppgen.predictions.over_draws import Theta
+from ppgen.programs.isolated import isolated
+
+__all__ = ["log_joint_rows", "row_scores", "row_sites"]
+
+
+def row_scores(sites: Iterable[Any], rows: int) -> list[Float[Tensor, " N"]]:
+    """Log-probability per row of each site in a plate of that size; sites must have theirs computed."""
+    scores = []
+    for site in sites:
+        axis = _axis(site, rows)
+        if axis is not None:
+            score = site["log_prob"]
+            score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
+            scores.append(score.movedim(axis, 0).reshape(rows, -1).sum(-1))
+    return scores
+
+
+def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> dict[str, int]:
+    """Sites of a draw that lie in the plate over rows: name -> the axis of their value that numbers the rows.
+
+    None where discrete sites are summed out, for then the density is not a sum over sites.
+    """
+    trace = run(model, theta, x, u)
+    if discrete(model, theta, x, u, trace).plates:
+        return {}
+    nodes: dict[str, Any] = dict(trace.nodes)
+    axes = {name: _axis(nodes[name], len(x)) for name in theta if name in nodes}
+    return {
+        name: axis - nodes[name]["fn"].event_dim + nodes[name]["value"].ndim
+        for name, axis in axes.items()
+        if axis is not None
+    }
+
+
+def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, " N"]:
+    """Log p(h, x | the rest) of each row of ``x`` and its own latents ``h``, in the units of the sites."""
+    trace = run(model, theta, x, u)
+    with isolated():
+        trace.compute_log_prob()
+    sites = [*observed_sites(trace, theta).values(), *(trace.nodes[name] for name in theta if name in trace.nodes)]
+    return torch.stack(row_scores(sites, len(x))).sum(0)
+
+
+def _axis(site: Any, rows: int) -> int | None:  # noqa: ANN401 (a node of a trace)
+    """Axis of the plate over rows; None for a site outside it."""
+    frames = site["cond_indep_stack"]
+    return min((f.dim for f in frames if f.vectorized and f.size == rows and rows > 1), default=None)

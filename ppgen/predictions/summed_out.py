@@ -1,0 +1,141 @@
+"""Posterior of what a program sums out: latents of collapsed distributions, and discrete sites that were enumerated.
+
+Summed-out latents are found by protocol alone: an observed site whose distribution has ``latents``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.collapsed.base import Latents as Posterior
+from ppgen.errors import FitError
+from ppgen.model import Model
+from ppgen.predictions.conditioned import name_of, observed_sites, run
+from ppgen.predictions.data_sites import check_rows_owned
+from ppgen.predictions.discrete_sites import Discrete, discrete
+from ppgen.predictions.over_draws import Theta, at, gather, over_draws
+from ppgen.programs.scores import WRAPPERS
+
+__all__ = ["Latents", "latents", "posterior_of", "summarized", "unwrap"]
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What is known of summed-out latents: averages and modes, ``draws`` (n, ...) of them, and the axes of both."""
+
+    values: Mapping[str, Tensor]
+    draws: Mapping[str, Tensor]
+    dims: Mapping[str, tuple[str, ...]]
+
+
+def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *, u: Tensor | None = None) -> Latents:
+    """Summed-out latents of ``x``, averaged over draws {site: (S, ...)}, with ``n`` draws of the latents themselves.
+
+    Over several draws the mode of a discrete latent is the most probable value of each step under the averaged
+    marginals; with one it is what the distribution says (the most probable path of a hidden Markov model). Of a
+    discrete site that a sampler enumerated, modes and draws are the numbers of its values.
+    """
+
+    def posterior(theta: Theta) -> Posterior:
+        return posterior_of(model, theta, x, u)
+
+    count = len(next(iter(draws.values())))
+    first = posterior(at(draws, 0))
+    averages: dict[str, Tensor] = {}
+    for part in over_draws(lambda theta: posterior(theta).marginals, draws):
+        for name, value in part.items():
+            averages[name] = averages.get(name, 0) + value.sum(0) / count
+    modes = first.mode if count == 1 else {name: _mode(mode, averages, name) for name, mode in first.mode.items()}
+    chosen = torch.arange(n) * count // max(n, 1)
+    drawn = gather(lambda theta: posterior(theta).sample(), {k: v[chosen] for k, v in draws.items()}) if n else {}
+    return Latents({**averages, **modes}, drawn, dict(first.dims))
+
+
+def summarized(posterior: Posterior, n: int = 0) -> Latents:
+    """One posterior of summed-out latents with ``n`` draws of it."""
+    drawn = gather(lambda _: posterior.sample(), {"": torch.empty(n)}) if n else {}
+    return Latents({**posterior.marginals, **posterior.mode}, drawn, dict(posterior.dims))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """Posterior of enumerated sites, a draw of them, and the posterior of what is summed out given that draw."""
+
+    sites: Discrete
+    drawn: Mapping[str, Tensor]
+    rest: Posterior | None
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        found = {} if self.rest is None else dict(self.rest.dims)
+        for name, frames in self.sites.plates.items():
+            plates = tuple(frame.name for frame in frames)
+            found |= {name: (*plates, f"{name}_value"), f"{name}_mode": plates, f"{name}_draw": plates}
+        return found
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        return self.sites.marginals() | ({} if self.rest is None else self.rest.marginals)
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        own = {f"{name}_mode": value.argmax(-1) for name, value in self.sites.marginals().items()}
+        return own | ({} if self.rest is None else self.rest.mode)
+
+    def sample(self) -> dict[str, Tensor]:
+        own = {f"{name}_draw": value for name, value in self.drawn.items()}
+        return own | ({} if self.rest is None else self.rest.sample())
+
+
+def posterior_of(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Posterior:
+    """Posterior of everything that is summed out, at one draw of the parameters.
+
+    Raises
+    ------
+    FitError : nothing is.
+    """
+    trace = run(model, theta, x, u)
+    check_rows_owned(model, trace, theta, x)
+    sites = discrete(model, theta, x, u, trace)
+    if sites.plates:
+        rest, drawn = sites.draw(list(sites.plates))
+        return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))
+    found = _collapsed(trace, theta, x)
+    if found is None:
+        raise FitError(
+            f"{name_of(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
+            "whose `latents(x)` gives them"
+        )
+    return found
+
+
+def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | None:
+    """Posterior of what the distribution of an observed site sums out; None where none does."""
+    for site in observed_sites(trace, theta).values():
+        if hasattr(fn := unwrap(site["fn"]), "latents"):
+            with torch.no_grad():
+                return fn.latents(x)
+    return None
+
+
+def unwrap(fn: Any) -> Any:  # noqa: ANN401
+    """The distribution inside Pyro's wrappers that speaks a protocol of ours; ``fn`` itself when none does."""
+    inner = fn
+    while isinstance(inner, WRAPPERS) and not _speaks(inner):
+        inner = inner.base_dist
+    return inner if _speaks(inner) else fn
+
+
+def _speaks(fn: Any) -> bool:  # noqa: ANN401
+    return any(hasattr(fn, method) for method in ("latents", "impute", "forecast"))
+
+
+def _mode(mode: Tensor, averages: Mapping[str, Tensor], name: str) -> Tensor:
+    """Mode under averaged marginals; negative where ``mode`` says that a step does not exist."""
+    average = averages[name.removesuffix("_mode")]
+    return average if mode.is_floating_point() else torch.where(mode < 0, mode, average.argmax(-1))

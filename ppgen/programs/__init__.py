@@ -1,0 +1,1 @@
+"""What every engine knows of a Pyro program: its sites, its density, its traced graph."""

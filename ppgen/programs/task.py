@@ -1,0 +1,90 @@
+"""What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.data.inputs import Inputs, aligned_features, labels_of, read_inputs
+from ppgen.errors import DataError
+from ppgen.model import Model
+from ppgen.programs.arguments import as_arguments
+from ppgen.programs.memory import digest, remember
+from ppgen.programs.naming import check_keywords
+from ppgen.programs.program import Function, cast, copy_model, private
+
+__all__ = ["Task", "read"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A private model, labelled data if there are any, and what its programs are called with."""
+
+    model: Model
+    observations: xr.DataArray | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: Inputs | None = None
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        """The Pyro program that ``args`` and ``kwargs`` are for."""
+        return self.model.function if isinstance(self.model, Function) else self.model.model
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data; of a function, whose data cannot be split, one."""
+        return 1 if self.observations is None else len(self.args[0])
+
+    def call(self, data: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the programs for a batch, its rows of data and of inputs if any; or for everything."""
+        if not data:
+            return self.args, self.kwargs
+        return (data[0],), {**self.kwargs, "u": data[1] if len(data) > 1 else None}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
+        """The same on a device, floating numbers in one type."""
+        args = tuple(cast(arg, dtype, device) for arg in self.args)
+        kwargs = {name: cast(arg, dtype, device) for name, arg in self.kwargs.items()}
+        return replace(self, model=self.model.to(device=device, dtype=dtype), args=args, kwargs=kwargs)
+
+
+def read(
+    who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, *, beside: Task | None = None
+) -> Task:
+    """Read what an engine was called with: a `Model`, its data and inputs; or a function and its arguments.
+
+    Named features and inputs of what is looked at ``beside`` the data of a task are brought into the order of those.
+
+    Raises
+    ------
+    DataError : data that the model cannot take, or other arguments than these.
+    """
+    if not callable(model) or (isinstance(model, type) and issubclass(model, Model)):
+        raise DataError(f"{who}: model must be a Model or a function with pyro.sample sites, got {model!r}; make one")
+    if not isinstance(model, Model):
+        if u is not None:
+            raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
+        args = as_arguments(who, model, args)
+        function = Function(private(model), args)
+        remember(function, data=digest(args[0]) if args else None)
+        return Task(function, None, args, {})
+    check_keywords(who, model.model, f"{type(model).__name__}.model", ("u",))
+    if len(args) != 1:
+        raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
+    observations = as_observations(args[0], dims=model.data_dims)
+    names = None
+    if beside is not None and beside.observations is not None and beside.inputs is not None:
+        observations = aligned_features(who, observations, labels_of(beside.observations))
+        names = beside.inputs.names
+    data = to_tensor(observations)
+    inputs = read_inputs(who, u, observations, names)
+    model = copy_model(model)
+    model.check(data)
+    remember(model, data=digest(data))
+    return Task(model, observations, (data,), {"u": inputs.values}, inputs)

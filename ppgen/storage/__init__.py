@@ -1,0 +1,1 @@
+"""Folders on disk: sealed, locked, replaced as a whole."""
