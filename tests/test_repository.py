@@ -114,7 +114,7 @@ def _is_property(owner, member):
 def test_every_package_stands_in_a_layer():
     with (ROOT / "pyproject.toml").open("rb") as opened:
         contracts = tomllib.load(opened)["tool"]["importlinter"]["contracts"]
-    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     named = set(re.findall(r"ppgen\.(\w+)", " ".join(layers)))
     here = {file.relative_to(ROOT / "ppgen").parts[0].removesuffix(".py") for file in SOURCES} - {"__init__"}
     assert here <= named
