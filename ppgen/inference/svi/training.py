@@ -386,7 +386,7 @@ class Run:
         return [vector.detach() for vector in use]
 
     def _final(self) -> list[Tensor]:
-        return self.best if self.progress.looks else [vector.detach() for vector in self.flat]
+        return self.best if self.progress.looks else self._present()
 
 
 class _NotFinite(RuntimeError):
