@@ -16,30 +16,35 @@ Data is ``x``, inputs ``u``, parameters ``theta``, discrete latents ``z``, conti
 the one marker for "not observed": its factor is one. A shorter sequence is the same sequence with trailing NaN.
 
 To add a model: subclass :class:`Model`, say ``dims``, write ``__init__`` and ``model``. A conjugate model subclasses
-:class:`Conjugate` and also says ``natural_prior`` and ``evidence``; variational Bayes then needs nothing more.
+:class:`Conjugate` instead and says ``natural_prior``; its program takes the statistics of its parameters from
+:meth:`Conjugate.statistics`, and variational Bayes runs that same program.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pyro
 import torch
-from jaxtyping import Float
 from pyro.infer.autoguide import AutoNormal
+from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-from ppgen.collapsed.base import Collapsed
-from ppgen.emissions.completion import Completion
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 
-__all__ = ["Conjugate", "Factor", "Model", "tracked", "updated"]
+__all__ = ["Conjugate", "Factor", "Model", "statistic", "tracked", "updated"]
 
 
 class Model(nn.Module, ABC):
     """A generative model: a Pyro program ``model`` and its ``guide``. Holds no data and runs no inference."""
 
     data_dims: ClassVar[tuple[str, ...]] = ("sequence", "time", "feature")
+
+    @property
+    def ragged(self) -> bool:
+        """Whether trailing NaN along the second axis of the data ends a row: by default where that axis is time."""
+        return self.data_dims[1:2] == ("time",)
 
     exchangeable: ClassVar[tuple[str, ...]] = ()
     """Axes of ``dims`` whose labels carry no meaning of their own, as ``("state",)``: p(theta, x) is the same under any
@@ -86,65 +91,61 @@ class Model(nn.Module, ABC):
         return self
 
 
-class Conjugate(Model):
-    """A model whose parameters have conjugate exponential-family priors, given its exactly summed-out latents.
+@effectful(type="factor")
+def _statistic(factor: Factor) -> Natural:
+    return factor.family.statistic(factor.family.draw(factor.eta, pyro.sample))
 
-    ``s`` holds one natural statistic per factor: ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational
-    Bayes. The gradient of ``evidence`` with respect to ``s`` is the expected complete-data statistic (Johnson et al.
+
+def statistic(name: str, factor: Factor) -> Natural:
+    """Natural statistics ``t(theta)`` of the parameters that ``factor`` draws, as a step of a Pyro program.
+
+    Where nothing else is said, the sites of the factor are sampled from it. Variational Bayes answers with the
+    expectation ``E_q[t(theta)]`` instead, so that one program serves every engine.
+    """
+    found: Natural = _statistic(factor, name=name)
+    return found
+
+
+class Conjugate(Model):
+    """A model whose parameters have conjugate exponential-family priors, given latents that are summed out.
+
+    Its program draws the parameters by :meth:`statistics`, and observes data from distributions that are functions of
+    these statistics ``s``, linear in each: ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes.
+    The gradient of the log evidence with respect to ``s`` is then the expected complete-data statistic (Johnson et al.
     2016, the surrogate objective; Hoffman et al. 2013).
     """
 
     @abstractmethod
-    def natural_prior(self) -> dict[str, Factor]:
-        """Factor name -> family and natural parameters of its prior."""
+    def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
+        """Factor name -> family and natural parameters of its prior.
 
-    @abstractmethod
-    def evidence(
-        self, x: Tensor, s: Mapping[str, Natural], completion: Completion | None = None
-    ) -> Float[Tensor, " N"]:
-        """Log evidence of each sequence, latents summed out, as a function of the natural statistics."""
+        ``points`` are values of the sites that :attr:`points` names; without them the prior is that of the estimates.
+        """
 
-    @abstractmethod
-    def assigned(self, x: Tensor, s: Mapping[str, Natural], z: Tensor) -> Float[Tensor, " N"]:
-        """Complete-data score of given latent assignments; its gradient gives a starting point."""
-
-    @abstractmethod
-    def guess(self, batches: Sequence[Tensor], method: str) -> list[Tensor]:
-        """Latent assignments to start from, one array per batch, by one of the methods in :attr:`starts`."""
+    @property
+    def points(self) -> Mapping[str, Tensor]:
+        """Site -> its estimate, of sites of the program that variational Bayes estimates as points."""
+        return {}
 
     @property
     def starts(self) -> tuple[str, ...]:
         """Ways to start, best first; restarts go through them in turn."""
-        return ("kmeans", "random")
+        return ("random",)
 
-    @abstractmethod
-    def likelihood(self, s: Mapping[str, Natural], shape: Sequence[int] = (1, 1)) -> Collapsed:
-        """The collapsed distribution over data, latents summed out, for natural statistics ``s``."""
+    def statistics(self, **points: Tensor) -> dict[str, Natural]:
+        """Statistics of every factor, for use inside the program; ``points`` go to :meth:`natural_prior`."""
+        return {name: statistic(name, factor) for name, factor in self.natural_prior(**points).items()}
 
-    def refine(self, q: Mapping[str, Factor]) -> None:  # noqa: B027 (most models have no hyperparameters)
-        """Raise the bound over hyperparameters that are point-estimated, the factors ``q`` held fixed."""
+    def guess(self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str) -> list[dict[str, Tensor]]:
+        """Values of the latents to start from, {latent: value} for each batch, by one of the ways in :attr:`starts`.
+
+        Without any, a run starts from parameters drawn from the prior.
+        """
+        return [{} for _ in batches]
 
     def log_hyperprior(self) -> Tensor:
-        """Log prior of the point-estimated hyperparameters."""
+        """Log prior density of the point estimates, on their unconstrained scale."""
         return torch.zeros((), dtype=torch.float64)
-
-    def complete(
-        self, x: Tensor, s: Mapping[str, Natural], previous: Completion | None = None, sweeps: int = 1
-    ) -> Completion | None:
-        """Posterior of latents with no closed form given the rest, or None where all are summed out exactly."""
-        return None
-
-    def statistics(self, theta: Mapping[str, Tensor]) -> dict[str, Natural]:
-        """Natural statistics ``t(theta)`` of one draw of every site."""
-        return {name: factor.family.statistic(theta) for name, factor in self.natural_prior().items()}
-
-    def started(self, batches: Sequence[Tensor], method: str) -> dict[str, Factor]:
-        """Posterior factors given guessed assignments: one conjugate update with their counts."""
-        prior = self.natural_prior()
-        s = {name: tracked(factor.expected()) for name, factor in prior.items()}
-        for x, z in zip(batches, self.guess(batches, method), strict=True):
-            self.assigned(x, s, z).sum().backward()
-        return {name: updated(factor, s[name]) for name, factor in prior.items()}
 
 
 def tracked(natural: Natural) -> Natural:

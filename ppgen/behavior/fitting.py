@@ -14,6 +14,7 @@ from ppgen.behavior.stickiness import Search, choose_stickiness
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.subspace import Subspace
 from ppgen.errors import DataError
+from ppgen.expecting import observed_given
 from ppgen.inference import vb
 from ppgen.models.hmm import HMM
 from ppgen.pose.alignment import align
@@ -290,7 +291,8 @@ def modes(fit: Fit, x: Windows) -> dict[str, np.ndarray]:
         raise DataError(f"modes: the fit must be of an HMM by vb.fit, got {type(fit.model).__name__}")
     _, data, _ = read(fit, x, None)
     with torch.no_grad():
-        found = fit.model.likelihood(fit.posterior.statistics()).completed(data).mode["z_mode"]
+        states, value = observed_given(fit.model, fit.posterior.statistics(), data, None)["x"]
+        found = states.completed(value).mode["z_mode"]
     return {name: row[: len(part)] for (name, part), row in zip(x.items(), found.numpy(), strict=True)}
 
 

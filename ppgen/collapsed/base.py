@@ -1,11 +1,36 @@
-"""What a distribution whose latents are summed out offers beside its density."""
+r"""Distributions of data whose latents are summed out, or held in blocks that are exact given the rest.
 
+A `Collapsed` distribution says its log joint density once, as :meth:`Collapsed.energy`: the expectation over the held
+blocks, linear in their statistics ``m``, with everything else summed out. Then the best posterior of block b has
+natural parameters :math:`\eta_b = \partial\, \text{energy} / \partial m_b`, and
+
+.. math:: \text{evidence} = \text{energy}(m)
+          + \sum_b \big( A_b(\eta_b) - \langle \eta_b, m_b \rangle \big) \le \log p(x)
+
+which is the log-density itself where nothing is held, or one block is and nothing else is summed out. References:
+Johnson et al. (2016), §4; Wainwright & Jordan (2008), §5.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["Collapsed", "Latents"]
+from ppgen.collapsed.block import Block
+from ppgen.families.family import Natural
+from ppgen.messages.discrete.chain import DiscreteChain
+from ppgen.messages.mixture import Mixture
+
+__all__ = ["Collapsed", "Latents", "Local", "SummedOut"]
+
+Local = dict[str, Natural]
+"""Block -> natural parameters of its posterior, rows first."""
+
+SWEEPS = 30  # coordinate updates of blocks that are not exact at once
 
 
 @runtime_checkable
@@ -29,11 +54,12 @@ class Latents(Protocol):
 
 
 @runtime_checkable
-class Collapsed(Protocol):
-    """A distribution over batches of observations, its latents summed out.
+class SummedOut(Protocol):
+    """What answers need of a distribution over batches of observations, its latents summed out.
 
     Of a time series it may also have ``log_prob_steps(x)``: the log-density of each step given those before it, (N, T),
-    zero past the end of a sequence, which sum to ``log_prob(x)``.
+    zero past the end of a sequence, which sum to ``log_prob(x)``; and ``forecast(x, horizon)``: one draw of the
+    ``horizon`` steps after each row's last observation, (N, horizon, ...).
     """
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -43,11 +69,134 @@ class Collapsed(Protocol):
         """Posterior of what was summed out."""
 
     def impute(self, x: Tensor) -> Tensor:
-        """``x`` with NaN replaced by one draw given the rest.
-
-        A distribution of time series may also have ``forecast(x, horizon)``, which gives one draw of the ``horizon``
-        steps after each row's last observation, (N, horizon, ...).
-        """
+        """``x`` with NaN replaced by one draw given the rest."""
 
     def sample(self) -> Tensor:
         """Replicated data."""
+
+
+class Collapsed(TorchDistribution, ABC):
+    """A distribution over data ``x`` (N, ...) with latents of each row.
+
+    A subclass says what it holds (`blocks`), what it sums out (`summed`) and what is left (`rest`), and draws missing
+    entries given drawn latents (`fill`). The discrete latents that are summed out are called ``z``.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = False
+
+    def blocks(self, x: Tensor) -> Mapping[str, Block]:
+        """Latents that are held, each exact given the others; none by default."""
+        return {}
+
+    def summed(self, x: Tensor, m: Mapping[str, Natural]) -> DiscreteChain | Mixture | None:
+        """What is summed out exactly, given the statistics ``m`` of the blocks; nothing by default."""
+        return None
+
+    def rest(self, x: Tensor, m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
+        """Expected log density of all else, linear in the statistics of each block; zero by default."""
+        return x.new_zeros(len(x))
+
+    @abstractmethod
+    def fill(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """``x`` with its NaN entries drawn given drawn latents; the rest bit for bit."""
+
+    def energy(self, x: Tensor, m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
+        """Expected log joint density of each row, given the statistics of the blocks."""
+        chain = self.summed(x, m)
+        return self.rest(x, m) if chain is None else self.rest(x, m) + chain.log_normalizer
+
+    def settle(self, x: Tensor, local: Local | None = None, sweeps: int | None = None) -> Local:
+        """Posteriors of the blocks, each updated in turn, from ``local`` if there is one. No gradient flows."""
+        blocks = self.blocks(x)
+        with torch.no_grad():
+            found = {b: block.start(len(x)) for b, block in blocks.items()} if not local else dict(local)
+            m = {b: block.expected(found[b]) for b, block in blocks.items()}
+            for _ in range(self._needed(x, m, sweeps)):
+                for b, block in blocks.items():
+                    found[b] = self._best(x, m, b)
+                    m[b] = block.expected(found[b])
+        return found
+
+    def evidence(self, x: Tensor, local: Local) -> Float[Tensor, " N"]:
+        """Lower bound of the log density of each row, for given posteriors of the blocks; exact where that can be."""
+        blocks = self.blocks(x)
+        with torch.no_grad():
+            m = {b: block.expected(local[b]) for b, block in blocks.items()}
+            entropy = [block.log_normalizer(local[b]) - block.inner(local[b], m[b]) for b, block in blocks.items()]
+        return sum(entropy, self.energy(x, m))
+
+    def log_prob(self, x: Tensor) -> Float[Tensor, " N"]:
+        """Log density of each row, or its lower bound."""
+        return self.evidence(x, self.settle(x))
+
+    def joint(self, x: Tensor, values: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
+        """Log joint density of each row and of values of its latents, up to a constant.
+
+        Its gradient with respect to the statistics of the parameters is what one update takes from these values.
+        Latents that are not given are settled, or summed out.
+        """
+        m = {b: block.statistic(values[b]) for b, block in self.blocks(x).items() if b in values}
+        missing = {b: block for b, block in self.blocks(x).items() if b not in values}
+        if missing:
+            local = self.settle(x)
+            m |= {b: block.expected(local[b]) for b, block in missing.items()}
+        chain = self.summed(x, m)
+        if chain is None:
+            return self.rest(x, m)
+        return self.rest(x, m) + (chain.score(values["z"]) if "z" in values else chain.log_normalizer)
+
+    def draw(self, x: Tensor) -> dict[str, Tensor]:
+        """One joint draw of the latents of every row given ``x``; Gibbs sweeps from `settle` where that is a bound."""
+        blocks = self.blocks(x)
+        with torch.no_grad():
+            local = self.settle(x)
+            values = {b: block.sample(local[b]) for b, block in blocks.items()}
+            exact = self.exact(x)
+            for _ in range(0 if exact else SWEEPS):
+                values = self.sweep(x, values)
+            chain = self.summed(x, {b: block.statistic(values[b]) for b, block in blocks.items()})
+            return values if chain is None else {**values, "z": chain.sample(1)[0]}
+
+    def sweep(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draw every latent once given the others (Gibbs)."""
+        blocks = self.blocks(x)
+        with torch.no_grad():
+            m = {b: block.statistic(values[b]) for b, block in blocks.items()}
+            chain = self.summed(x, m)
+            z = None if chain is None else chain.sample(1)[0]
+            drawn = dict(values) if z is None else {**values, "z": z}
+            for b, block in blocks.items():
+                drawn[b] = block.sample(self._best(x, m, b, z))
+                m[b] = block.statistic(drawn[b])
+        return drawn
+
+    def impute(self, x: Tensor) -> Tensor:
+        """``x`` with NaN replaced by one draw given the rest."""
+        return self.fill(x, self.draw(x)) if torch.isnan(x).any() else x.clone()
+
+    def exact(self, x: Tensor) -> bool:
+        """Whether `log_prob` is the log density itself: no block is held, or one and nothing else is summed out."""
+        blocks = self.blocks(x)
+        if len(blocks) != 1:
+            return not blocks
+        return self.summed(x, {b: block.expected(block.start(len(x))) for b, block in blocks.items()}) is None
+
+    def _needed(self, x: Tensor, m: Mapping[str, Natural], sweeps: int | None) -> int:
+        """A block alone is exact after one update, for the energy is linear in it."""
+        if len(m) == 1 and self.summed(x, m) is None:
+            return 1
+        return SWEEPS if sweeps is None else sweeps
+
+    def _best(self, x: Tensor, m: Mapping[str, Natural], b: str, z: Tensor | None = None) -> Natural:
+        """Natural parameters of block ``b`` given the others, and given ``z`` or with it summed out."""
+
+        def energy(own: Natural) -> Tensor:
+            given = {**m, b: own}
+            if z is None:
+                return self.energy(x, given).sum()
+            chain = self.summed(x, given)
+            return (self.rest(x, given) + (0 if chain is None else chain.score(z))).sum()
+
+        found: Natural = torch.func.grad(energy)(m[b])
+        return found

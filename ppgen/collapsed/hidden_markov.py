@@ -6,6 +6,7 @@ states along which the frames are summed out (:mod:`ppgen.collapsed.across_gaps`
 observation. NaN in ``x`` is not observed; trailing NaN means a shorter sequence.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,6 +17,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.collapsed.across_gaps import AcrossGaps, GapLatents
+from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.estimated import wanted
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions.completion import Completion
@@ -30,6 +32,7 @@ __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
+FRAMES = "frames"  # the block of latent frames
 SWEEPS = 5  # coordinate updates of the frames that have no closed form
 ESTIMATED = (
     "unbiased estimates of p(x | theta) by a particle filter, for sequences with missing frames; "
@@ -78,7 +81,7 @@ class HiddenMarkovLatents:
 
 
 @final
-class HiddenMarkov(TorchDistribution):
+class HiddenMarkov(Collapsed):
     """Distribution over ``x`` (N, T, D) for initial and transition log-weights and emission statistics.
 
     Parameters
@@ -90,9 +93,7 @@ class HiddenMarkov(TorchDistribution):
     shape : (N, T) of what :meth:`sample` draws.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.real, 2)
-    has_rsample = False
 
     def __init__(
         self,
@@ -120,15 +121,39 @@ class HiddenMarkov(TorchDistribution):
         said = wanted()
         across = None if said is None else self._across(x)
         if said is None or across is None:
-            return self.evidence(x, self.complete(x))
+            return self.evidence(x, self.settle(x))
         said.words = ESTIMATED
         return across.log_evidence()
 
-    def evidence(self, x: Float[Tensor, "N T D"], completion: Completion | None = None) -> Float[Tensor, " N"]:
-        """Log evidence given the posterior of latent frames (None where the emission needs none)."""
+    def settle(self, x: Float[Tensor, "N T D"], local: Local | None = None, sweeps: int | None = None) -> Local:
+        """Posterior of the frames that have no closed form given the states; nothing where all is summed out."""
+        previous = _completion(local) if local else None
+        found = self.complete(x, previous, SWEEPS if sweeps is None else sweeps)
+        return {} if found is None else {FRAMES: _as_tensors(found)}
+
+    def evidence(self, x: Float[Tensor, "N T D"], local: Local) -> Float[Tensor, " N"]:
+        """Log evidence of each sequence, given the posterior of the frames that have no closed form."""
+        completion = _completion(local)
         value = self._chain(x, completion).log_normalizer
         value = torch.where(sequence_lengths(x) > 0, value, 0.0)
         return value if completion is None else value + completion.bonus
+
+    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
+        """Log joint density of each sequence and a path ``z`` of its states, up to a constant."""
+        z, exists = values["z"], torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
+        potential = self.emission.potential(x, self.statistics, self.emission.complete(x, self.statistics))
+        emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * exists).sum(-1)
+        moves = self.log_transition[z[:, :-1], z[:, 1:]] * exists[:, 1:]
+        return self.log_initial[z[:, 0]] * exists[:, 0] + moves.sum(-1) + emitted
+
+    def exact(self, x: Float[Tensor, "N T D"]) -> bool:
+        """Whether no frame lacks a closed form."""
+        completion = self.emission.complete(x, self.statistics)
+        return completion is None or completion.complete
+
+    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries drawn given a path ``z`` of states; trailing NaN stays."""
+        return self._fill(x, values["z"])
 
     def log_prob_steps(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
         """Log-density of each step given those before it, in one forward pass; zero past the end of a sequence.
@@ -228,3 +253,14 @@ class HiddenMarkov(TorchDistribution):
 
     def _normalized(self) -> tuple[Tensor, Tensor]:
         return self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
+
+
+def _completion(local: Local) -> Completion | None:
+    """The posterior of latent frames that `_as_tensors` took apart."""
+    if FRAMES not in local:
+        return None
+    return Completion(**{k: bool(v) if k == "complete" else v for k, v in local[FRAMES].items()})  # type: ignore[arg-type]
+
+
+def _as_tensors(completion: Completion) -> dict[str, Tensor]:
+    return {f.name: torch.as_tensor(getattr(completion, f.name)) for f in dataclasses.fields(completion)}

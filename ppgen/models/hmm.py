@@ -18,7 +18,7 @@ point estimate.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, SupportsIndex, cast, final
 
 import numpy as np
@@ -33,11 +33,11 @@ from ppgen.collapsed.hidden_markov import HiddenMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.clustering import agglomerate, window_counts
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
+from ppgen.expecting import first_factors
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
 from ppgen.families.parameters import VariationalFactor
@@ -130,11 +130,12 @@ class HMM(Conjugate):
             return self.usage_logits.softmax(-1)
         return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
 
-    def natural_prior(self) -> dict[str, Factor]:
-        return self._prior(self.usage)
+    @property
+    def points(self) -> dict[str, Tensor]:
+        return {"usage": self.usage} if self.hierarchical else {}
 
-    def _prior(self, usage: Tensor) -> dict[str, Factor]:
-        K = self.states
+    def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
+        K, usage = self.states, points.get("usage", self.usage)
         rows = self.concentration * usage + self.stickiness * torch.eye(K).to(usage)
         start = torch.full_like(usage, self.concentration / K)
         emission = {name: value.to(usage.device) for name, value in self.emission.prior(K, **self.scales).items()}
@@ -144,22 +145,15 @@ class HMM(Conjugate):
             "emission": Factor(self.emission.family, emission),
         }
 
-    def likelihood(self, s: Mapping[str, Natural], shape: Sequence[int] = (1, 1)) -> HiddenMarkov:
-        """The distribution over whole sequences for natural statistics ``s``."""
-        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
-        return HiddenMarkov(initial, transition, self.emission, s["emission"], (shape[0], shape[1]))
-
     def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
         _refuse_inputs(u)
-        usage = self.usage
-        if self.hierarchical:
-            usage = pyro.sample("usage", dist.Dirichlet(self._usage_prior()))
-        theta: dict[str, Tensor] = {}
-        for factor in self._prior(usage).values():
-            theta |= factor.family.draw(factor.eta, pyro.sample)
+        usage = {"usage": pyro.sample("usage", dist.Dirichlet(self._usage_prior()))} if self.hierarchical else {}
+        s = self.statistics(**usage)
+        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
-            pyro.sample("x", self.likelihood(self.statistics(theta), x.shape[:2]), obs=x)
+            states = HiddenMarkov(initial, transition, self.emission, s["emission"], (x.shape[0], x.shape[1]))
+            pyro.sample("x", states, obs=x)
 
     def guide(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
         """q(theta): one factor of the prior's own family for each of its factors; a point estimate of the usage."""
@@ -175,26 +169,8 @@ class HMM(Conjugate):
 
     def start_guide(self, x: Tensor) -> None:
         """Start the guide from a segmentation of ``x``."""
-        self.q.update({name: VariationalFactor(factor) for name, factor in self.started([x], self.starts[0]).items()})
-
-    def evidence(
-        self, x: Tensor, s: Mapping[str, Natural], completion: Completion | None = None
-    ) -> Float[Tensor, " N"]:
-        likelihood = self.likelihood(s)
-        return likelihood.log_prob(x) if completion is None else likelihood.evidence(x, completion)
-
-    def complete(
-        self, x: Tensor, s: Mapping[str, Natural], previous: Completion | None = None, sweeps: int = 1
-    ) -> Completion | None:
-        return self.likelihood(s).complete(x, previous, sweeps)
-
-    def assigned(self, x: Tensor, s: Mapping[str, Natural], z: Int[Tensor, "N T"]) -> Float[Tensor, " N"]:
-        potential = self.emission.potential(x, s["emission"], self.emission.complete(x, s["emission"]))
-        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
-        emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * exists).sum(-1)
-        moves = s["transition"]["log_probability"][z[:, :-1], z[:, 1:]] * exists[:, 1:]
-        start = s["initial"]["log_probability"][z[:, 0]] * exists[:, 0]
-        return start + moves.sum(-1) + emitted
+        started = first_factors(self, [x], [None], self.starts[0])
+        self.q.update({name: VariationalFactor(factor) for name, factor in started.items()})
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -202,8 +178,15 @@ class HMM(Conjugate):
             return ("kmeans", "segments-16", "segments-32", "random", "segments-8", "segments-64")
         return ("kmeans", "random", "segments-16", "segments-8")
 
-    def guess(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
-        """``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of 16 steps."""
+    def guess(
+        self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+    ) -> list[dict[str, Int[Tensor, "N T"]]]:
+        """Paths ``z`` by ``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of
+        16 steps.
+        """
+        return [{"z": z} for z in self._paths(batches, start)]
+
+    def _paths(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
         frames = sum(int(sequence_lengths(x).sum()) for x in batches)
         if frames < self.states:
             raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
@@ -227,32 +210,6 @@ class HMM(Conjugate):
     def _default_log_scales(self) -> Tensor:
         scales = [getattr(self.emission, name) for name in self.emission.prior_scales]
         return torch.tensor(scales, dtype=torch.float64).log()
-
-    def refine(self, q: Mapping[str, Factor]) -> None:
-        """Raise the bound over the point estimates: usage of the states, scales of the emission's prior."""
-        learned = [p for name, p in self.named_parameters() if name in ("usage_logits", "log_scales")]
-        if not learned:
-            return
-        expected = {name: {k: v.detach() for k, v in q[name].expected().items()} for name in ("transition", "emission")}
-        optimizer = torch.optim.LBFGS(learned, max_iter=20, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            prior = self.natural_prior()
-            value = -self.log_hyperprior()
-            for name, s in expected.items():
-                family, eta = prior[name]
-                value = value - family.inner(eta, s).sum() + family.log_normalizer(eta).sum()
-            value.backward()
-            return value
-
-        before = [p.detach().clone() for p in learned]
-        start = float(loss().detach())
-        optimizer.step(loss)
-        if not float(loss().detach()) <= start:
-            for p, value in zip(learned, before, strict=True):
-                p.data.copy_(value)
-        optimizer.zero_grad()
 
     def log_hyperprior(self) -> Tensor:
         """Log prior density of the point estimates, on the unconstrained scale."""

@@ -123,8 +123,14 @@ def replicate(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None)
 
 
 def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor | None = None) -> Tensor:
-    """One draw of the ``horizon`` steps that follow each sequence's last observation, (N, horizon, ...)."""
-    fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
+    """One draw of the ``horizon`` steps that follow each sequence's last observation, (N, horizon, ...).
+
+    Inputs (N, T + horizon, U) have a row for each step ahead; the program then sees so many steps, the new ones empty.
+    """
+    longer = x
+    if u is not None and u.ndim == 3 and u.shape[1] == x.shape[1] + horizon:
+        longer = torch.cat([x, x.new_full((len(x), horizon, *x.shape[2:]), torch.nan)], 1)
+    fn = data_distribution(model, theta, longer, u=u, prior_of_rows=False)
     if not hasattr(fn, "forecast"):
         raise FitError(
             f"{name_of(model)}: forecast needs a distribution over time series, got {type(fn).__name__}; "

@@ -13,6 +13,7 @@ from ppgen.arguments import require_at_least, require_memory
 from ppgen.collapsed.estimated import estimates
 from ppgen.data.arrays import like
 from ppgen.errors import DataError
+from ppgen.expecting import observed_given
 from ppgen.model import Conjugate
 from ppgen.predictions import predictive, steps
 from ppgen.results.numbering import names
@@ -125,8 +126,10 @@ def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, per: str, ra
 def _latents(fit: "Fit", data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
     if isinstance(fit.posterior, Factors) and isinstance(fit.model, Conjugate):
         with torch.no_grad():
-            exact = fit.model.likelihood(fit.posterior.statistics()).latents(data)
-            return predictive.summarized(exact, draws)
+            found = observed_given(fit.model, fit.posterior.statistics(), data, inputs, fit.posterior.points)
+            exact = [fn.latents(value) for fn, value in found.values() if hasattr(fn, "latents")]
+            if exact:
+                return predictive.summarized(exact[0], draws)
     posterior = fit.numbered_posterior
     theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
     return predictive.latents(fit.model, theta, data, draws, u=inputs)

@@ -252,16 +252,10 @@ def fit_result(
     observations: xr.DataArray,
     inputs: Inputs | None = None,
 ) -> Fit:
-    """Put a `Fit` together: engines call it, and it adds versions, labels of the training data, and point estimates.
+    """Put a `Fit` together: engines call it, and it adds versions and labels of the training data.
 
     ``inputs`` says which there were beside the data, an empty one that there were none; without it nothing is known.
-
-    A site in ``model.dims`` that no factor draws is a point estimate: the model's attribute of that name.
     """
-    if isinstance(posterior, Factors):
-        drawn = {site for factor in posterior.factors.values() for site in factor.family.sites}
-        points = {site: getattr(model, site) for site in model.dims if site not in drawn and hasattr(model, site)}
-        posterior = Factors(posterior.factors, {**points, **posterior.points})
     labels = labels_of(observations)
     warn_of_names(model)
     if inputs is not None:

@@ -60,7 +60,7 @@ class Setting:
         return self.emission.sample(self.s, z)
 
     def bound(self, x, sweeps=1):
-        return self.hmm.evidence(x, self.hmm.complete(x, sweeps=sweeps))
+        return self.hmm.evidence(x, self.hmm.settle(x, sweeps=sweeps))
 
 
 def cut(x, length):
@@ -138,10 +138,10 @@ def test_every_sweep_raises_the_bound(subspaced):
     setting = Setting(3, 2, subspace=subspace_of() if subspaced else None)
     x = setting.simulate(3, 30)
     x[torch.rand(x.shape) < 0.3] = torch.nan
-    completion, bounds = setting.hmm.complete(x, sweeps=0), []
+    local, bounds = setting.hmm.settle(x, sweeps=0), []
     for _ in range(15):
-        bounds.append(setting.hmm.evidence(x, completion))
-        completion = setting.hmm.complete(x, completion, sweeps=1)
+        bounds.append(setting.hmm.evidence(x, local))
+        local = setting.hmm.settle(x, local, sweeps=1)
     steps = torch.stack(bounds).diff(dim=0)
     assert (steps > -1e-9).all()
     assert (steps[0] > 1e-3).all()
@@ -161,10 +161,9 @@ def test_gradient_of_the_bound_is_the_expected_statistic():
     """With one state the gradient at fixed completion is the full derivative of the dense marginal."""
     setting = Setting(1, 2)
     x = hide(setting.simulate(1, 7)[0], 2, (4, 0))[None]
-    completion = setting.hmm.complete(x)
     s = {name: value.clone().requires_grad_() for name, value in setting.s.items()}
     hmm = HiddenMarkov(setting.log_initial, setting.log_transition, setting.emission, s)
-    hmm.evidence(x, completion).sum().backward()
+    hmm.evidence(x, hmm.settle(x)).sum().backward()
     direction = {name: torch.randn_like(value) for name, value in setting.theta.items()}
     direction["precision_cholesky"] = direction["precision_cholesky"].tril()
 

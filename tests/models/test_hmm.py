@@ -11,7 +11,9 @@ from dense import normal
 from ppgen.emissions import Autoregressive, Categorical, Gaussian
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
+from ppgen.expecting import first_factors, observed_given
 from ppgen.inference import mcmc, svi, vb
+from ppgen.inference.vb.engine import _refine
 from ppgen.models import HMM
 from ppgen.results.fit import load
 
@@ -62,7 +64,7 @@ def test_the_usage_is_where_the_bound_is_highest():
         prior = model.natural_prior()["transition"]
         return model.log_hyperprior() - prior.family.kl(q["transition"].eta, prior.eta).sum()
 
-    model.refine(q)
+    _refine(model, q)
     (gradient,) = torch.autograd.grad(bound(), list(model.parameters()))
     assert gradient.abs().max() < 1e-3
 
@@ -90,8 +92,9 @@ def test_assigned_paths_score_as_the_listed_ones_do():
     s = {name: factor.expected() for name, factor in model.natural_prior().items()}
     for n, length in ((0, 4), (1, 3)):
         one = x[n : n + 1, :length]
-        scores = [model.assigned(one, s, torch.tensor([path])) for path in itertools.product(range(2), repeat=length)]
-        torch.testing.assert_close(torch.cat(scores).logsumexp(0), model.evidence(x, s)[n], rtol=1e-10, atol=1e-10)
+        states = observed_given(model, s, one, None)["x"].distribution
+        scores = [states.joint(one, {"z": torch.tensor([path])}) for path in itertools.product(range(2), repeat=length)]
+        torch.testing.assert_close(torch.cat(scores).logsumexp(0), states.log_prob(x)[n], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["kmeans", "random", "segments-5", "segments-1000"])
@@ -102,17 +105,17 @@ def test_every_start_labels_every_step(method, emission):
     x = torch.randint(3, (3, 20, 2)).double()
     x[0, 4:9] = x[1, 12:] = x[2] = torch.nan
     model = HMM(states=4, emission=emission)
-    (labels,) = model.guess([x], method)
+    (labels,) = (values["z"] for values in model.guess([x], [None], method))
     assert labels.shape == x.shape[:2]
     assert ((labels >= 0) & (labels < 4)).all()
-    for factor in model.started([x], method).values():
+    for factor in first_factors(model, [x], [None], method).values():
         factor.family.check(factor.eta)
 
 
 def test_equal_steps_are_no_trouble_for_a_start():
     for method in ("kmeans", "segments-4"):
-        (labels,) = HMM(states=5, features=1).guess([torch.ones(2, 10, 1).double()], method)
-        assert len(labels.unique()) <= 5
+        (values,) = HMM(states=5, features=1).guess([torch.ones(2, 10, 1).double()], [None], method)
+        assert len(values["z"].unique()) <= 5
 
 
 def test_names_of_states_label_every_answer():

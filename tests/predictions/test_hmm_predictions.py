@@ -14,6 +14,7 @@ from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.poisson import Poisson
 from ppgen.errors import FitError
+from ppgen.expecting import observed_given
 from ppgen.messages import discrete_chain
 from ppgen.models.hmm import HMM
 from ppgen.predictions import predictive, steps
@@ -80,7 +81,8 @@ def near(draws, mean):
 
 def states(model, theta, x):
     """Posterior of the states of each step."""
-    return model.likelihood(model.statistics(theta)).latents(x).marginals["z"]
+    s = {name: factor.family.statistic(theta) for name, factor in model.natural_prior().items()}
+    return observed_given(model, s, x, None)["x"].distribution.latents(x).marginals["z"]
 
 
 @every

@@ -1,4 +1,4 @@
-"""Sequences in batches: small enough for memory, or of the size that a stochastic run asks for."""
+"""Rows of data and inputs in batches: small enough for memory, or of the size that a stochastic run asks for."""
 
 from collections.abc import Sequence
 from typing import final
@@ -10,33 +10,41 @@ from ppgen.data.arrays import lengths
 
 __all__ = ["Batches"]
 
-STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
+STEPS_AT_ONCE = 1 << 16  # rows, or time steps, whose potentials are in memory together
 
 
 @final
-class Batches(Sequence[Tensor]):
-    """Sequences in groups small enough for memory, longest first, or of ``batch_size``; each cut to its longest.
+class Batches(Sequence[tuple[Tensor, Tensor | None]]):
+    """Rows of data and their inputs, in groups small enough for memory, longest first, or of ``batch_size``.
 
-    Groups of ``batch_size`` or fewer are as many as it takes, and as even as they can be: a last group of one sequence
-    would say next to nothing of all of them.
+    ``ragged`` rows end where nothing more is observed along their second axis: each group is cut to its longest, with
+    its inputs where these have that axis too. Groups of ``batch_size`` or fewer are as many as it takes, and as even as
+    they can be: a last group of one row would say next to nothing of all of them.
     """
 
-    def __init__(self, data: Tensor, batch_size: int | None) -> None:
-        self.data = data
-        self.lengths = lengths(data)
+    def __init__(self, data: Tensor, inputs: Tensor | None, batch_size: int | None, *, ragged: bool) -> None:
+        self.data, self.inputs = data, inputs
+        self.lengths = lengths(data) if ragged else None
+        self.steps = data.shape[1] if ragged else None
         if batch_size is None:
-            self.groups = _by_memory(torch.argsort(-self.lengths, stable=True), self.lengths)
+            size = torch.ones(len(data), dtype=torch.long) if self.lengths is None else self.lengths
+            self.groups = _by_memory(torch.argsort(-size, stable=True), size)
         else:
             self.groups = list(torch.randperm(len(data)).tensor_split(-(-len(data) // batch_size)))
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         if index >= len(self.groups):
             raise IndexError(index)
         group = self.groups[index]
-        return self.data[group, : max(1, int(self.lengths[group].max()))]
+        x, u = self.data[group], None if self.inputs is None else self.inputs[group]
+        if self.lengths is None:
+            return x, u
+        longest = max(1, int(self.lengths[group].max()))
+        timed = u is not None and u.ndim == 3 and u.shape[1] == self.steps
+        return x[:, :longest], u[:, :longest] if timed and u is not None else u
 
     def turn(self, step: int) -> int:
         """Which batch comes at a step: every pass goes through all of them in a new order."""
@@ -45,7 +53,7 @@ class Batches(Sequence[Tensor]):
 
     @property
     def weight(self) -> float:
-        """What a sum over one of the groups is multiplied by to stand for that over all sequences.
+        """What a sum over one of the groups is multiplied by to stand for that over all rows.
 
         A pass takes every group once, so the number of groups is right whatever their sizes: the mean over a pass is
         the sum over the data.

@@ -1,6 +1,5 @@
 """Checkpoints of a run: one file in a folder, written whole or not at all, refused for another fit."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ppgen.emissions.completion import Completion
+from ppgen.collapsed.base import Local
 from ppgen.errors import FileError
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
@@ -28,11 +27,14 @@ STATE = "vb.safetensors"
 @final
 @dataclass(frozen=True, eq=False)
 class State:
-    """Everything a variational run goes on from: factors, hyperparameters, latent frames per batch, and its record."""
+    """Everything a variational run goes on from: factors, hyperparameters, held latents per batch, and its record.
+
+    ``local`` has for each batch {observed site: posterior of its held blocks}.
+    """
 
     q: dict[str, Factor]
     hyper: dict[str, Tensor]
-    completions: tuple[Completion | None, ...]
+    local: tuple[dict[str, Local], ...]
     rows: tuple[dict[str, float], ...] = ()
     converged: bool = False
 
@@ -50,9 +52,11 @@ class Checkpoint:
     meanwhile (:mod:`ppgen.storage.lock`).
     """
 
-    def __init__(self, folder: Path, model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, folder: Path, model: Conjugate, data: Tensor, inputs: Tensor | None, settings: Mapping[str, object]
+    ) -> None:
         self.folder, self.model, self.path = folder, model, folder / STATE
-        self.identity = _identity(model, data, settings)
+        self.identity = _identity(model, data, inputs, settings)
 
     def save(self, states: Sequence[State], seed: int) -> None:
         """Replace the checkpoint; the previous one survives a failure."""
@@ -60,7 +64,7 @@ class Checkpoint:
         heads = []
         for number, state in enumerate(states):
             tensors |= _flatten(state, f"{number}/")
-            heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.completions)})
+            heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.local)})
         write_tensors(self.path, tensors, {"identity": self.identity, "seed": seed, "states": heads})
 
     def load(self) -> tuple[list[State], int | None]:
@@ -105,14 +109,19 @@ def described(start: Fit | str) -> str:
     return f"fit {total.hexdigest()}"
 
 
-def _identity(model: Conjugate, data: Tensor, settings: Mapping[str, object]) -> dict[str, str]:
+def _identity(model: Conjugate, data: Tensor, inputs: Tensor | None, settings: Mapping[str, object]) -> dict[str, str]:
     parts = {
         "model": repr(_plain(model.config)) + type(model).__name__,
-        "data": hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest() + str(tuple(data.shape)),
+        "data": _digest(data),
+        **({} if inputs is None else {"inputs": _digest(inputs)}),
         "options": repr(dict(settings)),
         "torch": torch.__version__,
     }
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
+
+
+def _digest(data: Tensor) -> str:
+    return hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest() + str(tuple(data.shape))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (a model's config)
@@ -127,10 +136,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (a model's config)
 def _flatten(state: State, prefix: str) -> dict[str, Tensor]:
     flat = {f"{prefix}q/{name}/{k}": v for name, factor in state.q.items() for k, v in factor.eta.items()}
     flat |= {f"{prefix}hyper/{name}": value for name, value in state.hyper.items()}
-    for i, completion in enumerate(() if state.converged else state.completions):
-        if completion is not None:
-            for name in (f.name for f in dataclasses.fields(completion)):
-                flat[f"{prefix}completion/{i}/{name}"] = torch.as_tensor(getattr(completion, name))
+    for i, sites in enumerate(() if state.converged else state.local):
+        for site, local in sites.items():
+            for block, eta in local.items():
+                flat |= {f"{prefix}local/{i}/{site}/{block}/{k}": v for k, v in eta.items()}
     return flat
 
 
@@ -140,12 +149,9 @@ def _unflatten(model: Conjugate, head: dict[str, Any], tensors: dict[str, Tensor
     for name, factor in model.natural_prior().items():
         q[name] = Factor(factor.family, {k: own[f"q/{name}/{k}"] for k in factor.eta})
     hyper = {name.removeprefix("hyper/"): value for name, value in own.items() if name.startswith("hyper/")}
-    completions = tuple(_completion(own, f"completion/{i}/") for i in range(head["batches"]))
-    return State(q, hyper, completions, tuple(head["rows"]), head["converged"])
-
-
-def _completion(own: dict[str, Tensor], prefix: str) -> Completion | None:
-    fields = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
-    if not fields:
-        return None
-    return Completion(**{k: bool(v) if k == "complete" else v for k, v in fields.items()})  # type: ignore[arg-type]
+    local: list[dict[str, Local]] = [{} for _ in range(head["batches"])]
+    for name, value in own.items():
+        if name.startswith("local/"):
+            _, i, site, block, k = name.split("/")
+            local[int(i)].setdefault(site, {}).setdefault(block, {})[k] = value
+    return State(q, hyper, tuple(local), tuple(head["rows"]), head["converged"])

@@ -20,22 +20,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
+import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.arguments import as_folder, require_at_least
-from ppgen.data.arrays import as_observations, to_tensor
-from ppgen.data.inputs import Inputs
-from ppgen.emissions.completion import Completion
+from ppgen.collapsed.base import Collapsed, Local
 from ppgen.errors import DataError, FitError
+from ppgen.expecting import first_factors, observed_given
 from ppgen.inference.vb.batches import Batches
 from ppgen.inference.vb.checkpoint import Checkpoint, State, described
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.predictions.predictive import missing_share
-from ppgen.programs.program import copy_model
+from ppgen.programs.isolated import isolated
+from ppgen.programs.task import read
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
@@ -43,6 +45,7 @@ from ppgen.storage.lock import held
 
 __all__ = ["fit"]
 
+SWEEPS = (2, 1)  # updates of held blocks a step: at first, and from where they were
 SLACK = 1e-9  # relative rounding error of a sum over the data
 IN_ALL = 1e5  # nats that may be left to gain at the end, for each nat of ``tol``
 LAST = 6  # bounds that tell how gains shrink
@@ -66,6 +69,7 @@ def fit(
     model: Conjugate,
     x: object,
     *,
+    u: object = None,
     max_steps: int = 500,
     tol: float = 1e-5,
     batch_size: int | None = None,
@@ -84,6 +88,7 @@ def fit(
     ----------
     model : it is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
+    u : inputs of the model, (N, U) or (N, T, U); labelled ones follow the rows and names of ``x``.
     max_steps : at most this many steps a start.
     tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
         over a pass through the data) and, in full-batch mode, has less than 100,000 times as many nats left to gain in
@@ -106,26 +111,26 @@ def fit(
         raise DataError(f"vb: model must be conjugate, got {type(model).__name__}; use svi.fit or mcmc.fit")
     options = Options(max_steps, tol, batch_size, delay, forgetting, checkpoint_every)
     _check(options, n_init)
-    observations = as_observations(x, dims=model.data_dims)
-    data = to_tensor(observations)
-    model = copy_model(model)
-    model.check(data)
+    task = read("vb", model, (x,), u)
+    model, data, inputs = cast(Conjugate, task.model), task.args[0], task.kwargs["u"]
+    observations = cast(xr.DataArray, task.observations)
     if batch_size is not None and not 1 <= batch_size <= len(data):
-        raise DataError(f"vb: batch_size must be between 1 and the {len(data)} sequences of x, got {batch_size}")
+        raise DataError(
+            f"vb: batch_size must be between 1 and the {len(data)} {model.data_dims[0]}s of x, got {batch_size}"
+        )
     options = replace(options, entries=max(1, int((~torch.isnan(data)).sum())))
     began = time.perf_counter()
     starts = [model.starts[i % len(model.starts)] for i in range(n_init)]
     methods = starts if start is None else [start, *starts[1:]]
     folder = as_folder("vb", checkpoint)
     settings = _settings(options, n_init=n_init, random_seed=random_seed, start=described(methods[0]))
-    saved = None if folder is None else Checkpoint(folder, model, data, settings)
+    saved = None if folder is None else Checkpoint(folder, model, data, inputs, settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(held(folder, "vb"))
         known, known_seed = ([], None) if saved is None else saved.load()
         seed = stack.enter_context(private_stream(random_seed if known_seed is None else known_seed))
-        states, interrupted = _restarts(
-            model, Batches(data, batch_size), options, methods, known, seed, saved, progressbar
-        )
+        batches = Batches(data, inputs, batch_size, ragged=model.ragged)
+        states, interrupted = _restarts(model, batches, options, methods, known, seed, saved, progressbar)
     best = max(states, key=lambda state: state.bound)
     _restore(model, best.hyper)
     attrs = {
@@ -141,7 +146,8 @@ def fit(
     }
     history = pd.concat([pd.DataFrame(state.rows).assign(init=i) for i, state in enumerate(states)], ignore_index=True)
     history["kept"] = history["init"] == states.index(best)
-    return fit_result(model, Factors(best.q), history, attrs, observations, Inputs())
+    points = {site: value.detach() for site, value in model.points.items()}
+    return fit_result(model, Factors(best.q, points), history, attrs, observations, task.inputs)
 
 
 def _check(options: Options, n_init: int) -> None:
@@ -211,8 +217,9 @@ def _start(model: Conjugate, batches: Batches, start: Fit | str) -> State:
         _check_same(q, model.natural_prior())
         _restore(model, _hyper(start.model))
     else:
-        q = model.started(list(batches), start)
-    return State(q, _hyper(model), (None,) * len(batches))
+        with isolated():
+            q = first_factors(model, [x for x, _ in batches], [u for _, u in batches], start)
+    return State(q, _hyper(model), ({},) * len(batches))
 
 
 def _check_same(given: Mapping[str, Factor], own: Mapping[str, Factor]) -> None:
@@ -244,17 +251,17 @@ def _run(
 def _full_step(model: Conjugate, batches: Batches, state: State, options: Options) -> State:
     """Latents, then factors, then hyperparameters: each raises the bound."""
     prior = model.natural_prior()
-    s, total, completions = _gather(model, batches, range(len(batches)), state)
+    s, total, local = _gather(model, batches, range(len(batches)), state)
     bound = total - _divergence(model, state.q, prior)
     number = len(state.rows) + 1
     _refuse_bad_bound(bound, state, options, number)
     q = {name: updated(factor, s[name]) for name, factor in prior.items()}
-    model.refine(q)
+    _refine(model, q)
     gain = (bound - state.bound) / options.entries
     row = {"step": number, "elbo": bound, "step_size": 1.0}
     rows = (*state.rows, row)
     converged = number > 1 and gain < options.tol and left_to_gain(rows) < options.tol * IN_ALL
-    return State(q, _hyper(model), completions, rows, converged)
+    return State(q, _hyper(model), local, rows, converged)
 
 
 def left_to_gain(rows: Sequence[Mapping[str, float]]) -> float:
@@ -278,22 +285,22 @@ def _stochastic_step(model: Conjugate, batches: Batches, state: State, options: 
     index = batches.turn(number - 1)
     share = batches.weight
     prior = model.natural_prior()
-    fresh = replace(state, completions=(None,) * len(batches))
+    fresh = replace(state, local=({},) * len(batches))
     s, total, _ = _gather(model, batches, [index], fresh)
     bound = total * share - _divergence(model, state.q, prior)
     if not torch.isfinite(torch.tensor(bound)):
         raise FitError(f"vb: the bound is {bound} at step {number}; scale the features to about unit variance")
     target = {name: updated(factor, s[name], share) for name, factor in prior.items()}
     q = {name: _mix(state.q[name], target[name], rate) for name in target}
-    model.refine(q)
+    _refine(model, q)
     rows = (*state.rows, {"step": number, "elbo": bound, "step_size": rate})
-    return State(q, _hyper(model), state.completions, rows, _settled(rows, len(batches), options))
+    return State(q, _hyper(model), state.local, rows, _settled(rows, len(batches), options))
 
 
 def _final_bound(model: Conjugate, batches: Batches, state: State) -> State:
     """The bound of the whole data behind a stochastic run."""
     with torch.no_grad():
-        _, total, _ = _gather(model, batches, range(len(batches)), replace(state, completions=(None,) * len(batches)))
+        _, total, _ = _gather(model, batches, range(len(batches)), replace(state, local=({},) * len(batches)))
     bound = total - _divergence(model, state.q, model.natural_prior())
     return replace(state, rows=(*state.rows, {"step": len(state.rows) + 1, "elbo": bound, "step_size": 0.0}))
 
@@ -310,20 +317,58 @@ def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options)
 
 def _gather(
     model: Conjugate, batches: Batches, chosen: Sequence[int] | range, state: State
-) -> tuple[dict[str, dict[str, Tensor]], float, tuple[Completion | None, ...]]:
+) -> tuple[dict[str, dict[str, Tensor]], float, tuple[dict[str, Local], ...]]:
     """Evidence and its gradient with respect to the expected statistics, summed over batches."""
     s = {name: tracked(factor.expected()) for name, factor in state.q.items()}
-    completions, total = list(state.completions), 0.0
+    local, total = list(state.local), 0.0
     for index in chosen:
-        x = batches[index]
-        sweeps = 1 if completions[index] is not None else 2
-        fixed = {name: {k: v.detach() for k, v in natural.items()} for name, natural in s.items()}
-        completions[index] = model.complete(x, fixed, completions[index], sweeps)
-        evidence = model.evidence(x, s, completions[index]).sum()
+        x, u = batches[index]
+        with isolated():
+            found = observed_given(model, s, x, u)
+        scores = []
+        for name, (fn, value) in found.items():
+            if isinstance(fn, Collapsed):
+                before = local[index].get(name)
+                local[index] = {**local[index], name: fn.settle(value, before, SWEEPS[before is not None])}
+                scores.append(fn.evidence(value, local[index][name]).sum())
+            else:
+                scores.append(fn.log_prob(value).sum())
+        evidence = torch.stack(scores).sum()
         if torch.is_grad_enabled():
             evidence.backward()
         total += float(evidence.detach())
-    return s, total, tuple(completions)
+    return s, total, tuple(local)
+
+
+def _refine(model: Conjugate, q: Mapping[str, Factor]) -> None:
+    """Raise the bound over the point-estimated hyperparameters of the prior, the factors held fixed."""
+    learned = [p for name, p in model.named_parameters() if not name.startswith("q.")]
+    if not learned:
+        return
+    optimizer = torch.optim.LBFGS(learned, max_iter=20, line_search_fn="strong_wolfe")
+    expected = {
+        name: {k: v.detach() for k, v in q[name].expected().items()}
+        for name, factor in model.natural_prior().items()
+        if any(value.requires_grad for value in factor.eta.values())
+    }
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        prior = model.natural_prior()
+        value = -model.log_hyperprior()
+        for name, s in expected.items():
+            family, eta = prior[name]
+            value = value - family.inner(eta, s).sum() + family.log_normalizer(eta).sum()
+        value.backward()
+        return value
+
+    before = [p.detach().clone() for p in learned]
+    start = float(loss().detach())
+    optimizer.step(loss)
+    if not float(loss().detach()) <= start:
+        for p, value in zip(learned, before, strict=True):
+            p.data.copy_(value)
+    optimizer.zero_grad()
 
 
 def _divergence(model: Conjugate, q: Mapping[str, Factor], prior: Mapping[str, Factor]) -> float:

@@ -1,0 +1,89 @@
+"""Latents of each row that are held in mean field: exponential families with a row first."""
+
+from collections.abc import Mapping
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.families.family import Natural
+from ppgen.messages.gaussian.chain import GaussianChain, gaussian_chain
+
+__all__ = ["Block", "GaussianBlock"]
+
+
+@runtime_checkable
+class Block(Protocol):
+    """A family of the latents of N rows; natural parameters and statistics have the row first."""
+
+    def start(self, rows: int) -> Natural:
+        """Natural parameters to start from."""
+
+    def log_normalizer(self, eta: Natural) -> Float[Tensor, " N"]:
+        """Log-normaliser of each row."""
+
+    def expected(self, eta: Natural) -> Natural:
+        """Expected statistics."""
+
+    def statistic(self, value: Tensor) -> Natural:
+        """Statistics of values."""
+
+    def sample(self, eta: Natural) -> Tensor:
+        """One draw of every row."""
+
+    def inner(self, a: Natural, b: Natural) -> Float[Tensor, " N"]:
+        """Inner product of natural parameters and statistics."""
+
+
+@final
+class GaussianBlock:
+    r"""Gaussian vectors :math:`h_1, \dots, h_T` of ``latent`` numbers in each row, coupled from step to step.
+
+    Statistics are ``outer`` :math:`h_t h_t'` (N, T, L, L), ``cross`` :math:`h_t h_{t+1}'` (N, T-1, L, L) and ``mean``
+    :math:`h_t` (N, T, L), or their expectations. Blocks of one step are factor models.
+    """
+
+    def __init__(self, steps: int, latent: int, like: Tensor) -> None:
+        self.steps, self.latent, self.like = steps, latent, like
+
+    def chain(self, eta: Natural) -> GaussianChain:
+        """The chain with these natural parameters."""
+        return gaussian_chain(-(eta["outer"] + eta["outer"].mT), -eta["cross"], eta["mean"])
+
+    def start(self, rows: int) -> Natural:
+        """Independent standard normals."""
+        T, L = self.steps, self.latent
+        eye = torch.eye(L, dtype=torch.float64, device=self.like.device)
+        return {
+            "outer": -0.5 * eye.expand(rows, T, L, L).clone(),
+            "cross": eye.new_zeros(rows, T - 1, L, L),
+            "mean": eye.new_zeros(rows, T, L),
+        }
+
+    def log_normalizer(self, eta: Natural) -> Float[Tensor, " N"]:
+        """Log of the integral over all steps of each row."""
+        return self.chain(eta).log_normalizer
+
+    def expected(self, eta: Natural) -> Natural:
+        """Expected statistics by one pass of message passing."""
+        chain = self.chain(eta)
+        mean = chain.mean
+        return {
+            "outer": chain.covariance + mean[..., :, None] * mean[..., None, :],
+            "cross": chain.cross_covariance + mean[:, :-1, :, None] * mean[:, 1:, None, :],
+            "mean": mean,
+        }
+
+    def statistic(self, value: Float[Tensor, "N T L"]) -> Natural:
+        """Statistics of drawn vectors."""
+        outer = value[..., :, None] * value[..., None, :]
+        return {"outer": outer, "cross": value[:, :-1, :, None] * value[:, 1:, None, :], "mean": value}
+
+    def sample(self, eta: Natural) -> Float[Tensor, "N T L"]:
+        """One draw of every row."""
+        return self.chain(eta).sample(1)[0]
+
+    def inner(self, a: Natural, b: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
+        """Inner product over all entries of each row."""
+        return sum((a[name] * b[name]).flatten(1).sum(-1) for name in ("outer", "cross", "mean"))  # type: ignore[return-value]

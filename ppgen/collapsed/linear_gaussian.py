@@ -1,0 +1,261 @@
+r"""Linear dynamical system as one distribution over whole sequences, its continuous states summed out.
+
+.. math::
+    h_1 \sim \mathcal N(0, I), \quad h_t \sim \mathcal N(A\,[h_{t-1}; u_t; 1], Q), \quad
+    x_t \sim \mathcal N(C\,[h_t; u_t; 1], R)
+
+The states are one Gaussian block and nothing else is latent, so ``log_prob`` is the exact evidence. An entry of ``x``
+that is NaN is integrated out: with a diagonal R its term drops out, with a full R it is integrated out of the Gaussian
+of its frame, for each pattern of missing entries by one batched factorisation. Trailing NaN means a shorter sequence.
+
+References: Kalman (1960); Rauch, Tung & Striebel (1965); Beal (2003), §5, for the expected statistics.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ppgen.collapsed.base import Collapsed
+from ppgen.collapsed.block import GaussianBlock
+from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.errors import DataError
+from ppgen.families.family import Natural
+from ppgen.families.regression import LOG_2PI, Regression
+
+__all__ = ["LinearGaussian", "LinearGaussianLatents"]
+
+Shape = torch.Size | list[int] | tuple[int, ...]
+
+ONCE = torch.Size()
+
+
+@final
+@dataclass(frozen=True)
+class LinearGaussianLatents:
+    """Posterior of the continuous states of a batch of sequences."""
+
+    block: GaussianBlock
+    eta: Natural
+    lengths: Int[Tensor, " N"]
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "h": ("sequence", "time", "latent"),
+        "h_draw": ("sequence", "time", "latent"),
+    }
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        """``h``: mean of each state; NaN past the end of a sequence."""
+        return {"h": self._end(self.block.chain(self.eta).mean)}
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        """Nothing beside the mean."""
+        return {}
+
+    def sample(self) -> dict[str, Tensor]:
+        """``h_draw``: one draw of all states; NaN past the end of a sequence."""
+        return {"h_draw": self._end(self.block.sample(self.eta))}
+
+    def _end(self, value: Tensor) -> Tensor:
+        exists = torch.arange(value.shape[-2], device=value.device) < self.lengths[:, None]
+        return torch.where(exists[..., None], value, torch.nan)
+
+
+@final
+class LinearGaussian(Collapsed):
+    """Distribution over ``x`` (N, T, D) for statistics of the dynamics and of the emission.
+
+    Parameters
+    ----------
+    dynamics, emission : regressions on (h, u, 1).
+    s_dynamics, s_emission : their natural statistics.
+    shape : (N, T) of what :meth:`sample` draws.
+    u : inputs (N, T, U), or (N, U) for ones that stay the same; of `forecast` with a row for each step ahead too.
+    """
+
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(
+        self,
+        dynamics: Regression,
+        emission: Regression,
+        s_dynamics: Natural,
+        s_emission: Natural,
+        shape: tuple[int, int],
+        u: Tensor | None = None,
+    ) -> None:
+        self.dynamics, self.emission = dynamics, emission
+        self.s_dynamics, self.s_emission, self.u = s_dynamics, s_emission, u
+        super().__init__(torch.Size(shape[:1]), torch.Size([shape[1], emission.outputs]), validate_args=False)
+
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "LinearGaussian":
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            raise DataError(
+                f"LinearGaussian: one batch dimension of {tuple(self.batch_shape)} sequences, got {tuple(batch_shape)}"
+            )
+        return self
+
+    def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, GaussianBlock]:
+        return {"h": self._block(x)}
+
+    def rest(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
+        return self._rest(x, m["h"], sequence_lengths(x))
+
+    def exact(self, x: Tensor) -> bool:
+        """Always: the states are one block, and nothing else is latent."""
+        return True
+
+    def latents(self, x: Float[Tensor, "N T D"]) -> LinearGaussianLatents:
+        """Posterior of the continuous states given ``x``."""
+        return LinearGaussianLatents(self._block(x), self.settle(x)["h"], sequence_lengths(x))
+
+    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
+        """``x`` with its NaN entries drawn given the states ``h``; trailing NaN stays."""
+        exists = torch.arange(x.shape[1], device=x.device) < sequence_lengths(x)[:, None]
+        return torch.where(exists[..., None], self._observe(x, values["h"]), x)
+
+    def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
+        """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
+        steps = x.shape[1] + horizon
+        if self.u is not None and self.u.ndim == 3 and self.u.shape[1] < steps:
+            raise DataError(
+                f"LinearGaussian: inputs of a forecast must have a row for each step seen and ahead, {steps}, got "
+                f"{self.u.shape[1]}; pass u with horizon={horizon} more steps"
+            )
+        longer = torch.nn.functional.pad(x, (0, 0, 0, horizon), value=torch.nan)
+        end = sequence_lengths(x)
+        ahead = end[:, None] + torch.arange(horizon, device=x.device)
+        h = self._states(longer, end + horizon)
+        drawn = self._observe(torch.full_like(longer, torch.nan), h)
+        return drawn.gather(1, ahead[..., None].expand(-1, -1, x.shape[-1]))
+
+    def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
+        """Replicated data: fresh states, and their observations."""
+        (N,), (T, D) = self.batch_shape, self.event_shape
+        empty = torch.full((N, T, D), torch.nan, dtype=torch.float64, device=self.s_dynamics["log_det"].device)
+        count = torch.Size(sample_shape).numel()
+        steps = torch.full((N,), T, device=empty.device)
+        drawn = [self._observe(empty, self._states(empty, steps)) for _ in range(count)]
+        return torch.stack(drawn).reshape(*sample_shape, N, T, D)
+
+    def _block(self, x: Tensor) -> GaussianBlock:
+        return GaussianBlock(x.shape[1], self.dynamics.outputs, x)
+
+    def _states(self, x: Tensor, lengths: Int[Tensor, " N"]) -> Float[Tensor, "N T L"]:
+        """One draw of the states of sequences of these lengths, observed where ``x`` is."""
+        block = self._block(x)
+        with torch.no_grad():
+            start = block.start(len(x))
+            eta = torch.func.grad(lambda m: self._rest(x, m, lengths).sum())(start)
+        return block.sample(eta)
+
+    def _rest(self, x: Tensor, h: Natural, lengths: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Expected log joint density of the frames and the states; steps past the end are standard normal."""
+        T, L = x.shape[1], self.dynamics.outputs
+        exists = (torch.arange(T, device=x.device) < lengths[:, None]).to(h["mean"])
+        alone = torch.cat([torch.ones_like(exists[:, :1]), 1 - exists[:, 1:]], 1)
+        norm = h["outer"].diagonal(dim1=-2, dim2=-1).sum(-1)
+        standard = (-0.5 * (norm + L * LOG_2PI) * alone).sum(-1)
+        return standard + self._moved(h, exists) + self._seen(x, h)
+
+    def _known(self, mean: Tensor) -> Float[Tensor, "N T J"]:
+        """Regressors that are known: inputs and a one."""
+        one = mean.new_ones(*mean.shape[:-1], 1)
+        if self.u is None:
+            return one
+        u = self.u.to(mean)
+        u = u[:, None].expand(-1, mean.shape[1], -1) if u.ndim == 2 else u[:, : mean.shape[1]]
+        return torch.cat([u, one], -1)
+
+    def _moved(self, h: Natural, exists: Float[Tensor, "N T"]) -> Float[Tensor, " N"]:
+        """Log density of every step given the one before it, from moments summed over time."""
+        if exists.shape[1] < 2:
+            return exists.new_zeros(len(exists))
+        weight, known = exists[:, 1:], self._known(h["mean"])[:, 1:]
+        before, after = h["mean"][:, :-1], h["mean"][:, 1:]
+        weighted = known * weight[..., None]
+        yy = _weighed(h["outer"][:, 1:], weight)
+        hh, hk = _weighed(h["outer"][:, :-1], weight), before.mT @ weighted
+        yr = torch.cat([_weighed(h["cross"], weight).mT, after.mT @ weighted], -1)
+        rr = torch.cat([torch.cat([hh, hk], -1), torch.cat([hk.mT, known.mT @ weighted], -1)], -2)
+        P, linear, Q, constant = self.dynamics.form(self.s_dynamics)
+        return _inner(P, yy) + _inner(linear, yr) + _inner(Q, rr) + constant * weight.sum(-1)
+
+    def _seen(self, x: Tensor, h: Natural) -> Float[Tensor, " N"]:
+        """Log density of the observed entries of every frame given its state."""
+        missing = torch.isnan(x)
+        value, known = torch.where(missing, 0.0, x), self._known(h["mean"])
+        if self.emission.full:
+            return self._full(value, missing, h, known)
+        s, L = self.s_emission, self.dynamics.outputs
+        seen = (~missing).to(value)
+        P, linear = s["precision"][..., 0, 0], s["linear"][..., 0, :]
+        constant = s["log_det"] - LOG_2PI / 2
+        Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
+        slope = value @ linear + 2 * (Q[..., :, L:] @ known[..., None])[..., 0]
+        own = (value**2) @ P + seen @ constant + ((Q[..., L:, L:] @ known[..., None])[..., 0] * known).sum(-1)
+        own = own + ((value @ linear)[..., L:] * known).sum(-1)
+        latent = (slope[..., :L] * h["mean"]).sum(-1) + (Q[..., :L, :L] * h["outer"]).sum((-1, -2))
+        return (own + latent).sum(-1)
+
+    def _full(self, value: Tensor, missing: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
+        """The same with residuals that are correlated: missing entries are integrated out frame by frame."""
+        L, D = self.dynamics.outputs, self.emission.outputs
+        P, linear, Q, constant = self.emission.form(self.s_emission)
+        top, bottom = torch.cat([P, linear / 2], -1), torch.cat([linear.mT / 2, Q], -1)
+        form, constant = _without(torch.cat([top, bottom], -2), constant, missing)
+        xx, xr, rr = form[..., :D, :D], form[..., :D, D:], form[..., D:, D:]
+        cross = (xr.mT @ value[..., None])[..., 0]
+        slope = 2 * cross[..., :L] + 2 * (rr[..., :L, L:] @ known[..., None])[..., 0]
+        own = ((xx @ value[..., None])[..., 0] * value).sum(-1) + 2 * (cross[..., L:] * known).sum(-1)
+        own = own + ((rr[..., L:, L:] @ known[..., None])[..., 0] * known).sum(-1) + constant
+        return (own + (slope * h["mean"]).sum(-1) + (rr[..., :L, :L] * h["outer"]).sum((-1, -2))).sum(-1)
+
+    def _observe(self, x: Tensor, h: Float[Tensor, "N T L"]) -> Float[Tensor, "N T D"]:
+        """Draw the NaN entries of ``x`` given the states and the entries that were observed."""
+        A, precision = self.emission.mean_and_precision(self.s_emission)
+        mean = torch.cat([h, self._known(h)], -1) @ A.mT
+        hidden = torch.isnan(x)
+        inside = hidden[..., :, None] & hidden[..., None, :]
+        eye = torch.eye(x.shape[-1], dtype=precision.dtype, device=precision.device)
+        root = torch.linalg.cholesky(torch.where(inside, precision, eye))
+        apart = torch.where(hidden, 0.0, x - mean)
+        pull = torch.where(hidden, (precision @ apart[..., None])[..., 0], 0.0)
+        noise = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean)[..., None], upper=True)
+        drawn = mean + (noise - torch.cholesky_solve(pull[..., None], root))[..., 0]
+        return torch.where(hidden, drawn, x)
+
+
+def _weighed(value: Float[Tensor, "N T a b"], weight: Float[Tensor, "N T"]) -> Float[Tensor, "N a b"]:
+    return torch.einsum("ntab,nt->nab", value, weight)
+
+
+def _inner(a: Float[Tensor, "a b"], b: Float[Tensor, "N a b"]) -> Float[Tensor, " N"]:
+    return (a * b).sum((-1, -2))
+
+
+def _without(form: Float[Tensor, "W W"], constant: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """The quadratic form over (x, r) with the missing entries of x integrated out, and its constant, for each frame.
+
+    Missing entries are pinned to the identity, so that one batched factorisation serves every pattern. A frame without
+    observations has the factor one.
+    """
+    if not missing.any():
+        return form.expand(*missing.shape[:-1], *form.shape), constant.expand(missing.shape[:-1])
+    D = missing.shape[-1]
+    both = missing[..., :, None] & missing[..., None, :]
+    eye = torch.eye(D, dtype=form.dtype, device=form.device)
+    root = torch.linalg.cholesky(torch.where(both, -2 * form[:D, :D], eye))
+    kept = torch.nn.functional.pad(~missing, (0, form.shape[-1] - D), value=True)
+    cross = torch.where(missing[..., :, None] & kept[..., None, :], form[:D], 0.0)
+    reduced = torch.where(kept[..., :, None] & kept[..., None, :], form, 0.0)
+    reduced = reduced + 2 * cross.mT @ torch.cholesky_solve(cross, root)
+    half_log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    seen = (~missing.all(-1)).to(form)
+    return reduced * seen[..., None, None], (constant + missing.to(form).sum(-1) * LOG_2PI / 2 - half_log_det) * seen

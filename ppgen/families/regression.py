@@ -1,0 +1,93 @@
+r"""Conjugate linear regression of outputs on known or latent regressors, from second moments.
+
+.. math:: y = A r + e, \quad e \sim \mathcal N(0, \Lambda^{-1})
+
+with a matrix-normal inverse-Wishart prior on :math:`(A, \Lambda)` together (``"full"``), or one for each output
+(``"diagonal"``). The log density is linear in :math:`(y y', y r', r r')`, so expectations of these serve where y or r
+are latent. References: Beal (2003), §5; Bishop (2006), §3.3.
+"""
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.errors import DataError
+from ppgen.families.family import Factor, Natural
+from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
+
+__all__ = ["Regression"]
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@final
+class Regression:
+    """``outputs`` numbers D on ``regressors`` numbers R, the parameters drawn at sites that begin with ``site``.
+
+    Parameters
+    ----------
+    outputs, regressors : D and R.
+    site : the coefficients are called so, the factor of the precision ``<site>_precision_cholesky``.
+    covariance : ``"full"`` or ``"diagonal"``, of the residuals.
+    noise : prior guess of their variance.
+    strength : prior precision of the coefficients, in units of the precision of the residuals.
+    walk : whether the prior mean of the coefficients is the identity instead of zero.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        regressors: int,
+        site: str,
+        covariance: str = "full",
+        *,
+        noise: float = 1.0,
+        strength: float = 1.0,
+        walk: bool = False,
+    ) -> None:
+        if covariance not in ("full", "diagonal"):
+            raise DataError(f'Regression: covariance must be "full" or "diagonal", got {covariance!r}')
+        self.outputs, self.regressors, self.full = outputs, regressors, covariance == "full"
+        self.noise, self.strength, self.walk = noise, strength, walk
+        self.family = MatrixNormalInverseWishart(site, f"{site}_precision_cholesky")
+
+    def prior(self) -> Factor:
+        """The prior of the parameters."""
+        D, R = self.outputs, self.regressors
+        size = D if self.full else 1
+        batch = () if self.full else (D,)
+        mean = torch.eye(D, R, dtype=torch.float64) * float(self.walk)
+        eye = torch.eye(max(size, R), dtype=torch.float64)
+        eta = self.family.natural(
+            location=mean if self.full else mean[:, None],
+            column_precision=(self.strength * eye[:R, :R]).expand(*batch, R, R),
+            scale=(self.noise * eye[:size, :size]).expand(*batch, size, size),
+            degrees=torch.full(batch, size + 2.0, dtype=torch.float64),
+        )
+        return Factor(self.family, eta)
+
+    def dims(self, output: str, regressor: str) -> dict[str, tuple[str, ...]]:
+        """Site -> its axes, for the names of the axes of outputs and regressors."""
+        coefficients, root = self.family.coefficients, self.family.precision_cholesky
+        if self.full:
+            return {coefficients: (output, regressor), root: (output, f"other_{output}")}
+        return {coefficients: (output, "row_of_one", regressor), root: (output, "row_of_one", "column_of_one")}
+
+    def form(self, s: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log density as ``<P, yy'> + <L, yr'> + <Q, rr'> + c``: P (D, D), L (D, R), Q (R, R) and c for one row."""
+        if self.full:
+            constant = s["log_det"] - self.outputs / 2 * LOG_2PI
+            return s["precision"], s["linear"], s["quadratic"], constant
+        constant = s["log_det"].sum(-1) - self.outputs / 2 * LOG_2PI
+        return torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], s["quadratic"].sum(-3), constant
+
+    def mean_and_precision(self, s: Natural) -> tuple[Float[Tensor, "D R"], Float[Tensor, "D D"]]:
+        """Coefficients A and precision of the residuals that the statistics stand for."""
+        precision = -2 * s["precision"]
+        coefficients = torch.linalg.solve(precision, s["linear"])
+        if self.full:
+            return coefficients, precision
+        return coefficients[..., 0, :], torch.diag_embed(precision[..., 0, 0])

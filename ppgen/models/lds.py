@@ -1,0 +1,142 @@
+r"""Linear dynamical system with conjugate priors, driven by inputs on request.
+
+.. math::
+    Q^{-1} &\sim \mathcal W(L + 2, (q I)^{-1}), \quad A \mid Q \sim \mathcal{MN}([I, 0], Q, I), \qquad
+    \text{and alike } (C, R) \\
+    h_1 &\sim \mathcal N(0, I), \quad h_t \sim \mathcal N(A\,[h_{t-1}; u_t; 1], Q), \quad
+    x_t \sim \mathcal N(C\,[h_t; u_t; 1], R)
+
+The continuous states are summed out exactly, so the guide covers the parameters only. With sequences of one step it is
+factor analysis. NaN in ``x`` is missing at random: it is integrated out. Scale your features to about unit variance;
+the priors assume it. The states may be rotated without changing anything else, which a posterior over A and C shows;
+predictions do not depend on it.
+
+References: Roweis & Ghahramani (1999); Ghahramani & Hinton (1996); Beal (2003), §5.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.collapsed.linear_gaussian import LinearGaussian
+from ppgen.errors import DataError
+from ppgen.families.family import Factor
+from ppgen.families.regression import Regression
+from ppgen.model import Conjugate
+
+__all__ = ["LDS"]
+
+
+@final
+class LDS(Conjugate):
+    """``LDS(latent=2, features=5)``: data ``x`` of shape (N, T, D), and inputs ``u`` (N, T, U) or (N, U).
+
+    Parameters
+    ----------
+    latent : width L of the state.
+    features : number of features D.
+    inputs : number of inputs U that drive the states and shift the observations; 0 for none.
+    covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
+    process_noise : prior guess of the variance of a step of the state.
+    noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
+    strength : prior precision of the coefficients, in units of the precision of the noise.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        features: int,
+        *,
+        inputs: int = 0,
+        covariance: str = "diagonal",
+        process_noise: float = 0.1,
+        noise: float = 0.5,
+        strength: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("latent", latent, 1), ("features", features, 1), ("inputs", inputs, 0)):
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"LDS: {name} must be a whole number of at least {least}, got {value!r}")
+        for name, scale in (("process_noise", process_noise), ("noise", noise), ("strength", strength)):
+            if not 0 < scale < float("inf"):
+                raise DataError(f"LDS: {name} must be positive, got {scale}")
+        self.latent, self.features, self.inputs, self.covariance = latent, features, inputs, covariance
+        self.process_noise, self.noise, self.strength = float(process_noise), float(noise), float(strength)
+        regressors = latent + inputs + 1
+        self.dynamics = Regression(latent, regressors, "dynamics", noise=process_noise, strength=1.0, walk=True)
+        self.emission = Regression(features, regressors, "loading", covariance, noise=noise, strength=strength)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("latent", "features", "inputs", "covariance", "process_noise", "noise", "strength")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        return self.dynamics.dims("latent", "regressor") | self.emission.dims("feature", "regressor")
+
+    @property
+    def coords(self) -> Mapping[str, Sequence[Any]]:
+        names = [f"h{i}" for i in range(self.latent)]
+        return {"latent": names, "regressor": [*names, *(f"u{i}" for i in range(self.inputs)), "one"]}
+
+    def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
+        return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}
+
+    def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
+        """p(theta, x): the parameters, then whole sequences with their states summed out."""
+        self._check_inputs(x, u)
+        s = self.statistics()
+        with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
+            shape = (x.shape[0], x.shape[1])
+            states = LinearGaussian(self.dynamics, self.emission, s["dynamics"], s["loading"], shape, u)
+            pyro.sample("x", states, obs=x)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        return ("pca", "random")
+
+    def guess(
+        self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+    ) -> list[dict[str, Float[Tensor, "N T L"]]]:
+        """States ``h``: scores of the principal components of the filled data (``"pca"``), or ``"random"`` ones."""
+        if start == "random":
+            return [{"h": torch.randn(*x.shape[:2], self.latent, dtype=torch.float64)} for x in batches]
+        if start != "pca":
+            raise DataError(f'LDS: a start is "pca" or "random", got {start!r}')
+        rows = torch.cat([x.reshape(-1, self.features) for x in batches])
+        seen = (~torch.isnan(rows)).sum(0).clamp_min(1)
+        center = torch.nan_to_num(rows).sum(0) / seen
+        filled = torch.nan_to_num(rows - center)
+        values, vectors = torch.linalg.eigh(filled.mT @ filled / len(filled))
+        width = min(self.latent, self.features)
+        project = vectors.flip(-1)[:, :width] / values.flip(-1)[:width].clamp_min(1e-8).sqrt()
+        scores = torch.nn.functional.pad(filled @ project, (0, self.latent - width))
+        parts = scores.split([x.shape[0] * x.shape[1] for x in batches])
+        return [{"h": part.reshape(*x.shape[:2], -1)} for part, x in zip(parts, batches, strict=True)]
+
+    def check(self, x: Tensor) -> None:
+        if x.ndim != 3 or x.shape[-1] != self.features:
+            raise DataError(
+                f"LDS: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; one row per time step, NaN "
+                "for what was not observed"
+            )
+        if torch.isinf(x).any():
+            where = tuple(torch.isinf(x).nonzero()[0].tolist())
+            raise DataError(f"LDS: x must be finite or NaN, got {x[where].item()} at {where}")
+
+    def _check_inputs(self, x: Tensor, u: Tensor | None) -> None:
+        if self.inputs == 0 and u is not None:
+            raise DataError("LDS: takes no inputs u, got some; say inputs=... or leave them out")
+        if self.inputs and (u is None or u.shape[-1] != self.inputs):
+            came = "none" if u is None else f"shape {tuple(u.shape)}"
+            raise DataError(f"LDS: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
+        if u is not None and u.ndim == 3 and u.shape[1] != x.shape[1]:
+            raise DataError(
+                f"LDS: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; of a forecast one "
+                "for each step ahead too"
+            )
