@@ -21,7 +21,9 @@ from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.poisson import Poisson
 from ppgen.inference import svi, vb
 from ppgen.model import Conjugate, Model
+from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
+from ppgen.models.lds import LDS
 from ppgen.predictions import predictive
 from ppgen.programs import program
 from ppgen.programs.isolated import isolated
@@ -66,6 +68,11 @@ CASES = {
     "hmm-categorical": Case(lambda: HMM(2, emission=Categorical(4, features=2)), integers(4)),
     "hmm-poisson": Case(lambda: HMM(2, emission=Poisson(2)), integers(6)),
     "hmm-bernoulli": Case(lambda: HMM(2, emission=Bernoulli(2)), integers(2)),
+    "gmm": Case(lambda: GMM(3, 2), normal, (9, 2)),
+    "gmm-diagonal": Case(lambda: GMM(2, 2, covariance="diagonal"), normal, (9, 2)),
+    "gmm-nonparametric": Case(lambda: GMM(4, 2, nonparametric=True), normal, (9, 2)),
+    "lds": Case(lambda: LDS(1, 2), normal),
+    "lds-full-driven": Case(lambda: LDS(2, 2, inputs=2, covariance="full"), normal, inputs=2),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }
 
@@ -112,7 +119,7 @@ def joint_gradient(given, x, u=None):
 def fitted(given, **options):
     options = {"random_seed": 3, "progressbar": False} | options
     if isinstance(given.model, Conjugate):
-        return vb.fit(given.model, given.x, max_steps=3, **options)
+        return vb.fit(given.model, given.x, u=given.u, max_steps=3, **options)
     return svi.fit(given.model, given.x, u=given.u, max_steps=3, draws=8, **options)
 
 

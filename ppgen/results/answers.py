@@ -1,6 +1,6 @@
 """Answers of a fit about data: arrays first, then their labels. `Fit` says what each of them is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,17 @@ def impute(
         for axis, dim in enumerate(_dims(observations))
     }
     return xr.Dataset({"x": (("draw", "missing"), values.numpy())}, coords)
+
+
+def predict(
+    fit: "Fit", x: object, draws: int, quantiles: Sequence[float], *, u: object, random_seed: int | None
+) -> xr.Dataset:
+    """See `Fit.predict`."""
+    if not all(0 <= q <= 1 for q in quantiles):
+        raise DataError(f"predict: quantiles must lie between 0 and 1, got {list(quantiles)}")
+    drawn = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
+    ends = drawn.quantile(list(quantiles), "draw")
+    return xr.Dataset({"estimate": drawn.mean("draw"), "sd": drawn.std("draw"), "quantiles": ends})
 
 
 def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:

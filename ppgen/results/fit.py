@@ -96,6 +96,26 @@ class Fit:
         """
         return answers.impute(self, x, draws, u=u, sparse=sparse, random_seed=random_seed, progressbar=progressbar)
 
+    def predict(
+        self,
+        x: object,
+        draws: int = 500,
+        *,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        u: object = None,
+        random_seed: int | None = None,
+    ) -> xr.Dataset:
+        """The distribution of each missing entry given everything observed, parameter uncertainty included.
+
+        ``estimate`` (its mean), ``sd`` and ``quantiles`` (quantile, ...) over ``draws`` draws of `impute`. An observed
+        entry is itself, with an ``sd`` of zero.
+
+        Raises
+        ------
+        DataError : quantiles outside 0 and 1, or draws that would need more than 4 GB.
+        """
+        return answers.predict(self, x, draws, quantiles, u=u, random_seed=random_seed)
+
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:

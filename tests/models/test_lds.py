@@ -1,0 +1,134 @@
+"""Linear dynamical systems: parameters recovered, coverage of gaps, peers, inputs, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from dense import normal
+
+from ppgen.errors import DataError
+from ppgen.expecting import observed_given
+from ppgen.inference import mcmc, vb
+from ppgen.models.lds import LDS
+
+
+def simulated(N=3, T=80, L=2, D=4, inputs=0, model=None):
+    """Data from the model's own prior."""
+    model = model or LDS(L, D, inputs=inputs)
+    theta = {}
+    for factor in model.natural_prior().values():
+        theta |= {site: value[0] for site, value in factor.family.sample(factor.eta, 1).items()}
+    s = {name: factor.family.statistic(theta) for name, factor in model.natural_prior().items()}
+    empty, u = torch.full((N, T, D), torch.nan).double(), normal(N, T, inputs) if inputs else None
+    return model, theta, observed_given(model, s, empty, u)["x"].distribution.sample(), u
+
+
+def fit(model, x, **options):
+    return vb.fit(model, x, **{"random_seed": 1, "progressbar": False, **options})
+
+
+def stable(N, T, inputs=0):
+    """A slow rotation seen through four features, which may be driven."""
+    A = 0.97 * torch.tensor([[0.96, -0.28], [0.28, 0.96]]).double()
+    C, B = normal(4, 2), normal(2, inputs)
+    u, h = normal(N, T, inputs), normal(N, 2)
+    frames = []
+    for t in range(T):
+        h = h @ A.T + 0.3 * normal(N, 2) + u[:, t] @ B.T if t else h
+        frames.append(h @ C.T + 0.4 * normal(N, 4))
+    x = torch.stack(frames, 1)
+    return (x - x.mean((0, 1))) / x.std((0, 1)), u if inputs else None
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_the_bound_never_falls(covariance, inputs):
+    x, u = stable(3, 40, inputs)
+    x[torch.rand(x.shape) < 0.2] = torch.nan
+    x[0, 30:], x[1, 10:14] = torch.nan, torch.nan
+    bounds = fit(LDS(2, 4, inputs=inputs, covariance=covariance), x, u=u, max_steps=25, tol=0).history.elbo.values
+    assert (np.diff(bounds) > -1e-9 * abs(bounds[-1])).all()
+
+
+def test_gaps_are_covered_as_often_as_they_say():
+    """90 % intervals of 4 x 4 x 30 entries of 12 gaps; within a gap they are alike, so some 60 independent ones: fewer
+    than 77 % happens once in a thousand.
+    """
+    x, _ = stable(4, 150)
+    hidden = x.clone()
+    for n in range(4):
+        hidden[n, 30 + n : 34 + n] = hidden[n, 60:63] = hidden[n, 100:103] = torch.nan
+    found = fit(LDS(2, 4), hidden, max_steps=150).predict(hidden, quantiles=(0.05, 0.95), random_seed=0)
+    low, high = torch.from_numpy(found["quantiles"].values)
+    gap = hidden.isnan()
+    inside = ((x >= low) & (x <= high))[gap].double().mean()
+    assert 0.77 < inside <= 1.0
+    assert float((torch.from_numpy(found["estimate"].values) - x)[gap].std()) < 0.9
+
+
+def test_inputs_explain_what_they_drive():
+    x, u = stable(4, 60, 1)
+    model = {"max_steps": 80}
+    driven = fit(LDS(2, 4, inputs=1), x[:3], u=u[:3], **model).log_likelihood(x[3:], u=u[3:], random_seed=0)
+    blind = fit(LDS(2, 4), x[:3], **model).log_likelihood(x[3:], random_seed=0)
+    assert float(driven[0]) > float(blind[0]) + 5
+
+
+def test_inputs_follow_the_names_of_their_columns_and_rows():
+    xr = pytest.importorskip("xarray")
+    x, u = stable(3, 30, 2)
+    named = xr.DataArray(u.numpy(), dims=("sequence", "time", "input"), coords={"input": ["a", "b"]})
+    found = fit(LDS(2, 4, inputs=2), x, u=named, max_steps=20)
+    turned = found.log_likelihood(x, u=named[..., ::-1], random_seed=0)
+    np.testing.assert_allclose(turned.values, found.log_likelihood(x, u=named, random_seed=0).values)
+
+
+def test_a_forecast_takes_inputs_of_the_steps_ahead():
+    x, u = stable(2, 60, 1)
+    found = fit(LDS(2, 4, inputs=1), x[:, :50], u=u[:, :50], max_steps=60)
+    up, down = (u.clone(), u.clone())
+    up[:, 50:], down[:, 50:] = 3.0, -3.0
+    one, two = (found.forecast(x[:, :50], 10, draws=50, u=v, random_seed=0).mean("draw") for v in (up, down))
+    assert one.shape == (2, 10, 4)
+    assert float(abs(one - two).max()) > 1
+    with pytest.raises(DataError, match="a row for each step seen and ahead, 60, got 50"):
+        found.forecast(x[:, :50], 10, u=u[:, :50])
+
+
+def test_one_step_is_factor_analysis():
+    """The covariance of the features is found, within a tenth: 2,000 rows know it to .04."""
+    loading = normal(5, 2)
+    x = (normal(2000, 2) @ loading.T + 0.5 * normal(2000, 5))[:, None]
+    found = fit(LDS(2, 5), x, max_steps=200)
+    s = found.posterior.statistics()
+    C, precision = found.model.emission.mean_and_precision(s["loading"])
+    covariance = C[:, :2] @ C[:, :2].T + torch.linalg.inv(precision)
+    wanted = loading @ loading.T + 0.25 * torch.eye(5).double()
+    assert (covariance - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def test_mcmc_sums_the_states_out():
+    x, u = stable(2, 25, 1)
+    found = mcmc.fit(LDS(1, 4, inputs=1), x, u=u, draws=20, chains=16, tune=60, random_seed=0, progressbar=False)
+    assert set(found.posterior.sites) == {
+        "dynamics", "dynamics_precision_cholesky", "loading", "loading_precision_cholesky"
+    }  # fmt: skip
+    assert np.isfinite(found.log_likelihood(x, draws=20, u=u, random_seed=0).values).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LDS(0, 2), "latent must be a whole number of at least 1, got 0"),
+        (lambda: LDS(1, 2, covariance="tied"), 'covariance must be "full" or "diagonal"'),
+        (lambda: LDS(1, 2, noise=0.0), "noise must be positive"),
+        (lambda: fit(LDS(1, 2), normal(2, 9, 3)), r"x must have shape \(N, T, D=2\)"),
+        (lambda: fit(LDS(1, 2), normal(2, 9, 2), u=normal(2, 9, 1)), "takes no inputs"),
+        (lambda: fit(LDS(1, 2, inputs=1), normal(2, 9, 2)), "u must have 1 inputs"),
+        (lambda: fit(LDS(1, 2, inputs=2), normal(2, 9, 2), u=normal(2, 9, 1)), "u must have 2 inputs"),
+        (lambda: fit(LDS(1, 2, inputs=1), normal(2, 9, 2), u=normal(2, 8, 1)), "a row for each of the 9 steps"),
+        (lambda: fit(LDS(1, 2), normal(2, 9, 2), start="best"), 'a start is "pca" or "random"'),
+    ],
+)
+def test_bad_input_is_refused_in_words(make, words):
+    with pytest.raises(DataError, match=words):
+        make()
