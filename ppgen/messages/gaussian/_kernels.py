@@ -13,7 +13,7 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
 
-__all__ = ["draw", "eliminate", "join", "spread_out", "statistics"]
+__all__ = ["draw", "eliminate", "invert_factor", "join", "near", "spread_out", "statistics"]
 
 _SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
 _AT_REST = 1e-14
@@ -21,7 +21,7 @@ _LOG_2PI = 1.8378770664093454836
 
 
 @njit(**KERNEL)
-def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
+def invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
     """Lower Cholesky factor C of P, and the inverse of C; return log|C|, NaN if P is not positive definite."""
     n = P.shape[0]
     log_det = 0.0
@@ -70,7 +70,7 @@ def _is_identity(A: Array) -> bool:
 
 
 @njit(**KERNEL)
-def _near(A: Array, B: Array, tolerance: float) -> bool:
+def near(A: Array, B: Array, tolerance: float) -> bool:
     """Do A and B agree to ``tolerance``, beside the diagonal of A? Exactly, with tolerance 0."""
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
@@ -165,15 +165,15 @@ def _eliminate_one(
     for t in range(start, stop, step):
         link = t if step > 0 else t - 1
         _receive(J[t], h[t], incoming, incoming_h, P, r)
-        same = previous >= 0 and _near(P, last_P, _AT_REST)
-        same = same and _near(cross[link], cross[link - step], 0.0)
+        same = previous >= 0 and near(P, last_P, _AT_REST)
+        same = same and near(cross[link], cross[link - step], 0.0)
         if not same:
             coupled = not _is_zero(cross[link])
             if _is_identity(P):
                 inverse[:] = P
                 log_det = 0.0
             else:
-                log_det = _invert_factor(P, J[t], C, inverse)
+                log_det = invert_factor(P, J[t], C, inverse)
                 if math.isnan(log_det):
                     return 0.0, t
             if coupled:
@@ -273,7 +273,7 @@ def join(
             P,
             r,
         )
-        log_det = _invert_factor(P, precision, C, inverse)
+        log_det = invert_factor(P, precision, C, inverse)
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
@@ -311,8 +311,8 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
         for i in range(L):
             for j in range(L):
                 mean[t, i] += gain[i, j] * mean[known, j]
-        resting = t != start and _near(covariance[known], covariance[known - step], _AT_REST)
-        if resting and _near(spread, last_spread, 0.0) and _near(gain, last_gain, 0.0):
+        resting = t != start and near(covariance[known], covariance[known - step], _AT_REST)
+        if resting and near(spread, last_spread, 0.0) and near(gain, last_gain, 0.0):
             covariance[t] = covariance[known]
             cross[link] = cross[link - step]
             continue
@@ -382,7 +382,7 @@ def draw(start: int, stop: int, offset: Array, gain: Array, spread: Array, x: Ar
     noise = np.empty(L)
     for b in range(start, stop):
         for t in range(T - 1, -1, -1):
-            _invert_factor(spread[b, t], spread[b, t], C, inverse)
+            invert_factor(spread[b, t], spread[b, t], C, inverse)
             for s in range(n):
                 noise[:] = x[s, b, t]
                 for i in range(L):
