@@ -69,9 +69,7 @@ def _tangent_operator(name: str, tangent: Tangent) -> Callable:
 
     operator = torch.library.custom_op(f"ppgen::{name}_tangent", run, mutates_args=())
 
-    def shapes(
-        a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, u: Tensor, v: Tensor, w: Tensor
-    ) -> tuple[Tensor, ...]:
+    def shapes(a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.new_empty(t.shape) for t in (u, v, w))
 
     operator.register_fake(shapes)
@@ -122,7 +120,7 @@ def log_normalizer(name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor) 
 def expectations(
     name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value (B,), and the expected statistics that belong to ``a``, ``b`` and ``c``, B rows each, differentiable once."""
+    """Value (B,), and the expected statistics of ``a``, ``b`` and ``c``, B rows each, differentiable once."""
     value, *statistics = _LogNormalizer.apply(name, a, b, c, lengths, weights, True)
     return value, *_Statistics.apply(name, *statistics, a, b, c, lengths, weights)
 
@@ -201,12 +199,15 @@ class _Statistics(torch.autograd.Function):
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         third, a, b, c, lengths, *weights = ctx.saved_tensors
         pull_back, of_weights = _operators[ctx.name].pull_back, None
-        direction = gradients if pull_back is None else pull_back(*gradients, third)
+        u, v, w = gradients
+        direction = (u, v, w) if pull_back is None else pull_back(u, v, w, third)
         if ctx.weighted:
             if ctx.needs_input_grad[8]:
                 plain = expectations(ctx.name, a, b, c, lengths)[1:]
-                of_weights = sum((g * s).flatten(1).sum(1) for g, s in zip(direction, plain, strict=True))
-            direction = [_rows(weights[0], g) * g for g in direction]
+                each = [(g * s).flatten(1).sum(1) for g, s in zip(direction, plain, strict=True)]
+                of_weights = each[0] + each[1] + each[2]
+            u, v, w = (_rows(weights[0], g) * g for g in direction)
+            direction = (u, v, w)
         derivatives = _Tangent.apply(ctx.name, a, b, c, lengths, *direction)
         return None, None, None, None, *_summed(derivatives, (a, b, c)), None, of_weights
 
@@ -233,7 +234,9 @@ class _Tangent(torch.autograd.Function):
     def vmap(info: Context, in_dims: tuple, name: str, *inputs: Tensor) -> tuple[tuple, tuple]:
         c = inputs[2]
         size, rows = info.batch_size, (c if in_dims[3] is None else c.movedim(in_dims[3], 0)[0]).shape[0]
-        flat = [fold_rows(t, dim, size, rows, i < 2) for i, (t, dim) in enumerate(zip(inputs, in_dims[1:], strict=True))]
+        flat = [
+            fold_rows(t, dim, size, rows, i < 2) for i, (t, dim) in enumerate(zip(inputs, in_dims[1:], strict=True))
+        ]
         output = _Tangent.apply(name, *flat)
         return tuple(t.unflatten(0, (size, rows)) for t in output), (0, 0, 0)
 

@@ -36,7 +36,9 @@ def tangent(
     first = torch.where(known.exists[:, :1], initial + potential[:, 0], 0.0)
     past = _past(known, direction, messages, first)
     marginals, counts, ahead = _derivatives(known, direction, messages, backwards, past)
-    opening = _covariance((known.opening + (backwards[:, 0, 0] if backwards.shape[1] else 0.0)).softmax(-1), first + ahead)
+    opening = _covariance(
+        (known.opening + (backwards[:, 0, 0] if backwards.shape[1] else 0.0)).softmax(-1), first + ahead
+    )
     marginals = torch.cat([opening[:, None], marginals.flatten(1, 2)], 1)[:, : log_potential.shape[1]]
     possible = (known.value != -math.inf)[:, None, None]
     marginals = torch.where(known.exists[..., None] & possible, marginals, 0.0)

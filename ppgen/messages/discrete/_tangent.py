@@ -40,7 +40,9 @@ def _expect(log_w: Array, f: Array, w: Array) -> tuple[float, float]:
 
 
 @njit(**KERNEL)
-def _forward(log_initial: Array, log_A: Array, x: Array, u: Array, V: Array, y: Array, n: int, a: Array, F: Array) -> bool:
+def _forward(
+    log_initial: Array, log_A: Array, x: Array, u: Array, V: Array, y: Array, n: int, a: Array, F: Array
+) -> bool:
     """Messages ``a`` (n, K), and ``F``, what the past is expected to have added to f; False if no path is possible."""
     K = x.shape[1]
     log_w = np.empty(K)

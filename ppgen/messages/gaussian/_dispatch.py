@@ -13,7 +13,7 @@ from ppgen.messages.gaussian import _scan as scan
 from ppgen.messages.gaussian import _scan_tangent as scan_tangent
 from ppgen.messages.gaussian import _tangent
 
-__all__ = ["MOMENTS", "NAME", "OR_NAN", "sample"]
+__all__ = ["MOMENTS", "NAME", "OR_NAN", "eliminated", "sample"]
 
 NAME = "gaussian_chain"
 MOMENTS = "gaussian_chain_moments"
@@ -26,7 +26,7 @@ def moments(
     """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
     if not has_kernels(h):
         return scan.moments(J, J_cross, h, keep, strict)
-    return _run(J, J_cross, h, h.shape[1] // 2, keep, keep, strict)
+    return eliminated(J, J_cross, h, h.shape[1] // 2, keep, keep, strict)
 
 
 def compute(
@@ -59,7 +59,7 @@ def tangent(
         return scan_tangent.tangent(J, J_cross, h, dJ, dJ_cross, dh, strict)
     rows, steps, width = h.shape
     middle = steps // 2
-    _, spread, gain, offset = _run(J, J_cross, h, middle, True, False, strict)
+    _, spread, gain, offset = eliminated(J, J_cross, h, middle, True, False, strict)
     direction = [t.detach().contiguous() for t in (dJ, dJ_cross, dh)]
     out = [torch.empty_like(t) for t in direction]
     incoming = h.new_zeros(2 * rows, width, width), h.new_zeros(2 * rows, width)
@@ -81,13 +81,13 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape, which they overwrite on the CPU."""
     if not has_kernels(h):
         return scan.sample(J, J_cross, h, noise)
-    _, spread, gain, offset = _run(J, J_cross, h, h.shape[1] - 1, True, False)
+    _, spread, gain, offset = eliminated(J, J_cross, h, h.shape[1] - 1, True, False)
     arrays = (t.numpy() for t in (offset, gain, spread, noise))
     run_tasks(kernels.draw, len(h), noise.numel() * h.shape[2], *arrays)
     return noise
 
 
-def _run(
+def eliminated(
     J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments."""

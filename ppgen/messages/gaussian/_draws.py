@@ -78,7 +78,15 @@ def _at_block(M: Array, g: Array, noise: Array, w: Array, u: Array, E: Array) ->
 
 @njit(**KERNEL)
 def _gradient_one(
-    g: Array, x: Array, noise: Array, root: Array, gain: Array, offset: Array, out: Array, out_cross: Array, out_h: Array
+    g: Array,
+    x: Array,
+    noise: Array,
+    root: Array,
+    gain: Array,
+    offset: Array,
+    out: Array,
+    out_cross: Array,
+    out_h: Array,
 ) -> None:
     n, T, L = x.shape
     P, K, E, ME, turned = np.zeros((5, L, L))
@@ -145,8 +153,6 @@ def gradient(
     out_cross: Array,
     out_h: Array,
 ) -> None:
-    """Gradients in J, J_cross and h, summed over draws, of what has gradient ``g`` (n, B, T, L), which is overwritten."""
+    """Gradients in J, J_cross and h, summed over draws, of what has gradient ``g`` (n, B, T, L); that is spoilt."""
     for b in range(start, stop):
-        _gradient_one(
-            g[:, b], x[:, b], noise[:, b], root[b], gain[b], offset[b], out[b], out_cross[b], out_h[b]
-        )
+        _gradient_one(g[:, b], x[:, b], noise[:, b], root[b], gain[b], offset[b], out[b], out_cross[b], out_h[b])

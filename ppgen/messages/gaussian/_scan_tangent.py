@@ -1,7 +1,7 @@
-"""Second derivatives and differentiable draws of Gaussian chains in torch operations, on any device.
+"""Second derivatives, and differentiable draws, of Gaussian chains in torch operations, on any device.
 
 The formulas are those of :mod:`ppgen.messages.gaussian._tangent` and :mod:`ppgen.messages.gaussian._draws`, with all
-blocks eliminated towards the last one.
+blocks eliminated towards the last one. Roots are upper triangles, inverse factors of precisions.
 """
 
 import torch
@@ -53,7 +53,8 @@ def _inwards(
 def draw(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws (n, B, T, L), and the roots, gains and offsets (B, ...) they were made with."""
     _, factors, gains, offsets = eliminate(J, J_cross, h)
-    roots = [torch.linalg.cholesky(torch.cholesky_inverse(factor)) for factor in factors]
+    eye = torch.eye(h.shape[2], dtype=h.dtype, device=h.device)
+    roots = [torch.linalg.solve_triangular(factor.mT, eye, upper=True) for factor in factors]
     draws: list[Tensor] = []
     for t in range(h.shape[1] - 1, -1, -1):
         given = _times(gains[t], draws[-1]) if draws else 0.0
@@ -71,7 +72,7 @@ def gradient(
         carried.append(g[:, :, t] + _times(gain[:, t - 1].mT, carried[-1]))
     back = torch.einsum("btki,nbtk->nbti", root, torch.stack(carried, 2))
     u = torch.einsum("btik,nbtk->nbti", root, back)
-    triangle = torch.einsum("nbti,nbtj->btij", back, noise).tril()
+    triangle = torch.einsum("nbti,nbtj->btij", noise, back).tril()  # turned over, as the roots are upper triangles
     triangle = triangle - 0.5 * torch.diag_embed(triangle.diagonal(dim1=-2, dim2=-1))
     own = -root @ triangle @ root.mT - _outer(u.sum(0), offset)
     links = -torch.einsum("nbti,nbtj->btij", u[:, :, :-1], x[:, :, 1:])
@@ -99,7 +100,7 @@ def _back(gain: Tensor, u: Tensor) -> Tensor:
 
 
 def pull_back(covariance: Tensor, cross: Tensor, mean: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in the statistics -E[x x'] / 2, -E[x_t x_{t+1}'] and E[x] from those in the moments, at means ``at``."""
+    """Gradients in the statistics (as `tangent` has them) from those in the moments, at the means ``at``."""
     ahead, behind = _times(cross, at[:, 1:]), _times(cross.mT, at[:, :-1])
     linear = mean - _times(covariance + covariance.mT, at) - pad(ahead, (0, 0, 0, 1)) - pad(behind, (0, 0, 1, 0))
     return -2 * covariance, -cross, linear
