@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppgen.messages import _operator as _op
 from ppgen.messages._compiled import has_kernels, run_tasks
+from ppgen.messages.gaussian import _draws as draws
 from ppgen.messages.gaussian import _kernels as kernels
 from ppgen.messages.gaussian import _scan as scan
 from ppgen.messages.gaussian import _scan_tangent as scan_tangent
@@ -59,7 +60,7 @@ def tangent(
         return scan_tangent.tangent(J, J_cross, h, dJ, dJ_cross, dh, strict)
     rows, steps, width = h.shape
     middle = steps // 2
-    _, spread, gain, offset = eliminated(J, J_cross, h, middle, True, False, strict)
+    _, spread, gain, offset = eliminated(J, J_cross, h, middle, strict=strict)
     direction = [t.detach().contiguous() for t in (dJ, dJ_cross, dh)]
     out = [torch.empty_like(t) for t in direction]
     incoming = h.new_zeros(2 * rows, width, width), h.new_zeros(2 * rows, width)
@@ -81,16 +82,26 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape, which they overwrite on the CPU."""
     if not has_kernels(h):
         return scan.sample(J, J_cross, h, noise)
-    _, spread, gain, offset = eliminated(J, J_cross, h, h.shape[1] - 1, True, False)
-    arrays = (t.numpy() for t in (offset, gain, spread, noise))
-    run_tasks(kernels.draw, len(h), noise.numel() * h.shape[2], *arrays)
+    _, root, gain, offset = eliminated(J, J_cross, h, h.shape[1] - 1, roots=True)
+    arrays = (t.numpy() for t in (offset, gain, root, noise, noise))
+    run_tasks(draws.draw, len(h), noise.numel() * h.shape[2], *arrays)
     return noise
 
 
 def eliminated(
-    J: Tensor, J_cross: Tensor, h: Tensor, middle: int, store: bool, smooth: bool, strict: bool = True
+    J: Tensor,
+    J_cross: Tensor,
+    h: Tensor,
+    middle: int,
+    store: bool = True,
+    smooth: bool = False,
+    strict: bool = True,
+    roots: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments."""
+    """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments.
+
+    With ``roots``, upper triangular roots of the spreads are in their place.
+    """
     rows, steps, width = h.shape
     J, J_cross, h = (t.detach().contiguous() for t in (J, J_cross, h))
     kept = rows if store else 0
@@ -109,6 +120,7 @@ def eliminated(
         linear,
         middle,
         store,
+        roots,
         o,
         g,
         s,
@@ -117,7 +129,7 @@ def eliminated(
         value,
         bad,
     )
-    kernels.join(precision, linear, middle, store, incoming, incoming_h, o, s, value, bad)
+    kernels.join(precision, linear, middle, store, roots, incoming, incoming_h, o, s, value, bad)
     if strict:
         _refuse_indefinite(bad)
     if smooth:

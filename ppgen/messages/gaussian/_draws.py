@@ -1,83 +1,107 @@
-r"""Draws of a Gaussian chain that know their derivative, in compiled loops.
+r"""Draws of a Gaussian chain and their gradient, in compiled loops.
 
-Backwards in time, :math:`x_t = o_t + G_t x_{t+1} + M_t \varepsilon_t` with :math:`M_t` the lower Cholesky factor of the
-covariance of ``x_t`` given ``x_{t+1}``. The gradient runs the other way: forward in time through the draws, back
-through the elimination, whose factors are kept. That of a Cholesky factor: Murray (2016), "Differentiation of the
-Cholesky decomposition".
+Backwards in time, :math:`x_t = o_t + G_t x_{t+1} + U_t \varepsilon_t` with :math:`U_t` an upper triangle,
+:math:`U_t U_t'` the covariance of ``x_t`` given ``x_{t+1}``: the inverse of the factor with which the block was
+eliminated. In matrices of the whole chain, with L the Cholesky factor of the precision, this is
+:math:`x = J^{-1} (h + L \varepsilon)`. So its gradient is one more solve, forward in time through the draws and back,
+and the derivative of a Cholesky factor: Murray (2016), "Differentiation of the Cholesky decomposition".
 """
 
 import numpy as np
 from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
-from ppgen.messages.gaussian._kernels import invert_factor, near
-from ppgen.messages.gaussian._tangent import add_product
+from ppgen.messages.gaussian._products import add_times, times_turned
 
-__all__ = ["draw", "gradient"]
+__all__ = ["draw", "gradient", "offsets"]
+
+
+@njit(**KERNEL)
+def _add_up(A: Array, v: Array, out: Array) -> None:
+    """Out += A' v."""
+    for k in range(A.shape[0]):
+        a = v[k]
+        for i in range(A.shape[1]):
+            out[i] += A[k, i] * a
+
+
+@njit(**KERNEL)
+def offsets(start: int, stop: int, h: Array, gain: Array, root: Array, offset: Array) -> None:
+    """Fill ``offset`` (B, T, L) for sequences that share the gains and roots of one."""
+    T, L = h.shape[1:]
+    r, q, o = np.empty((3, L))
+    for b in range(start, stop):
+        for t in range(T):
+            if t > 0:
+                q[:] = r
+                r[:] = h[b, t]
+                _add_up(gain[0, t - 1], q, r)
+            else:
+                r[:] = h[b, t]
+            q[:] = 0.0
+            _add_up(root[0, t], r, q)
+            o[:] = 0.0
+            add_times(root[0, t], q, 1.0, o)
+            offset[b, t] = o
 
 
 @njit(**KERNEL)
 def draw(start: int, stop: int, offset: Array, gain: Array, root: Array, noise: Array, x: Array) -> None:
-    """Fill ``x`` (n, B, T, L) from standard normal ``noise``; ``root`` comes as covariances and becomes their roots."""
+    """Fill ``x`` (n, B, T, L) from standard normal ``noise``, which it may overwrite, from last block to first."""
     n, _, T, L = x.shape
-    C = np.zeros((L, L))
-    inverse = np.zeros((L, L))
-    last = np.empty((L, L))
+    here, ahead = np.empty((2, L))
     for b in range(start, stop):
-        for t in range(T - 1, -1, -1):
-            if t == T - 1 or not near(root[b, t], last, 0.0):
-                invert_factor(root[b, t], root[b, t], C, inverse)
-                last[:] = root[b, t]
-            root[b, t] = C
-            for s in range(n):
-                for i in range(L):
-                    total = offset[b, t, i]
-                    for k in range(i + 1):
-                        total += C[i, k] * noise[s, b, t, k]
-                    if t + 1 < T:
-                        for k in range(L):
-                            total += gain[b, t, i, k] * x[s, b, t + 1, k]
-                    x[s, b, t, i] = total
-
-
-@njit(**KERNEL)
-def _through_the_draws(gain: Array, g: Array) -> None:
-    """g_t += G_{t-1}' g_{t-1} for each draw of one sequence, in place."""
-    n, T, L = g.shape
-    for t in range(1, T):
+        own = b if root.shape[0] > 1 else 0
         for s in range(n):
-            for k in range(L):
-                a = g[s, t - 1, k]
-                for i in range(L):
-                    g[s, t, i] += gain[t - 1, k, i] * a
+            for t in range(T - 1, -1, -1):
+                ahead[:] = here
+                here[:] = offset[b, t]
+                add_times(root[own, t], noise[s, b, t], 1.0, here)
+                if t + 1 < T:
+                    add_times(gain[own, t], ahead, 1.0, here)
+                x[s, b, t] = here
 
 
 @njit(**KERNEL)
-def _at_block(M: Array, g: Array, noise: Array, w: Array, u: Array, E: Array) -> None:
-    """For each draw u = M M' g, w += u; E = the lower triangle of the sum of (M' g) noise', half its diagonal."""
-    n, L = g.shape
-    q = np.empty(L)
-    E[:] = 0.0
+def _through_the_draws(first: int, last: int, gain: Array, g: Array) -> None:
+    """g_t += G_{t-1}' g_{t-1} for each draw of sequences ``first`` to ``last``, in place."""
+    n, _, T, L = g.shape
+    here, before = np.empty((2, L))
     for s in range(n):
-        for i in range(L):
-            q[i] = 0.0
-            u[s, i] = 0.0
-        for k in range(L):
-            for i in range(k + 1):
-                q[i] += M[k, i] * g[s, k]
-        for i in range(L):
-            total = 0.0
-            for k in range(i + 1):
-                total += M[i, k] * q[k]
-            u[s, i] = total
-            w[s, i] += total
-            for j in range(i):
-                E[i, j] += q[i] * noise[s, j]
-            E[i, i] += 0.5 * q[i] * noise[s, i]
+        for b in range(first, last):
+            here[:] = g[s, b, 0]
+            for t in range(1, T):
+                before[:] = here
+                here[:] = g[s, b, t]
+                _add_up(gain[t - 1], before, here)
+                g[s, b, t] = here
 
 
 @njit(**KERNEL)
-def _gradient_one(
+def _through_the_root(U: Array, q: Array, noise: Array, Y: Array) -> None:
+    """Y -= U Phi(q noise'), where Phi takes the upper triangle and half the diagonal."""
+    L = U.shape[0]
+    for i in range(L):
+        passed = 0.0
+        for k in range(i, L):
+            a = U[i, k] * q[k]
+            Y[i, k] -= (passed + 0.5 * a) * noise[k]
+            passed += a
+
+
+@njit(**KERNEL)
+def _add_outer(sign: float, a: Array, b: Array, out: Array) -> None:
+    """Out += sign a b'."""
+    for i in range(a.shape[0]):
+        scaled = sign * a[i]
+        for j in range(b.shape[0]):
+            out[i, j] += scaled * b[j]
+
+
+@njit(**KERNEL)
+def _gradient_some(
+    first: int,
+    last: int,
     g: Array,
     x: Array,
     noise: Array,
@@ -88,61 +112,60 @@ def _gradient_one(
     out_cross: Array,
     out_h: Array,
 ) -> None:
-    n, T, L = x.shape
-    P, K, E, ME, turned = np.zeros((5, L, L))
-    w, u = np.zeros((2, n, L))
-    carried = np.empty(L)
-    _through_the_draws(gain, g)
+    """Sequences ``first`` to ``last``, which share roots and gains, blocks from the last to the first.
+
+    ``P`` is the gradient in the precision with which a block was eliminated.
+    """
+    n, _, T, L = x.shape
+    P, GP, Y, N, A, X = np.zeros((6, L, L))
+    u, q, own, into, after = np.empty((5, L))
+    _through_the_draws(first, last, gain, g)
     for t in range(T - 1, -1, -1):
-        K[:] = 0.0
+        U = root[t]
+        Y[:] = 0.0
+        A[:] = 0.0
         if t + 1 < T:
+            times_turned(gain[t], P, GP)
+            times_turned(GP, gain[t], A)
+            for i in range(L):
+                for j in range(L):
+                    X[i, j] = 2.0 * GP[i, j]
+        for b in range(first, last):
+            into[:] = 0.0
+            if t + 1 < T:
+                after[:] = out_h[b, t + 1]
+                add_times(gain[t], after, 1.0, into)
+                _add_outer(-1.0, offset[b, t], after, X)
+                _add_outer(-1.0, offset[b, t], into, A)
             for s in range(n):
-                carried[:] = w[s]
+                q[:] = 0.0
+                _add_up(U, g[s, b, t], q)
+                u[:] = 0.0
+                add_times(U, q, 1.0, u)
+                own[:] = x[s, b, t]
+                add_times(U, noise[s, b, t], -1.0, own)
+                _through_the_root(U, q, noise[s, b, t], Y)
+                _add_outer(-1.0, u, own, A)
+                if t + 1 < T:
+                    _add_outer(-1.0, u, x[s, b, t + 1], X)
                 for i in range(L):
-                    total = 0.0
-                    for k in range(L):
-                        total += gain[t, i, k] * carried[k]
-                    w[s, i] = total
-            add_product(gain[t], P, 1.0, K)
-            out_cross[t] = K
-        _at_block(root[t], g[:, t], noise[:, t], w, u, E)
-        for i in range(L):
-            total = 0.0
-            for s in range(n):
-                total += w[s, i]
-            out_h[t, i] = total
-        ME[:] = 0.0
-        add_product(root[t], E, 1.0, ME)
-        for i in range(L):
-            for j in range(L):
-                turned[i, j] = root[t, j, i]
-        P[:] = 0.0
-        add_product(ME, turned, -1.0, P)
-        for s in range(n):
-            for i in range(L):
-                for j in range(L):
-                    P[i, j] -= u[s, i] * offset[t, j]
-        if t + 1 < T:
-            for i in range(L):
-                for s in range(n):
-                    for j in range(L):
-                        K[i, j] -= u[s, i] * x[s, t + 1, j]
-                for j in range(L):
-                    K[i, j] -= offset[t, i] * out_h[t + 1, j]
-                    out_cross[t, i, j] += K[i, j]
-                    turned[i, j] = gain[t, j, i]
-            add_product(K, turned, 1.0, P)
+                    into[i] += u[i]
+            out_h[b, t] = into
+        times_turned(U, Y, N)
         for i in range(L):
             for j in range(i + 1):
-                out[t, i, j] = 0.5 * (P[i, j] + P[j, i])
-                out[t, j, i] = out[t, i, j]
-        P[:] = out[t]
+                P[i, j] = 0.5 * (A[i, j] + A[j, i] + N[i, j] + N[j, i])
+                P[j, i] = P[i, j]
+        out[t] = P
+        if t + 1 < T:
+            out_cross[t] = X
 
 
 @njit(**KERNEL)
 def gradient(
     start: int,
     stop: int,
+    share: int,
     g: Array,
     x: Array,
     noise: Array,
@@ -153,6 +176,11 @@ def gradient(
     out_cross: Array,
     out_h: Array,
 ) -> None:
-    """Gradients in J, J_cross and h, summed over draws, of what has gradient ``g`` (n, B, T, L); that is spoilt."""
-    for b in range(start, stop):
-        _gradient_one(g[:, b], x[:, b], noise[:, b], root[b], gain[b], offset[b], out[b], out_cross[b], out_h[b])
+    """Gradients in J, J_cross and h, summed over draws, of what has gradient ``g`` (n, B, T, L); that is spoilt.
+
+    A task takes ``share`` sequences, over which the gradients in J and J_cross are summed too.
+    """
+    for task in range(start, stop):
+        own = task if root.shape[0] > 1 else 0
+        last = min((task + 1) * share, g.shape[1])
+        _gradient_some(task * share, last, g, x, noise, root[own], gain[own], offset, out[task], out_cross[task], out_h)

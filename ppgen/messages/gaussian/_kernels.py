@@ -13,7 +13,7 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
 
-__all__ = ["draw", "eliminate", "invert_factor", "join", "near", "spread_out", "statistics"]
+__all__ = ["eliminate", "join", "spread_out", "statistics"]
 
 _SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
 _AT_REST = 1e-14
@@ -21,7 +21,7 @@ _LOG_2PI = 1.8378770664093454836
 
 
 @njit(**KERNEL)
-def invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
+def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
     """Lower Cholesky factor C of P, and the inverse of C; return log|C|, NaN if P is not positive definite."""
     n = P.shape[0]
     log_det = 0.0
@@ -70,7 +70,7 @@ def _is_identity(A: Array) -> bool:
 
 
 @njit(**KERNEL)
-def near(A: Array, B: Array, tolerance: float) -> bool:
+def _near(A: Array, B: Array, tolerance: float) -> bool:
     """Do A and B agree to ``tolerance``, beside the diagonal of A? Exactly, with tolerance 0."""
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
@@ -130,6 +130,17 @@ def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
 
 
 @njit(**KERNEL)
+def _spread(inverse: Array, roots: bool, out: Array) -> None:
+    """The inverse of the precision with this inverse factor, or the upper triangular root of it."""
+    if not roots:
+        _transposed_product(inverse, inverse, 1.0, out)
+        return
+    for i in range(out.shape[0]):
+        for j in range(out.shape[0]):
+            out[j, i] = inverse[i, j]
+
+
+@njit(**KERNEL)
 def _eliminate_one(
     J: Array,
     cross: Array,
@@ -138,6 +149,7 @@ def _eliminate_one(
     stop: int,
     step: int,
     store: bool,
+    roots: bool,
     offset: Array,
     gain: Array,
     spread: Array,
@@ -146,7 +158,8 @@ def _eliminate_one(
 ) -> tuple[float, int]:
     """Eliminate blocks from ``start`` up to, not including, ``stop``; return their log-normaliser and a bad block.
 
-    ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``.
+    ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``. With ``roots``, ``spread`` gets
+    upper triangular U with U U' the spread.
     """
     L = h.shape[1]
     P = np.empty((L, L))
@@ -165,15 +178,15 @@ def _eliminate_one(
     for t in range(start, stop, step):
         link = t if step > 0 else t - 1
         _receive(J[t], h[t], incoming, incoming_h, P, r)
-        same = previous >= 0 and near(P, last_P, _AT_REST)
-        same = same and near(cross[link], cross[link - step], 0.0)
+        same = previous >= 0 and _near(P, last_P, _AT_REST)
+        same = same and _near(cross[link], cross[link - step], 0.0)
         if not same:
             coupled = not _is_zero(cross[link])
             if _is_identity(P):
                 inverse[:] = P
                 log_det = 0.0
             else:
-                log_det = invert_factor(P, J[t], C, inverse)
+                log_det = _invert_factor(P, J[t], C, inverse)
                 if math.isnan(log_det):
                     return 0.0, t
             if coupled:
@@ -201,7 +214,7 @@ def _eliminate_one(
                 spread[t] = spread[previous]
                 gain[link] = gain[link - step]
             else:
-                _transposed_product(inverse, inverse, 1.0, spread[t])
+                _spread(inverse, roots, spread[t])
                 _transposed_product(inverse, W, -1.0, gain[link])
             for i in range(L):
                 offset[t, i] = 0.0
@@ -221,6 +234,7 @@ def eliminate(
     h: Array,
     middle: int,
     store: bool,
+    roots: bool,
     offset: Array,
     gain: Array,
     spread: Array,
@@ -236,7 +250,7 @@ def eliminate(
         s = b if store else 0
         first, last, step = (0, middle, 1) if task % 2 == 0 else (T - 1, middle, -1)
         value[task], bad[task] = _eliminate_one(
-            J[b if J.shape[0] > 1 else 0], cross[b if cross.shape[0] > 1 else 0], h[b], first, last, step, store,
+            J[b if J.shape[0] > 1 else 0], cross[b if cross.shape[0] > 1 else 0], h[b], first, last, step, store, roots,
             offset[s], gain[s], spread[s], incoming[task], incoming_h[task],
         )  # fmt: skip
 
@@ -247,6 +261,7 @@ def join(
     h: Array,
     middle: int,
     store: bool,
+    roots: bool,
     incoming: Array,
     incoming_h: Array,
     offset: Array,
@@ -273,7 +288,7 @@ def join(
             P,
             r,
         )
-        log_det = invert_factor(P, precision, C, inverse)
+        log_det = _invert_factor(P, precision, C, inverse)
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
@@ -286,7 +301,7 @@ def join(
             square += whitened * whitened
         value[2 * b] += value[2 * b + 1] + 0.5 * (square + L * _LOG_2PI) - log_det
         if store:
-            _transposed_product(inverse, inverse, 1.0, spread[b, middle])
+            _spread(inverse, roots, spread[b, middle])
             for i in range(L):
                 total = 0.0
                 for k in range(i, L):
@@ -311,8 +326,8 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
         for i in range(L):
             for j in range(L):
                 mean[t, i] += gain[i, j] * mean[known, j]
-        resting = t != start and near(covariance[known], covariance[known - step], _AT_REST)
-        if resting and near(spread, last_spread, 0.0) and near(gain, last_gain, 0.0):
+        resting = t != start and _near(covariance[known], covariance[known - step], _AT_REST)
+        if resting and _near(spread, last_spread, 0.0) and _near(gain, last_gain, 0.0):
             covariance[t] = covariance[known]
             cross[link] = cross[link - step]
             continue
@@ -371,25 +386,3 @@ def statistics(start: int, stop: int, weights: Array, mean: Array, cross: Array,
         for t in range(T):
             for i in range(L):
                 mean[b, t, i] *= w
-
-
-@njit(**KERNEL)
-def draw(start: int, stop: int, offset: Array, gain: Array, spread: Array, x: Array) -> None:
-    """Turn standard normal ``x`` (n, B, T, L) into draws, from the last block to the first."""
-    n, _, T, L = x.shape
-    C = np.zeros((L, L))
-    inverse = np.zeros((L, L))
-    noise = np.empty(L)
-    for b in range(start, stop):
-        for t in range(T - 1, -1, -1):
-            invert_factor(spread[b, t], spread[b, t], C, inverse)
-            for s in range(n):
-                noise[:] = x[s, b, t]
-                for i in range(L):
-                    total = offset[b, t, i]
-                    for k in range(i + 1):
-                        total += C[i, k] * noise[k]
-                    if t + 1 < T:
-                        for k in range(L):
-                            total += gain[b, t, i, k] * x[s, b, t + 1, k]
-                    x[s, b, t, i] = total

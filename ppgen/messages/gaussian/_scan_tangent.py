@@ -66,7 +66,7 @@ def draw(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> tuple[Tensor, 
 def gradient(
     g: Tensor, x: Tensor, noise: Tensor, root: Tensor, gain: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in J, J_cross and h, summed over draws, of what has gradient ``g`` (n, B, T, L) in the draws."""
+    """Gradients in J, J_cross and h, with the rows of the last three, of what has gradient ``g`` (n, B, T, L)."""
     carried = [g[:, :, 0]]
     for t in range(1, g.shape[2]):
         carried.append(g[:, :, t] + _times(gain[:, t - 1].mT, carried[-1]))
@@ -87,8 +87,11 @@ def gradient(
         P = own[:, t] + K @ G.mT
         P = 0.5 * (P + P.mT)
         precisions.append(P)
-    cross = torch.stack(crosses[::-1], 1) if crosses else torch.empty_like(gain)
-    return torch.stack(precisions[::-1], 1), cross, w
+    cross = torch.stack(crosses[::-1], 1) if crosses else gain.expand(len(w), -1, -1, -1).clone()
+    precision = torch.stack(precisions[::-1], 1)
+    if len(root) < len(offset):
+        precision, cross = precision.sum(0, keepdim=True), cross.sum(0, keepdim=True)
+    return precision, cross, w
 
 
 def _back(gain: Tensor, u: Tensor) -> Tensor:

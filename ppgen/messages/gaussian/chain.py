@@ -102,8 +102,8 @@ class GaussianChain:
     def rsample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *B T L"]:
         r"""The draws of :meth:`sample`, differentiable once in J, J_cross and h for the same random numbers.
 
-        A draw is :math:`x_t = E[x_t | x_{t+1}] + M_t \varepsilon_t`, from the last block to the first, with :math:`M_t` a
-        triangular root of the covariance of x_t given x_{t+1}.
+        A draw is :math:`x_t = E[x_t | x_{t+1}] + U_t \varepsilon_t`, from the last block to the first, with :math:`U_t`
+        an upper triangular root of the covariance of x_t given x_{t+1}.
         """
         J, J_cross, h, _ = self._inputs
         noise = torch.randn((n, *h.shape), generator=generator, dtype=torch.float64, device=h.device)
