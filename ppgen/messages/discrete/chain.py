@@ -149,13 +149,12 @@ class DiscreteChain:
         rows, steps, states = potential.shape
         exists = torch.arange(steps, device=lengths.device) < lengths[:, None]
         flat = _flat_paths(z, self.batch, exists, states)  # (B, T, n)
-        moves = (
-            (states * flat[:, :-1] + flat[:, 1:]).flatten(1).reshape(rows, transition.shape[1] if steps > 1 else 1, -1)
-        )
-        added = transition.flatten(-2).expand(rows, -1, -1).gather(2, moves).reshape(rows, steps - 1, -1)
         total = torch.where(exists[..., None], potential.gather(2, flat), 0.0).sum(1)
-        total = total + torch.where(exists[:, 1:, None], added, 0.0).sum(1)
         total = total + torch.where(exists[:, :1], initial.expand(rows, -1).gather(1, flat[:, 0]), 0.0)
+        moves = states * flat[:, :-1] + flat[:, 1:]
+        each = moves.reshape(rows, transition.shape[1], moves.shape[1] * moves.shape[2] // transition.shape[1])
+        added = transition.flatten(-2).expand(rows, -1, -1).gather(2, each).reshape(moves.shape)
+        total = total + torch.where(exists[:, 1:, None], added, 0.0).sum(1)
         return total.T.reshape(z.shape[:-1]).to(self.dtype)
 
     def log_steps(self) -> Float[Tensor, "*B T"]:
