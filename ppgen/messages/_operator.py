@@ -122,7 +122,16 @@ def expectations(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value (B,), and the expected statistics of ``a``, ``b`` and ``c``, B rows each, differentiable once."""
     value, *statistics = _LogNormalizer.apply(name, a, b, c, lengths, weights, True)
+    if not torch.is_grad_enabled() or _constant(a, b, c, weights):
+        return value, statistics[0], statistics[1], statistics[2]
     return value, *_Statistics.apply(name, *statistics, a, b, c, lengths, weights)
+
+
+def _constant(*inputs: Tensor | None) -> bool:
+    """Whether nothing is differentiated here. Under ``torch.func`` and compilation nobody can say, so it is not."""
+    if torch.compiler.is_compiling() or any(t is not None and t.requires_grad for t in inputs):
+        return False
+    return torch._C._functorch.maybe_current_level() is None
 
 
 class _LogNormalizer(torch.autograd.Function):
@@ -137,13 +146,17 @@ class _LogNormalizer(torch.autograd.Function):
         name, a, b, c, lengths, _, kept = inputs
         ctx.name, ctx.kept = name, kept
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # statistics have no gradient here; zeros for it would be as large as they are
         ctx.save_for_backward(a, b, c, lengths, *output[1:])
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, gradient: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * 7
         a, b, c, lengths, *statistics = ctx.saved_tensors
         if ctx.kept:
-            statistics = _Statistics.apply(ctx.name, *statistics, a, b, c, lengths, None)
+            if torch.is_grad_enabled():
+                statistics = _Statistics.apply(ctx.name, *statistics, a, b, c, lengths, None)
             statistics = [_rows(gradient, s) * s for s in statistics]
         else:
             statistics = expectations(ctx.name, a, b, c, lengths, gradient.contiguous())[1:]
