@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
-__all__ = ["KERNEL", "Array", "exp", "run_tasks"]
+__all__ = ["KERNEL", "Array", "exp", "has_kernels", "run_tasks"]
 
 Array = np.ndarray
 
@@ -53,6 +53,11 @@ def exp(x: float) -> float:
     p = p * r + 1.0
     power = np.int64((np.int64(np.int32(n)) + 1023) << 52).view(np.float64)  # 2 ** n, written as bits
     return 0.0 if x < -708.0 else p * power
+
+
+def has_kernels(t: torch.Tensor) -> bool:
+    """Whether the kernels can work on the memory of ``t``; torch operations do otherwise."""
+    return t.device.type == "cpu"
 
 
 def run_tasks(function: Callable, tasks: int, work: float, *arguments: Array | int | bool) -> None:

@@ -78,6 +78,26 @@ class Mixture:
         draws = torch.multinomial(flat, n, replacement=True, generator=generator)
         return draws.T.reshape(n, *shares.shape[:-1])
 
+    def score(self, z: Int[Tensor, "*S N"]) -> Float[Tensor, "*S N"]:
+        """Log-weight of the components ``z`` (n, ..., N) or (..., N) of every row, before it is normalised; as ``z``.
+
+        Differentiable in weights and potentials; less :attr:`log_normalizer` it is the log-probability.
+
+        Raises
+        ------
+        ValueError
+            For components of another shape, or outside [0, K).
+        """
+        *event, states = self.log_joint.shape
+        if list(z.shape[-len(event) :]) != event or z.dim() > len(event) + 1:
+            raise ValueError(f"mixture: z must have shape {(*event,)} or (n, *{(*event,)}), got {tuple(z.shape)}")
+        watched = not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(z))
+        if watched and ((z < 0) | (z >= states)).any():
+            raise ValueError(
+                f"mixture: z must lie in [0, K={states}), got {int(z.min())} to {int(z.max())}; count from 0"
+            )
+        return self.log_joint.expand(*z.shape, states).gather(-1, z[..., None])[..., 0]
+
     def mode(self) -> Int[Tensor, "*B N"]:
         """Most probable component of every row, (..., N) of int64; raises as :meth:`sample` does."""
         self._refuse_impossible()

@@ -329,3 +329,62 @@ def test_steps_of_a_chain_that_becomes_impossible_stop_there():
     for second in (-800.0, -torch.inf):
         initial = torch.tensor([0.0, second], dtype=torch.float64)
         assert discrete_chain(initial, apart, potential).log_steps().tolist() == [0.0, 0.0, 0.0, second, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize(("steps", "states"), SHAPES)
+def test_the_score_of_every_path_is_its_log_weight(steps, states, varying):
+    chain, z = leaves(*random_chain(steps, states, varying=varying)), paths(steps, states)
+    wanted, found = scores(*chain), discrete_chain(*chain).score(z)
+    assert_close(found, wanted)
+    weights = torch.randn(len(z), dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(weights @ found, chain),
+        torch.autograd.grad(weights @ wanted, chain, allow_unused=True),
+        strict=True,
+    ):
+        assert_close(a, torch.zeros_like(a) if b is None else b)
+    assert torch.equal(discrete_chain(*chain).score(z[-1]), found[-1])
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_score_stops_at_the_length(varying, shared):
+    chain = random_chain(6, 3, 2, 4, varying=varying)
+    if shared:
+        chain = (chain[0][0, 0], chain[1][0, 0] if not varying else chain[1], chain[2])
+    lengths = torch.tensor([6, 4, 1, 0])
+    posterior = discrete_chain(*chain, lengths)
+    z = posterior.sample(5)
+    found = posterior.score(z)
+    assert found.shape == (5, 2, 4)
+    assert torch.equal(posterior.score(z[2]), found[2])
+    for i in range(2):
+        for j, n in enumerate(lengths.tolist()):
+            initial, transition = (t[i, j] if t.dim() > 2 else t for t in chain[:2])
+            path = z[3, i, j, :n]
+            wanted = initial[path[0]] + chain[2][i, j, torch.arange(n), path].sum() if n else torch.zeros(()).double()
+            moves = [(transition[t] if varying else transition)[path[t], path[t + 1]] for t in range(n - 1)]
+            assert_close(found[3, i, j], wanted + sum(moves))
+
+
+def test_the_score_of_a_forbidden_path_is_minus_infinity_and_harms_no_gradient():
+    chain = random_chain(3, 2)
+    chain[1][0, 1] = -math.inf
+    chain = leaves(*chain)
+    found = discrete_chain(*chain).score(torch.tensor([[0, 1, 1], [0, 0, 0]]))
+    assert found[0] == -math.inf
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), chain))
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.zeros(4, 5).long(), r"z must have shape \(2, 5\) or \(n, \*\(2, 5\)\), got \(4, 5\)"),
+        (torch.full((2, 5), 3), r"states must lie in \[0, K=3\), got 3 to 3"),
+        (torch.full((2, 5), -1), r"states must lie in \[0, K=3\), got -1 to -1"),
+    ],
+)
+def test_paths_that_are_none_have_no_score(z, message):
+    with pytest.raises(ValueError, match=message):
+        discrete_chain(*random_chain(5, 3, 2)).score(z)

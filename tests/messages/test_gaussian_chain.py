@@ -164,6 +164,21 @@ def test_the_torch_scan_refuses_an_indefinite_precision():
         _gaussian.scan.moments(J, J_cross, h, True)
 
 
+def test_the_score_less_the_normaliser_is_the_log_density():
+    J, J_cross, h = random_gaussian(4, 2, 3)
+    skew = torch.randn(4, 2, 2, dtype=torch.float64)
+    chain = gaussian_chain(J + skew - skew.mT, J_cross[0], h)
+    x = torch.randn(5, 3, 4, 2, dtype=torch.float64)
+    found = chain.score(x) - chain.log_normalizer
+    for i in range(3):
+        _, mean, covariance = dense(J[i], J_cross[0], h[i])
+        joint = torch.distributions.MultivariateNormal(mean, covariance)
+        assert_close(found[:, i], joint.log_prob(x[:, i].flatten(1)))
+    assert_close(chain.score(x[1]), chain.score(x)[1])
+    with pytest.raises(ValueError, match=r"x must have shape \(3, 4, 2\) or \(n, \*\(3, 4, 2\)\), got \(4, 2\)"):
+        chain.score(x[0, 0])
+
+
 def test_threads_change_nothing(threads):
     blocks = random_gaussian(6000, 4, 3)
     torch.set_num_threads(1)

@@ -77,3 +77,24 @@ def test_leading_dims_broadcast_and_no_rows_are_no_trouble():
 def test_a_bad_input_is_refused_in_words(weights, potential, message):
     with pytest.raises(ValueError, match=message):
         Mixture(weights, potential)
+
+
+def test_the_score_of_components_is_their_log_weight():
+    weights, potential = (t.requires_grad_() for t in random_mixture(2))
+    mixed = mixture(weights, potential)
+    z = mixed.sample(3)
+    found = mixed.score(z)
+    assert found.shape == (3, 2, 6)
+    assert torch.equal(mixed.score(z[1]), found[1])
+    assert found[2, 1, 4] == weights[1, z[2, 1, 4]] + potential[1, 4, z[2, 1, 4]]
+    every = torch.stack([mixed.score(torch.full((2, 6), k)) for k in range(4)])
+    torch.testing.assert_close(every.logsumexp(0), mixed.log_normalizer)
+    assert torch.autograd.gradcheck(lambda *m: mixture(*m).score(z), (weights, potential))
+
+
+def test_components_that_are_none_have_no_score():
+    mixed = mixture(*random_mixture())
+    with pytest.raises(ValueError, match=r"mixture: z must lie in \[0, K=4\), got 4 to 4"):
+        mixed.score(torch.full((6,), 4))
+    with pytest.raises(ValueError, match=r"mixture: z must have shape \(6,\) or \(n, \*\(6,\)\), got \(5,\)"):
+        mixed.score(torch.zeros(5).long())

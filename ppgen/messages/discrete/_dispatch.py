@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ppgen.messages import _operator as _op
-from ppgen.messages._compiled import run_tasks
+from ppgen.messages._compiled import has_kernels, run_tasks
 from ppgen.messages.discrete import _draws as draws
 from ppgen.messages.discrete import _kernels as kernels
-from ppgen.messages.discrete import _scan
+from ppgen.messages.discrete import _scan, _scan_tangent, _tangent
 from ppgen.messages.discrete import _steps as _discrete_steps
 from ppgen.messages.discrete._cross import cross, finish
 from ppgen.messages.discrete._exact import exact
 
-__all__ = ["NAME", "compute", "mode", "sample", "steps"]
+__all__ = ["NAME", "compute", "mode", "sample", "steps", "tangent"]
 
 NAME = "discrete_chain"
 
@@ -30,7 +30,7 @@ def compute(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normalisers (B,) and, if ``keep``, the expected first states, transitions and states times ``weights``."""
-    if log_potential.device.type != "cpu":
+    if not has_kernels(log_potential):
         return _scan.compute(log_initial, log_transition, log_potential, lengths, weights, keep)
     rows, steps, states = log_potential.shape
     log_initial, log_transition, log_potential, lengths = (
@@ -62,7 +62,20 @@ def compute(
     return value, initial, counts, marginals
 
 
-_op.register(NAME, compute)
+def tangent(
+    log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor, *direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of the expected first states, transitions and states in ``direction``, B rows of each input."""
+    if not has_kernels(log_potential):
+        return _scan_tangent.tangent(log_initial, log_transition, log_potential, lengths, *direction)
+    inputs = [t.detach().contiguous() for t in (log_initial, log_transition, log_potential, lengths, *direction)]
+    out = [torch.zeros_like(t) for t in inputs[4:]]
+    work = 4 * log_potential.numel() * log_potential.shape[2]
+    run_tasks(_tangent.tangent, len(log_potential), work, *(t.numpy() for t in (*inputs, *out)))
+    return out[0], out[1], out[2]
+
+
+_op.register(NAME, compute, tangent)
 
 
 def sample(

@@ -7,7 +7,7 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 
-__all__ = ["exact", "filter_exactly"]
+__all__ = ["exact", "filter_exactly", "normalize_log"]
 
 
 @njit(**KERNEL)
@@ -31,7 +31,7 @@ def _log_multiply(log_A: Array, v: Array, out: Array, top: Array) -> None:
 
 
 @njit(**KERNEL)
-def _normalize_log(v: Array) -> float:
+def normalize_log(v: Array) -> float:
     """Subtract log sum exp(v) from v and return it; -inf leaves v alone."""
     top = v[0]
     for k in range(1, v.shape[0]):
@@ -60,7 +60,7 @@ def filter_exactly(log_initial: Array, log_A: Array, x: Array, n: int, store: bo
             _log_multiply(log_A[t - 1 if log_A.shape[0] > 1 else 0], v, p, top)
         for k in range(K):
             v[k] = p[k] + x[t, k]
-        value += _normalize_log(v)
+        value += normalize_log(v)
         if value == -math.inf:
             return value
         if store:
@@ -84,7 +84,7 @@ def _smooth_exactly(log_A: Array, x: Array, n: int, weight: float, marginals: Ar
             _log_multiply(turned, v, p, top)
         alpha = marginals[t].copy()
         gamma = alpha + p
-        together = _normalize_log(gamma)
+        together = normalize_log(gamma)
         if t < n - 1:
             for i in range(K):
                 for j in range(K):
@@ -92,7 +92,7 @@ def _smooth_exactly(log_A: Array, x: Array, n: int, weight: float, marginals: Ar
         for k in range(K):
             marginals[t, k] = weight * exp(gamma[k])
             v[k] = p[k] + x[t, k]
-        _normalize_log(v)
+        normalize_log(v)
 
 
 @njit(**KERNEL)

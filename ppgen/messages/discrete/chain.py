@@ -54,7 +54,7 @@ class DiscreteChain:
     """What :func:`discrete_chain` returns: the log-normaliser and the posterior. Nothing is computed until asked for.
 
     A sequence of probability zero has log-normaliser ``-inf``, and marginals and a gradient of zero. NaN in a
-    potential comes out as NaN.
+    potential comes out as NaN. Expected counts can be differentiated once, by a pass of their own that runs only then.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DiscreteChain:
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*B"]:
-        """Log of the sum over every path, (...). Its gradient is the expected counts; it has no second derivative."""
+        """Log of the sum over every path, (...). Its gradient is the expected counts; it has no third derivative."""
         if self._value is None:
             self._value = self._shaped(_op.log_normalizer(_discrete.NAME, *self._inputs))
         return self._value
@@ -134,6 +134,29 @@ class DiscreteChain:
         """The most probable path (Viterbi), (..., T) of int64; padded like :meth:`sample`, and raises as it does."""
         return _discrete.mode(*self._inputs).reshape(*self.batch, self.steps)
 
+    def score(self, z: Int[Tensor, "*S T"]) -> Float[Tensor, "*S"]:
+        """Log-weight of the paths ``z`` (n, ..., T) or (..., T) before it is normalised, (n, ...) or (...).
+
+        States at or after the length are not looked at. Differentiable in the potentials; less :attr:`log_normalizer`
+        it is the log-probability.
+
+        Raises
+        ------
+        ValueError
+            For paths of another shape, and states outside [0, K).
+        """
+        initial, transition, potential, lengths = self._inputs
+        rows, steps, states = potential.shape
+        exists = torch.arange(steps, device=lengths.device) < lengths[:, None]
+        flat = _flat_paths(z, self.batch, exists, states)  # (B, T, n)
+        total = torch.where(exists[..., None], potential.gather(2, flat), 0.0).sum(1)
+        total = total + torch.where(exists[:, :1], initial.expand(rows, -1).gather(1, flat[:, 0]), 0.0)
+        moves = states * flat[:, :-1] + flat[:, 1:]
+        each = moves.reshape(rows, transition.shape[1], moves.shape[1] * moves.shape[2] // transition.shape[1])
+        added = transition.flatten(-2).expand(rows, -1, -1).gather(2, each).reshape(moves.shape)
+        total = total + torch.where(exists[:, 1:, None], added, 0.0).sum(1)
+        return total.T.reshape(z.shape[:-1]).to(self.dtype)
+
     def log_steps(self) -> Float[Tensor, "*B T"]:
         """What each step adds to the log-normaliser of those before it, (..., T): they sum to :attr:`log_normalizer`.
 
@@ -178,6 +201,21 @@ def _flat(t: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
     if t.shape[: t.dim() - event_dims].numel() == 1:
         return t.reshape(1, *event)
     return t.expand(*batch, *event).reshape(batch.numel(), *event)
+
+
+def _flat_paths(z: Tensor, batch: torch.Size, exists: Tensor, states: int) -> Tensor:
+    """Paths as (B, T, n), zeros where nothing exists."""
+    event = (*batch, exists.shape[1])
+    if tuple(z.shape[-len(event) :]) != event or z.dim() > len(event) + 1:
+        raise ValueError(f"discrete_chain: z must have shape {event} or (n, *{event}), got {tuple(z.shape)}")
+    flat = torch.where(exists, z.reshape(-1, *exists.shape), 0).movedim(0, -1)
+    watched = not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(z))
+    if watched and ((flat < 0) | (flat >= states)).any():
+        raise ValueError(
+            f"discrete_chain: states must lie in [0, K={states}), got {int(flat.min())} to {int(flat.max())}; pass the "
+            "lengths that z was drawn with"
+        )
+    return flat
 
 
 def _flat_lengths(lengths: Tensor | None, batch: torch.Size, steps: int, device: torch.device) -> Tensor:

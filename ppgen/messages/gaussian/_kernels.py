@@ -13,7 +13,7 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
 
-__all__ = ["draw", "eliminate", "join", "spread_out", "statistics"]
+__all__ = ["eliminate", "join", "spread_out", "statistics"]
 
 _SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
 _AT_REST = 1e-14
@@ -130,6 +130,17 @@ def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
 
 
 @njit(**KERNEL)
+def _spread(inverse: Array, roots: bool, out: Array) -> None:
+    """The inverse of the precision with this inverse factor, or the upper triangular root of it."""
+    if not roots:
+        _transposed_product(inverse, inverse, 1.0, out)
+        return
+    for i in range(out.shape[0]):
+        for j in range(out.shape[0]):
+            out[j, i] = inverse[i, j]
+
+
+@njit(**KERNEL)
 def _eliminate_one(
     J: Array,
     cross: Array,
@@ -138,6 +149,7 @@ def _eliminate_one(
     stop: int,
     step: int,
     store: bool,
+    roots: bool,
     offset: Array,
     gain: Array,
     spread: Array,
@@ -146,7 +158,8 @@ def _eliminate_one(
 ) -> tuple[float, int]:
     """Eliminate blocks from ``start`` up to, not including, ``stop``; return their log-normaliser and a bad block.
 
-    ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``.
+    ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``. With ``roots``, ``spread`` gets
+    upper triangular U with U U' the spread.
     """
     L = h.shape[1]
     P = np.empty((L, L))
@@ -201,7 +214,7 @@ def _eliminate_one(
                 spread[t] = spread[previous]
                 gain[link] = gain[link - step]
             else:
-                _transposed_product(inverse, inverse, 1.0, spread[t])
+                _spread(inverse, roots, spread[t])
                 _transposed_product(inverse, W, -1.0, gain[link])
             for i in range(L):
                 offset[t, i] = 0.0
@@ -221,6 +234,7 @@ def eliminate(
     h: Array,
     middle: int,
     store: bool,
+    roots: bool,
     offset: Array,
     gain: Array,
     spread: Array,
@@ -236,7 +250,7 @@ def eliminate(
         s = b if store else 0
         first, last, step = (0, middle, 1) if task % 2 == 0 else (T - 1, middle, -1)
         value[task], bad[task] = _eliminate_one(
-            J[b if J.shape[0] > 1 else 0], cross[b if cross.shape[0] > 1 else 0], h[b], first, last, step, store,
+            J[b if J.shape[0] > 1 else 0], cross[b if cross.shape[0] > 1 else 0], h[b], first, last, step, store, roots,
             offset[s], gain[s], spread[s], incoming[task], incoming_h[task],
         )  # fmt: skip
 
@@ -247,6 +261,7 @@ def join(
     h: Array,
     middle: int,
     store: bool,
+    roots: bool,
     incoming: Array,
     incoming_h: Array,
     offset: Array,
@@ -286,7 +301,7 @@ def join(
             square += whitened * whitened
         value[2 * b] += value[2 * b + 1] + 0.5 * (square + L * _LOG_2PI) - log_det
         if store:
-            _transposed_product(inverse, inverse, 1.0, spread[b, middle])
+            _spread(inverse, roots, spread[b, middle])
             for i in range(L):
                 total = 0.0
                 for k in range(i, L):
@@ -371,25 +386,3 @@ def statistics(start: int, stop: int, weights: Array, mean: Array, cross: Array,
         for t in range(T):
             for i in range(L):
                 mean[b, t, i] *= w
-
-
-@njit(**KERNEL)
-def draw(start: int, stop: int, offset: Array, gain: Array, spread: Array, x: Array) -> None:
-    """Turn standard normal ``x`` (n, B, T, L) into draws, from the last block to the first."""
-    n, _, T, L = x.shape
-    C = np.zeros((L, L))
-    inverse = np.zeros((L, L))
-    noise = np.empty(L)
-    for b in range(start, stop):
-        for t in range(T - 1, -1, -1):
-            _invert_factor(spread[b, t], spread[b, t], C, inverse)
-            for s in range(n):
-                noise[:] = x[s, b, t]
-                for i in range(L):
-                    total = offset[b, t, i]
-                    for k in range(i + 1):
-                        total += C[i, k] * noise[k]
-                    if t + 1 < T:
-                        for k in range(L):
-                            total += gain[b, t, i, k] * x[s, b, t + 1, k]
-                    x[s, b, t, i] = total

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["moments", "sample", "statistics"]
+__all__ = ["eliminate", "moments", "sample", "statistics"]
 
 
 def moments(
     J: Tensor, J_cross: Tensor, h: Tensor, keep: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means; not ``strict``: NaN for some."""
-    value, factors, gains, offsets = _eliminate(J, J_cross, h, strict)
+    value, factors, gains, offsets = eliminate(J, J_cross, h, strict)
     if not keep:
         return value, h.new_empty(0), h.new_empty(0), h.new_empty(0)
     means, covariances, crosses = [offsets[-1]], [torch.cholesky_inverse(factors[-1])], []
@@ -34,7 +34,7 @@ def statistics(covariance: Tensor, cross: Tensor, mean: Tensor, weights: Tensor)
 
 def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape."""
-    _, factors, gains, offsets = _eliminate(J, J_cross, h)
+    _, factors, gains, offsets = eliminate(J, J_cross, h)
     draws: list[Tensor] = []
     for t in range(h.shape[1] - 1, -1, -1):
         centred = torch.linalg.solve_triangular(factors[t].mT, noise[:, :, t, :, None], upper=True)[..., 0]
@@ -43,7 +43,7 @@ def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
     return torch.stack(draws[::-1], 2)
 
 
-def _eliminate(
+def eliminate(
     J: Tensor, J_cross: Tensor, h: Tensor, strict: bool = True
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Cholesky factors, gains and offsets of each block given the next, and the log-normalisers (B,)."""

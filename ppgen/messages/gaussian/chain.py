@@ -13,9 +13,11 @@ References: Rue & Held (2005), "Gaussian Markov random fields", chapter 2.
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ppgen.messages import _operator as _op
 from ppgen.messages.gaussian import _dispatch as _gaussian
+from ppgen.messages.gaussian._reparameterised import rsample
 
 __all__ = ["GaussianChain", "gaussian_chain"]
 
@@ -52,7 +54,10 @@ def gaussian_chain(
 
 
 class GaussianChain:
-    """What :func:`gaussian_chain` returns: the log-normaliser and the posterior. Computed in float64 when asked for."""
+    """What :func:`gaussian_chain` returns: the log-normaliser and the posterior. Computed in float64 when asked for.
+
+    The moments can be differentiated once, by an exact pass as long as theirs, which runs only then.
+    """
 
     def __init__(self, J: Tensor, J_cross: Tensor, h: Tensor, *, strict: bool = True) -> None:
         _check(J, J_cross, h)
@@ -68,7 +73,7 @@ class GaussianChain:
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*B"]:
-        """Log of the integral over every x, (...). Its gradient is the expected statistics; it has no second one."""
+        """Log of the integral over every x, (...). Its gradient is the expected statistics; no third derivative."""
         if self._value is None:
             self._value = self._shaped(_op.log_normalizer(_gaussian.NAME + self._ending, *self._inputs))
         return self._value
@@ -93,6 +98,37 @@ class GaussianChain:
         J, J_cross, h, _ = (t.detach() for t in self._inputs)
         noise = torch.randn((n, *h.shape), generator=generator, dtype=torch.float64, device=h.device)
         return _gaussian.sample(J, J_cross, h, noise).reshape(n, *self.batch, *h.shape[1:]).to(self.dtype)
+
+    def rsample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *B T L"]:
+        r"""The draws of :meth:`sample`, differentiable once in J, J_cross and h for the same random numbers.
+
+        A draw is :math:`x_t = E[x_t | x_{t+1}] + U_t \varepsilon_t`, from the last block to the first, with :math:`U_t`
+        an upper triangular root of the covariance of x_t given x_{t+1}.
+        """
+        J, J_cross, h, _ = self._inputs
+        noise = torch.randn((n, *h.shape), generator=generator, dtype=torch.float64, device=h.device)
+        return rsample(J, J_cross, h, noise).reshape(n, *self.batch, *h.shape[1:]).to(self.dtype)
+
+    def score(self, x: Float[Tensor, "*S T L"]) -> Float[Tensor, "*S"]:
+        """Log of the density of ``x`` (n, ..., T, L) or (..., T, L) before it is normalised, (n, ...) or (...).
+
+        Differentiable in everything at will. Less :attr:`log_normalizer` it is the log-density.
+
+        Raises
+        ------
+        ValueError
+            For an ``x`` of another shape.
+        """
+        J, J_cross, h, _ = self._inputs
+        event = self.batch + h.shape[1:]
+        if x.shape[-len(event) :] != event or x.dim() > len(event) + 1:
+            raise ValueError(
+                f"gaussian_chain: x must have shape {tuple(event)} or (n, *{tuple(event)}), got {tuple(x.shape)}"
+            )
+        flat = x.double().reshape(-1, *h.shape)
+        pull = h - 0.5 * (J @ flat[..., None])[..., 0]
+        pull = pull - pad((J_cross @ flat[:, :, 1:, :, None])[..., 0], (0, 0, 0, 1))
+        return (pull * flat).sum((-2, -1)).reshape(x.shape[:-2]).to(self.dtype)
 
     def mode(self) -> Float[Tensor, "*B T L"]:
         """The most probable x, which is the mean, (..., T, L)."""
