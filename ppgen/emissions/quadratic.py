@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
+__all__ = ["coefficients", "homogeneous", "pack", "pack_products", "solve_spd"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -48,18 +48,3 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
     factor = torch.linalg.cholesky(matrix)
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return torch.cholesky_solve(right, factor), log_det
-
-
-def marginalize(form: Float[Tensor, "*n W W"], missing: list[int], observed: list[int]) -> tuple[Tensor, Tensor]:
-    """Integrate the variables at index ``missing`` out of ``exp(w' form w)``.
-
-    Returns the form over the ``observed`` variables and the log-constant of the integral.
-    """
-    kept = form[..., observed, :][..., observed]
-    if not missing:
-        return kept, form.new_zeros(form.shape[:-2])
-    rows = form[..., missing, :]
-    cross = rows[..., observed]
-    solved, log_det = solve_spd(-2 * rows[..., missing], 2 * cross)
-    reduced = kept + cross.transpose(-1, -2) @ solved
-    return reduced, len(missing) / 2 * LOG_2PI - log_det / 2
