@@ -147,9 +147,9 @@ def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"]
     return (codes[:, None] & bits) > 0, inverse
 
 
-def holds_somewhere(flags: Bool[Tensor, "..."]) -> bool:
-    """Whether any is true, or may be: while a graph is traced at other values, and where torch maps over them."""
+def holds_somewhere(flags: Bool[Tensor, "..."]) -> bool | None:
+    """Whether any is true; None where nobody may look: while a graph is traced at other values, and under a map."""
     try:
         return bool(flags.any())
     except RuntimeError:  # torch's, for values that depend on the inputs of a graph or on the mapped axis
-        return True
+        return None

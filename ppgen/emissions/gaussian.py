@@ -12,12 +12,13 @@ unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.emissions.completion import Completion
-from ppgen.emissions.emission import Emission, holds_somewhere
+from ppgen.emissions.emission import Emission, distinct_patterns, holds_somewhere
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
-from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, pack_products, solve_spd
+from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, marginalize, pack_products, solve_spd
 from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
 from ppgen.families.normal_gamma import NormalGamma
@@ -31,6 +32,9 @@ FAMILIES: dict[str, type[Family]] = {
     "diagonal": NormalGamma,
     "spherical": SphericalNormalGamma,
 }
+
+ROWS_AT_ONCE = 1 << 13  # rows whose packed products are in memory, and in the cache, together
+ROWS_PER_PATTERN = 256  # with so many on average, a form for each pattern is quicker than an integral for each row
 
 
 @final
@@ -105,7 +109,7 @@ class Gaussian(Emission):
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
         if self.covariance != "full":
             return torch.where(torch.isnan(x), self.sample(s, z).to(x), x)
-        if not holds_somewhere(torch.isnan(x)):
+        if holds_somewhere(torch.isnan(x)) is False:
             return x.clone()
         return hidden_draw(x.reshape(-1, self.features), self._form(s), z.reshape(-1)).reshape(x.shape)
 
@@ -133,8 +137,33 @@ class Gaussian(Emission):
         """One product with the packed form, and what the integral over hidden features adds to it."""
         form, log_det = self._form(s), s["log_det"] - self.features * LOG_2PI / 2
         hides = torch.isnan(rows)
-        w = torch.nn.functional.pad(torch.where(hides, 0.0, rows), (0, 1), value=1.0)
-        scores = pack_products(w) @ coefficients(form).mT + log_det
-        if not holds_somewhere(hides):
+        somewhere = holds_somewhere(hides)
+        if somewhere:
+            patterns, inverse = distinct_patterns(hides)
+            if len(patterns) * ROWS_PER_PATTERN <= len(rows):
+                return _by_pattern(rows, form, log_det, patterns, inverse)
+        scores = _scores(torch.where(hides, 0.0, rows), form) + log_det
+        if somewhere is False:
             return scores
         return torch.where(hides.all(-1, keepdim=True), 0.0, scores + hidden_normalizer(rows, form))
+
+
+def _scores(rows: Float[Tensor, "n D"], form: Float[Tensor, "K W W"]) -> Float[Tensor, "n K"]:
+    """Quadratic forms of (x, 1)."""
+    coefficient = coefficients(form).mT
+    parts = torch.nn.functional.pad(rows, (0, 1), value=1.0).split(ROWS_AT_ONCE)
+    return torch.cat([pack_products(w) @ coefficient for w in parts])
+
+
+def _by_pattern(rows: Tensor, form: Tensor, log_det: Tensor, patterns: Tensor, inverse: Tensor) -> Tensor:
+    """Scores where few patterns have many rows each: one reduced form a pattern."""
+    reduced, constant = marginalize(form, patterns)
+    order = torch.argsort(inverse, stable=True)
+    groups = rows[order].split(torch.bincount(inverse, minlength=len(patterns)).tolist())
+    scores = []
+    for group, lost, one, offset in zip(groups, patterns, reduced, constant + log_det, strict=True):
+        seen = (~lost).nonzero()[:, 0]
+        kept = torch.nn.functional.pad(seen, (0, 1), value=len(lost))
+        score = _scores(group[:, seen], one[:, kept[:, None], kept]) + offset
+        scores.append(score if len(seen) else 0 * score)
+    return torch.cat(scores)[torch.argsort(order)]

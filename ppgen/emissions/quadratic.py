@@ -7,10 +7,10 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["coefficients", "homogeneous", "pack", "pack_products", "solve_spd"]
+__all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -48,3 +48,19 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
     factor = torch.linalg.cholesky(matrix)
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return torch.cholesky_solve(right, factor), log_det
+
+
+def marginalize(form: Float[Tensor, "K W W"], hides: Bool[Tensor, "P D"]) -> tuple[Tensor, Tensor]:
+    """Integrate what each pattern hides of ``x`` out of ``exp(w' form w)``, w = (x, 1): all patterns in one batch.
+
+    Returns forms (P, K, W, W), zero where something is hidden, and the log-constants (P, K) of the integrals.
+    """
+    hidden = torch.nn.functional.pad(hides, (0, 1))[:, None]
+    rows, columns = hidden[..., :, None], hidden[..., None, :]
+    pins = torch.diag_embed((~hidden).to(form))
+    solved, log_det = solve_spd(
+        torch.where(rows & columns, -2 * form, pins), torch.where(rows & ~columns, 2 * form, 0.0)
+    )
+    cross = torch.where(rows & ~columns, form, 0.0)
+    reduced = torch.where(rows | columns, 0.0, form) + cross.mT @ solved
+    return reduced, hidden.sum(-1).to(form) * (LOG_2PI / 2) - log_det / 2

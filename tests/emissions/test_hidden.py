@@ -7,7 +7,7 @@ import torch
 from dense import condition, normal, spd
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.emissions import Gaussian, _pinned, hidden
+from ppgen.emissions import Gaussian, _pinned, gaussian, hidden
 from ppgen.emissions.emission import distinct_patterns
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
 from ppgen.emissions.quadratic import coefficients, pack_products
@@ -72,15 +72,34 @@ def assert_alike(ours, wanted):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12 * max(1.0, float(two.abs().max())))
 
 
+@pytest.mark.parametrize("rows_per_pattern", [1, math.inf])
 @pytest.mark.parametrize(("D", "K"), SIZES)
-def test_value_and_gradient_are_those_of_the_loop_over_patterns(D, K):
+def test_value_and_gradient_are_those_of_the_loop_over_patterns(monkeypatch, D, K, rows_per_pattern):
+    monkeypatch.setattr(gaussian, "ROWS_PER_PATTERN", rows_per_pattern)
+    monkeypatch.setattr(gaussian, "ROWS_AT_ONCE", 25)
     x, s = gaps(60, D), statistics(K, D)
     ours = value_and_gradient(Gaussian(D).potential, x, s)
     assert_alike(ours, value_and_gradient(loop, x, s))
-    precision = torch.autograd.functional.jacobian(
-        lambda p: Gaussian(D).potential(x, s | {"precision": p}).sum(), s["precision"]
-    )
-    assert precision.equal(precision.mT)
+
+
+def test_the_gradient_in_a_symmetric_matrix_is_symmetric():
+    x, s = gaps(60, 4), statistics(3, 4)
+    form = form_of(s).requires_grad_()
+    (gradient,) = torch.autograd.grad(hidden_normalizer(x, form).sum(), form)
+    assert gradient.equal(gradient.mT)
+
+
+def test_a_form_for_each_pattern_is_mapped_and_traced_as_an_integral_for_each_row(monkeypatch):
+    x, many = gaps(30, 4).repeat(3, 1), [statistics(3, 4) for _ in range(2)]
+    stacked = {name: torch.stack([one[name] for one in many]) for name in many[0]}
+    answers = []
+    for rows_per_pattern in (1, math.inf):
+        monkeypatch.setattr(gaussian, "ROWS_PER_PATTERN", rows_per_pattern)
+        mapped = torch.func.vmap(lambda one: Gaussian(4).potential(x, one))
+        batch = build(lambda *v: [mapped(dict(zip(stacked, v, strict=True)))], list(stacked.values()), "traced", 1)
+        answers += [mapped(stacked), *batch(*stacked.values())]
+    for answer in answers[1:]:
+        assert_alike(answer, answers[0])
 
 
 def test_rows_in_many_shares_add_up(monkeypatch):
