@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.emissions.completion import Completion
-from ppgen.emissions.emission import Emission
+from ppgen.emissions.emission import SEQUENCES, Emission
 from ppgen.errors import DataError
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
@@ -40,10 +40,10 @@ class Categorical(Emission):
     def dims(self) -> dict[str, tuple[str, ...]]:
         return {"probability": ("feature", "symbol")}
 
-    def check(self, x: Tensor) -> None:
-        super().check(x)
+    def check(self, x: Tensor, axes: tuple[str, ...] = SEQUENCES) -> None:
+        super().check(x, axes)
         bad = ~torch.isnan(x) & ((x < 0) | (x >= self.vocabulary) | (x != x.round()))
-        self._refuse_values(x, bad, f"symbols 0 to {self.vocabulary - 1}")
+        self._refuse_values(x, bad, f"symbols 0 to {self.vocabulary - 1}", axes)
 
     def prior(self, states: int, **scales: Tensor) -> Natural:
         shape = (states, self.features, self.vocabulary)
@@ -51,7 +51,7 @@ class Categorical(Emission):
 
     def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         table = s["log_probability"].movedim(-3, -1)  # (D, V, K)
-        scores = table[torch.arange(self.features, device=x.device), torch.nan_to_num(x).long()]  # (N, T, D, K)
+        scores = table[torch.arange(self.features, device=x.device), torch.nan_to_num(x).long()]  # (*B, D, K)
         return torch.where(torch.isnan(x)[..., None], 0.0, scores).sum(-2)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:

@@ -7,23 +7,25 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from ppgen.emissions.completion import Completion
 from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
 from ppgen.messages.switching.filter import Switching
 
-__all__ = ["Emission", "distinct_patterns", "rows_by_pattern"]
+__all__ = ["SEQUENCES", "Emission", "distinct_patterns", "holds_somewhere"]
 
 LARGEST = 1e100  # squares and their sums stay finite
+SEQUENCES = ("sequence", "time")  # axes of data before the features; a model of rows has ("row",)
+LETTERS, WORDS = {"time": "T"}, {"time": "step"}  # what errors call an axis; others are N and their own name
 
 
 class Emission(ABC):
     """Distribution of an observation given its state, linear in the natural statistics ``s`` of its parameters.
 
     ``s`` has batch shape (K,): ``t(theta)`` for drawn parameters, ``E_q[t(theta)]`` in variational Bayes. NaN in ``x``
-    is integrated out.
+    is integrated out. Where observations depend on nothing but their own state (`closed`), the axes ``*B`` before the
+    features may be any, as (N,) of rows or (N, T) of sequences; else they are (N, T).
     """
 
     features: int
@@ -47,16 +49,16 @@ class Emission(ABC):
 
     @abstractmethod
     def potential(
-        self, x: Float[Tensor, "N T D"], s: Natural, completion: Completion | None = None
-    ) -> Float[Tensor, "N T K"]:
+        self, x: Float[Tensor, "*B D"], s: Natural, completion: Completion | None = None
+    ) -> Float[Tensor, "*B K"]:
         """Log-density of each observation under each state, NaN integrated out."""
 
     @abstractmethod
-    def sample(self, s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+    def sample(self, s: Natural, z: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
         """Draw observations for given states."""
 
     @abstractmethod
-    def fill(self, x: Float[Tensor, "N T D"], s: Natural, z: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+    def fill(self, x: Float[Tensor, "*B D"], s: Natural, z: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
         """``x`` with its NaN entries drawn given the states and the observed entries; the rest bit for bit."""
 
     @property
@@ -83,48 +85,56 @@ class Emission(ABC):
         """
         return None
 
-    def log_frames(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+    def log_frames(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:
         """Log-density that each frame adds beside :meth:`potential`, where no latent frame is left: of first frames."""
-        return x.new_zeros(x.shape[:2])
+        return x.new_zeros(x.shape[:-1])
 
     def extend(self, past: Tensor, s: Natural, z: Int[Tensor, "N H"], lengths: Int[Tensor, " N"]) -> Tensor:
         """Draw H observations after ``past``, for given states; it has NaN before ``lengths`` only if ``closed``."""
         return self.sample(s, z)
 
-    def embed(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T E"]:
+    def embed(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
         """Features without NaN that tell states apart at a glance: only for starting points."""
         return torch.nan_to_num(x)
 
-    def check(self, x: Tensor) -> None:
-        """Refuse data that this emission cannot take."""
-        if x.ndim != 3 or x.shape[-1] != self.features:
+    def check(self, x: Tensor, axes: tuple[str, ...] = SEQUENCES) -> None:
+        """Refuse data that this emission cannot take; ``axes`` are those of ``x`` before its features."""
+        name = type(self).__name__
+        if not self.closed and axes != SEQUENCES:
             raise DataError(
-                f"{type(self).__name__}: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; "
-                "one row per time step, NaN for what was not observed"
+                f"{name}: an observation must follow others in time, x of shape (N, T, D={self.features}), got axes "
+                f"{axes}; use an emission that needs no time, as Gaussian"
+            )
+        if x.ndim != len(axes) + 1 or x.shape[-1] != self.features:
+            letters = ", ".join(LETTERS.get(axis, "N") for axis in axes)
+            each = "one row per time step, " if "time" in axes else ""
+            raise DataError(
+                f"{name}: x must have shape ({letters}, D={self.features}), got {tuple(x.shape)}; "
+                f"{each}NaN for what was not observed"
             )
         if not torch.is_floating_point(x):
-            raise DataError(f"{type(self).__name__}: x must be floating point, got {x.dtype}; convert it to float64")
+            raise DataError(f"{name}: x must be floating point, got {x.dtype}; convert it to float64")
         if torch.isinf(x).any():
             where = tuple(torch.isinf(x).nonzero()[0].tolist())
             raise DataError(
-                f"{type(self).__name__}: x must be finite or NaN, got {x[where].item()} at {where}; "
-                "use NaN for what was not observed"
+                f"{name}: x must be finite or NaN, got {x[where].item()} at {where}; use NaN for what was not observed"
             )
 
         if (x.abs() > LARGEST).any():
             where = tuple((x.abs() > LARGEST).nonzero()[0].tolist())
             raise DataError(
-                f"{type(self).__name__}: x must lie within {LARGEST:.0e} of zero, got {x[where].item()} at {where}; "
+                f"{name}: x must lie within {LARGEST:.0e} of zero, got {x[where].item()} at {where}; "
                 "scale the features to about unit variance"
             )
 
-    def _refuse_values(self, x: Tensor, bad: Tensor, wanted: str) -> None:
+    def _refuse_values(self, x: Tensor, bad: Tensor, wanted: str, axes: tuple[str, ...]) -> None:
         """Raise for the first entry where ``bad`` holds."""
         if bad.any():
-            n, t, d = bad.nonzero()[0].tolist()
+            where = tuple(bad.nonzero()[0].tolist())
+            named = zip((*axes, "feature"), where, strict=True)
+            place = ", ".join(f"{WORDS.get(axis, axis)} {index}" for axis, index in named)
             raise DataError(
-                f"{type(self).__name__}: x holds {wanted}, got {x[n, t, d].item()} at sequence {n}, step {t}, "
-                f'feature {d}; use NaN for "not observed"'
+                f'{type(self).__name__}: x holds {wanted}, got {x[where].item()} at {place}; use NaN for "not observed"'
             )
 
 
@@ -137,16 +147,9 @@ def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"]
     return (codes[:, None] & bits) > 0, inverse
 
 
-def rows_by_pattern(missing: Bool[Tensor, "n D"]) -> list[tuple[list[int], list[int], Int[Tensor, " m"]]]:
-    """Group rows of a boolean array by equal pattern: [(missing features, seen features, row indices)].
-
-    The groups belong to the data and not to the parameters, so a graph that is being traced takes them as constants.
-    """
-    with disable_proxy_modes_tracing():
-        patterns, inverse = distinct_patterns(missing)
-        order = torch.argsort(inverse, stable=True)
-        groups = torch.split(order, torch.bincount(inverse, minlength=len(patterns)).tolist())
-        flags = patterns.tolist()
-    hidden = [[d for d, lost in enumerate(row) if lost] for row in flags]
-    seen = [[d for d, lost in enumerate(row) if not lost] for row in flags]
-    return list(zip(hidden, seen, groups, strict=True))
+def holds_somewhere(flags: Bool[Tensor, "..."]) -> bool | None:
+    """Whether any is true; None where nobody may look: while a graph is traced at other values, and under a map."""
+    try:
+        return bool(flags.any())
+    except RuntimeError:  # torch's, for values that depend on the inputs of a graph or on the mapped axis
+        return None

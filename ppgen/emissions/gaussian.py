@@ -1,28 +1,40 @@
-r"""Gaussian emissions, full or diagonal covariance.
+r"""Gaussian emissions, full, diagonal or spherical covariance.
 
 .. math::
     \Lambda_k \sim \mathcal W(\nu, \Psi^{-1}), \quad \mu_k \sim \mathcal N(0, (\kappa \Lambda_k)^{-1}), \quad
     x_t \mid z_t = k \sim \mathcal N(\mu_k, \Lambda_k^{-1})
 
-and the same per feature with a gamma prior for ``covariance="diagonal"``. Missing dimensions are integrated out
-exactly. Scale your features to about unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
+and the same per feature with a gamma prior for ``covariance="diagonal"``, or with one precision for all features of a
+state for ``"spherical"``. Missing dimensions are integrated out exactly, each row its own. Scale your features to about
+unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10.2.
 """
 
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.emissions.completion import Completion
-from ppgen.emissions.emission import Emission, rows_by_pattern
+from ppgen.emissions.emission import Emission, distinct_patterns, holds_somewhere
+from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
 from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, marginalize, pack_products, solve_spd
 from ppgen.errors import DataError
-from ppgen.families.family import Natural
+from ppgen.families.family import Family, Natural
 from ppgen.families.normal_gamma import NormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
+from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 __all__ = ["Gaussian"]
+
+FAMILIES: dict[str, type[Family]] = {
+    "full": NormalInverseWishart,
+    "diagonal": NormalGamma,
+    "spherical": SphericalNormalGamma,
+}
+
+ROWS_AT_ONCE = 1 << 13  # rows whose packed products are in memory, and in the cache, together
+ROWS_PER_PATTERN = 256  # with so many on average, a form for each pattern is quicker than an integral for each row
 
 
 @final
@@ -32,7 +44,8 @@ class Gaussian(Emission):
     Parameters
     ----------
     features : number of dimensions D.
-    covariance : ``"full"`` (normal-inverse-Wishart prior) or ``"diagonal"`` (normal-gamma prior).
+    covariance : ``"full"`` (normal-inverse-Wishart prior), ``"diagonal"`` (normal-gamma prior) or ``"spherical"`` (one
+        precision for all features of a state).
     scale : prior guess of the variance within a state, in squared units of ``x``.
     strength : how many observations the prior mean (zero) is worth.
     """
@@ -42,12 +55,12 @@ class Gaussian(Emission):
     def __init__(self, features: int, *, covariance: str = "full", scale: float = 1.0, strength: float = 0.1) -> None:
         if features < 1:
             raise DataError(f"Gaussian: features must be at least 1, got {features}")
-        if covariance not in ("full", "diagonal"):
-            raise DataError(f'Gaussian: covariance must be "full" or "diagonal", got {covariance!r}')
+        if covariance not in FAMILIES:
+            raise DataError(f'Gaussian: covariance must be "full", "diagonal" or "spherical", got {covariance!r}')
         if not (scale > 0 and strength > 0):
             raise DataError(f"Gaussian: scale and strength must be positive, got {scale} and {strength}")
         self.features, self.covariance, self.scale, self.strength = features, covariance, scale, strength
-        self.family = NormalInverseWishart() if covariance == "full" else NormalGamma()
+        self.family = FAMILIES[covariance]()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -57,7 +70,7 @@ class Gaussian(Emission):
     def dims(self) -> dict[str, tuple[str, ...]]:
         if self.covariance == "full":
             return {"location": ("feature",), "precision_cholesky": ("feature", "other_feature")}
-        return {"location": ("feature",), "precision": ("feature",)}
+        return {"location": ("feature",), "precision": ("feature",) if self.covariance == "diagonal" else ()}
 
     @property
     def prior_units(self) -> tuple[float, float]:
@@ -67,11 +80,10 @@ class Gaussian(Emission):
         scale, strength = scales.get("scale", self.scale), scales.get("strength", self.strength)
         D, dtype = self.features, torch.float64
         location = torch.zeros(states, D, dtype=dtype)
-        if self.covariance == "diagonal":
-            ones = torch.ones(states, D, dtype=dtype)
-            return self.family.natural(
-                location=location, strength=strength * ones, shape=1.5 * ones, rate=0.5 * scale * ones
-            )
+        if self.covariance != "full":
+            ones = torch.ones(location.shape if self.covariance == "diagonal" else (states,), dtype=dtype)
+            each = strength * torch.ones_like(location)
+            return self.family.natural(location=location, strength=each, shape=1.5 * ones, rate=0.5 * scale * ones)
         return self.family.natural(
             location=location,
             strength=strength * torch.ones(states, dtype=dtype),
@@ -81,32 +93,29 @@ class Gaussian(Emission):
 
     def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         rows = x.reshape(-1, self.features)
-        scores = self._diagonal(rows, s) if self.covariance == "diagonal" else self._full(rows, s)
-        return scores.reshape(*x.shape[:-1], -1)
+        score = {"full": self._full, "diagonal": self._diagonal, "spherical": self._spherical}[self.covariance]
+        return score(rows, s).reshape(*x.shape[:-1], -1)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
-        x = torch.full((*z.shape, self.features), torch.nan, dtype=torch.float64, device=z.device)
-        return self.fill(x, s, z)
+        noise = torch.randn(*z.shape, self.features, dtype=s["linear"].dtype, device=z.device)
+        if self.covariance != "full":
+            precision = -2 * (s["precision"] if self.covariance == "diagonal" else s["precision"][:, None])
+            return (s["linear"] / precision)[z] + precision.rsqrt().expand_as(s["linear"])[z] * noise
+        precision = -2 * s["precision"]
+        mean, _ = solve_spd(precision, s["linear"][..., None])
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        return mean[..., 0][z] + (root[z] * noise[..., None, :]).sum(-1)
 
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
-        rows, states = x.reshape(-1, self.features), z.reshape(-1)
-        form = self._form(s)
-        places, drawn = [], []
-        for hidden, seen, index in rows_by_pattern(torch.isnan(rows)):
-            if hidden:
-                places.append(index[:, None] * self.features + torch.tensor(hidden, device=index.device))
-                drawn.append(_conditional_draw(form, hidden, seen, rows[index], states[index]).flatten())
-        if not places:
+        if self.covariance != "full":
+            return torch.where(torch.isnan(x), self.sample(s, z).to(x), x)
+        if holds_somewhere(torch.isnan(x)) is False:
             return x.clone()
-        where = torch.cat([place.flatten() for place in places])
-        return rows.flatten().index_put((where,), torch.cat(drawn).to(rows)).reshape(x.shape)
+        return hidden_draw(x.reshape(-1, self.features), self._form(s), z.reshape(-1)).reshape(x.shape)
 
     def _form(self, s: Natural) -> Tensor:
         """(K, D+1, D+1): the quadratic form over (x, 1)."""
-        if self.covariance == "full":
-            return homogeneous(s["precision"], s["linear"][..., None], s["quadratic"][..., None, None])
-        precision, quadratic = torch.diag_embed(s["precision"]), s["quadratic"].sum(-1)[..., None, None]
-        return homogeneous(precision, s["linear"][..., None], quadratic)
+        return homogeneous(s["precision"], s["linear"][..., None], s["quadratic"][..., None, None])
 
     def _diagonal(self, rows: Tensor, s: Natural) -> Tensor:
         """A missing dimension drops out: its factor is one."""
@@ -114,31 +123,47 @@ class Gaussian(Emission):
         constant = s["quadratic"] + s["log_det"] - LOG_2PI / 2
         return torch.cat([filled**2, filled, seen], -1) @ torch.cat([s["precision"], s["linear"], constant], -1).mT
 
+    def _spherical(self, rows: Tensor, s: Natural) -> Tensor:
+        """As with a diagonal, but squares are summed before they meet their common precision."""
+        seen, filled = (~torch.isnan(rows)).to(rows), torch.nan_to_num(rows)
+        constant = s["quadratic"] + s["log_det"][..., None] - LOG_2PI / 2
+        squares = filled.square().sum(-1, keepdim=True)
+        return (
+            torch.cat([squares, filled, seen], -1)
+            @ torch.cat([s["precision"][..., None], s["linear"], constant], -1).mT
+        )
+
     def _full(self, rows: Tensor, s: Natural) -> Tensor:
+        """One product with the packed form, and what the integral over hidden features adds to it."""
         form, log_det = self._form(s), s["log_det"] - self.features * LOG_2PI / 2
-        scores, order = [], []
-        for hidden, seen, index in rows_by_pattern(torch.isnan(rows)):
-            order.append(index)
-            if not seen:
-                scores.append(0 * log_det.expand(len(index), -1))
-                continue
-            w = torch.nn.functional.pad(rows[index][:, seen], (0, 1), value=1.0)
-            reduced, constant = marginalize(form, hidden, [*seen, self.features])
-            scores.append(pack_products(w) @ coefficients(reduced).mT + (log_det + constant))
-        return torch.cat(scores)[torch.argsort(torch.cat(order))]
+        hides = torch.isnan(rows)
+        somewhere = holds_somewhere(hides)
+        if somewhere:
+            patterns, inverse = distinct_patterns(hides)
+            if len(patterns) * ROWS_PER_PATTERN <= len(rows):
+                return _by_pattern(rows, form, log_det, patterns, inverse)
+        scores = _scores(torch.where(hides, 0.0, rows), form) + log_det
+        if somewhere is False:
+            return scores
+        return torch.where(hides.all(-1, keepdim=True), 0.0, scores + hidden_normalizer(rows, form))
 
 
-def _conditional_draw(form: Tensor, hidden: list[int], seen: list[int], rows: Tensor, states: Tensor) -> Tensor:
-    """Draw the missing dimensions of rows that share a pattern, given the others and the states."""
-    precision = -2 * form[:, hidden][:, :, hidden]
-    regression, _ = solve_spd(precision, 2 * form[:, hidden][:, :, [*seen, rows.shape[-1]]])
-    w = torch.nn.functional.pad(rows[:, seen], (0, 1), value=1.0)
-    identity = torch.eye(len(hidden), dtype=rows.dtype, device=rows.device)
-    root = torch.linalg.solve_triangular(torch.linalg.cholesky(precision).mT, identity, upper=True)
-    noise = torch.randn(len(rows), len(hidden), dtype=rows.dtype, device=rows.device)
-    return _apply(regression, states, w) + _apply(root, states, noise)
+def _scores(rows: Float[Tensor, "n D"], form: Float[Tensor, "K W W"]) -> Float[Tensor, "n K"]:
+    """Quadratic forms of (x, 1)."""
+    coefficient = coefficients(form).mT
+    parts = torch.nn.functional.pad(rows, (0, 1), value=1.0).split(ROWS_AT_ONCE)
+    return torch.cat([pack_products(w) @ coefficient for w in parts])
 
 
-def _apply(matrices: Float[Tensor, "K m o"], states: Int[Tensor, " n"], vectors: Float[Tensor, "n o"]) -> Tensor:
-    """Each vector times the matrix of its state, (n, m)."""
-    return (matrices[states] * vectors[:, None, :]).sum(-1)
+def _by_pattern(rows: Tensor, form: Tensor, log_det: Tensor, patterns: Tensor, inverse: Tensor) -> Tensor:
+    """Scores where few patterns have many rows each: one reduced form a pattern."""
+    reduced, constant = marginalize(form, patterns)
+    order = torch.argsort(inverse, stable=True)
+    groups = rows[order].split(torch.bincount(inverse, minlength=len(patterns)).tolist())
+    scores = []
+    for group, lost, one, offset in zip(groups, patterns, reduced, constant + log_det, strict=True):
+        seen = (~lost).nonzero()[:, 0]
+        kept = torch.nn.functional.pad(seen, (0, 1), value=len(lost))
+        score = _scores(group[:, seen], one[:, kept[:, None], kept]) + offset
+        scores.append(score if len(seen) else 0 * score)
+    return torch.cat(scores)[torch.argsort(order)]

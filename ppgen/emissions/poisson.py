@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.emissions.completion import Completion
-from ppgen.emissions.emission import Emission
+from ppgen.emissions.emission import SEQUENCES, Emission
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.gamma import Gamma
@@ -37,9 +37,9 @@ class Poisson(Emission):
     def dims(self) -> dict[str, tuple[str, ...]]:
         return {"rate": ("feature",)}
 
-    def check(self, x: Tensor) -> None:
-        super().check(x)
-        self._refuse_values(x, ~torch.isnan(x) & ((x < 0) | (x != x.round())), "counts")
+    def check(self, x: Tensor, axes: tuple[str, ...] = SEQUENCES) -> None:
+        super().check(x, axes)
+        self._refuse_values(x, ~torch.isnan(x) & ((x < 0) | (x != x.round())), "counts", axes)
 
     def prior(self, states: int, **scales: Tensor) -> Natural:
         ones = torch.ones(states, self.features, dtype=torch.float64)

@@ -7,7 +7,7 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
@@ -50,16 +50,17 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
     return torch.cholesky_solve(right, factor), log_det
 
 
-def marginalize(form: Float[Tensor, "*n W W"], missing: list[int], observed: list[int]) -> tuple[Tensor, Tensor]:
-    """Integrate the variables at index ``missing`` out of ``exp(w' form w)``.
+def marginalize(form: Float[Tensor, "K W W"], hides: Bool[Tensor, "P D"]) -> tuple[Tensor, Tensor]:
+    """Integrate what each pattern hides of ``x`` out of ``exp(w' form w)``, w = (x, 1): all patterns in one batch.
 
-    Returns the form over the ``observed`` variables and the log-constant of the integral.
+    Returns forms (P, K, W, W), zero where something is hidden, and the log-constants (P, K) of the integrals.
     """
-    kept = form[..., observed, :][..., observed]
-    if not missing:
-        return kept, form.new_zeros(form.shape[:-2])
-    rows = form[..., missing, :]
-    cross = rows[..., observed]
-    solved, log_det = solve_spd(-2 * rows[..., missing], 2 * cross)
-    reduced = kept + cross.transpose(-1, -2) @ solved
-    return reduced, len(missing) / 2 * LOG_2PI - log_det / 2
+    hidden = torch.nn.functional.pad(hides, (0, 1))[:, None]
+    rows, columns = hidden[..., :, None], hidden[..., None, :]
+    pins = torch.diag_embed((~hidden).to(form))
+    solved, log_det = solve_spd(
+        torch.where(rows & columns, -2 * form, pins), torch.where(rows & ~columns, 2 * form, 0.0)
+    )
+    cross = torch.where(rows & ~columns, form, 0.0)
+    reduced = torch.where(rows | columns, 0.0, form) + cross.mT @ solved
+    return reduced, hidden.sum(-1).to(form) * (LOG_2PI / 2) - log_det / 2

@@ -42,12 +42,12 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     odd &= outweighed & varies
     if not odd.any():
         return
-    d = int(odd.nonzero()[0, 0])
+    d, axes = int(odd.nonzero()[0, 0]), tuple(range(batches[0].ndim - 1)) if batches[0].ndim > 2 else 0
     words = (
         f"{type(emission).__name__}: x must be in units of about the prior's, zero mean and standard deviation "
         f"{scale**0.5:.3g}, got feature {d} with mean {float(mean[d]):.3g} and standard deviation "
-        f"{float(variance[d]) ** 0.5:.3g}; standardise, `x = (x - np.nanmean(x, (0, 1))) / np.nanstd(x, (0, 1))`, and "
-        "multiply answers back"
+        f"{float(variance[d]) ** 0.5:.3g}; standardise, `x = (x - np.nanmean(x, {axes})) / np.nanstd(x, {axes})`, "
+        "and multiply answers back"
     )
     if bool((odd == varies).all()):
         raise DataError(words)

@@ -7,6 +7,7 @@ from ppgen.families.gamma import Gamma
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 from ppgen.families.normal_gamma import NormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
+from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 __all__ = [
     "Beta",
@@ -19,4 +20,5 @@ __all__ = [
     "NormalGamma",
     "NormalInverseWishart",
     "Sampler",
+    "SphericalNormalGamma",
 ]

@@ -9,8 +9,8 @@ import torch
 from dense import condition, log_normal, normal, spd, z_score
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.emissions import Bernoulli, Categorical, Emission, Gaussian, Poisson
-from ppgen.emissions.emission import distinct_patterns, rows_by_pattern
+from ppgen.emissions import Autoregressive, Bernoulli, Categorical, Emission, Gaussian, Poisson
+from ppgen.emissions.emission import distinct_patterns
 from ppgen.errors import DataError
 
 K, D, V = 3, 3, 4
@@ -27,6 +27,10 @@ def full_score(row, theta, k):
 
 def diagonal_score(row, theta, k):
     return log_normal(row, theta["location"][k], torch.diag(1 / theta["precision"][k]))
+
+
+def spherical_score(row, theta, k):
+    return log_normal(row, theta["location"][k], torch.eye(D).double() / theta["precision"][k])
 
 
 def discrete_score(make):
@@ -59,6 +63,12 @@ CASES = {
         normal,
         diagonal_score,
     ),
+    "spherical": Case(
+        Gaussian(D, covariance="spherical"),
+        lambda: {"location": normal(K, D), "precision": 0.3 + uniform(K)},
+        normal,
+        spherical_score,
+    ),
     "categorical": Case(
         Categorical(V, features=D),
         lambda: {"probability": normal(K, D, V).softmax(-1)},
@@ -78,7 +88,7 @@ CASES = {
         discrete_score(lambda theta, k, d: torch.distributions.Bernoulli(theta["probability"][k, d])),
     ),
 }
-GAUSSIAN = ["full", "diagonal"]
+GAUSSIAN = ["full", "diagonal", "spherical"]
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
@@ -146,7 +156,6 @@ def test_potential_runs_under_vmap_over_parameters(case, x):
 
 
 def test_potential_is_traced_into_a_graph_for_any_parameters(case, s, x):
-    """The patterns of what is missing become constants of the graph."""
     names = list(s)
     graph = make_fx(lambda *values: case.emission.potential(x, dict(zip(names, values, strict=True))))(*s.values())
     other = case.emission.family.statistic(case.theta())
@@ -167,6 +176,20 @@ def test_filled_data_keeps_what_was_seen_bit_for_bit(case, s, x):
     assert filled[~x.isnan()].equal(x[~x.isnan()])
     assert torch.equal(x.nan_to_num(7), before.nan_to_num(7))
     case.emission.check(filled)
+
+
+def test_rows_are_sequences_without_time(case, s, x):
+    rows = x[0]
+    assert case.emission.potential(rows, s).equal(case.emission.potential(x, s)[0])
+    z = torch.randint(K, (len(rows),))
+    torch.manual_seed(1)
+    filled = case.emission.fill(rows, s, z)
+    torch.manual_seed(1)
+    assert filled.equal(case.emission.fill(x, s, z[None])[0])
+    assert case.emission.sample(s, z).shape == rows.shape
+    assert case.emission.embed(rows).equal(case.emission.embed(x)[0])
+    assert case.emission.log_frames(rows).equal(torch.zeros(len(rows)).double())
+    assert case.emission.potential(x.reshape(2, -1, 1, D), s).shape == (2, len(rows) // 2, 1, K)
 
 
 def test_replicates_have_the_mean_of_their_state(case, theta, s):
@@ -195,7 +218,8 @@ def test_filled_entries_have_the_moments_of_the_conditional_gaussian(name):
     s = case.emission.family.statistic(theta)
     row = normal(D)
     row[[0, 2]] = torch.nan
-    root = theta.get("precision_cholesky", theta.get("precision", torch.ones(K, D)).sqrt().diag_embed())[1]
+    roots = theta["precision"].sqrt() if "precision" in theta else None
+    root = theta["precision_cholesky"][1] if roots is None else roots[1].expand(D).diag_embed()
     mean, spread = condition(row, theta["location"][1], torch.linalg.inv(root @ root.mT))
     filled = case.emission.fill(row.expand(draws, 1, D), s, torch.ones(draws, 1, dtype=torch.long))[:, 0]
     missing = filled[:, row.isnan()]
@@ -237,6 +261,31 @@ def test_data_of_another_shape_or_kind_is_refused(case):
         emission.check(infinite)
 
 
+def test_rows_are_checked_as_rows(case):
+    name, emission = type(case.emission).__name__, case.emission
+    emission.check(torch.zeros(4, 3), ("row",))
+    with pytest.raises(DataError, match=rf"{name}: x must have shape \(N, D=3\), got \(5, 4, 3\); NaN for what"):
+        emission.check(torch.zeros(5, 4, 3), ("row",))
+    with pytest.raises(DataError, match=rf"{name}: x must be finite or NaN, got inf at \(3, 1\)"):
+        emission.check(
+            torch.zeros(4, 3).index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(torch.inf)), ("row",)
+        )
+
+
+def test_a_value_that_cannot_be_is_placed_in_its_row():
+    x = torch.zeros(5, 3)
+    x[3, 2] = -1
+    with pytest.raises(DataError, match='x holds counts, got -1.0 at row 3, feature 2; use NaN for "not observed"'):
+        Poisson(3).check(x, ("row",))
+
+
+def test_frames_that_follow_one_another_are_no_rows():
+    with pytest.raises(
+        DataError, match=r"Autoregressive: .* follow others in time, x of shape \(N, T, D=3\), got axes"
+    ):
+        Autoregressive(3).check(torch.zeros(5, 3), ("row",))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -261,7 +310,10 @@ def test_values_that_cannot_be_are_refused_where_they_stand(name, value, message
     ("make", "message"),
     [
         (lambda: Gaussian(0), "Gaussian: features must be at least 1, got 0"),
-        (lambda: Gaussian(2, covariance="tied"), 'Gaussian: covariance must be "full" or "diagonal", got \'tied\''),
+        (
+            lambda: Gaussian(2, covariance="tied"),
+            'Gaussian: covariance must be "full", "diagonal" or "spherical", got \'tied\'',
+        ),
         (lambda: Gaussian(2, scale=0), "Gaussian: scale and strength must be positive, got 0 and 0.1"),
         (lambda: Gaussian(2, strength=float("nan")), "Gaussian: scale and strength must be positive"),
         (lambda: Categorical(0), "Categorical: vocabulary, features and concentration must be positive, got 0, 1, 1.0"),
@@ -282,10 +334,6 @@ def test_patterns_of_any_width_are_told_apart(width):
     patterns, inverse = distinct_patterns(missing)
     assert patterns[inverse].equal(missing)
     assert len(patterns) == len(torch.unique(missing, dim=0))
-    for hidden, seen, rows in rows_by_pattern(missing):
-        assert missing[rows][:, hidden].all()
-        assert not missing[rows][:, seen].any()
-        assert sorted(hidden + seen) == list(range(width))
 
 
 def test_entries_far_outside_do_not_lose_the_density():

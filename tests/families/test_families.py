@@ -20,6 +20,7 @@ from ppgen.families import (
     MatrixNormalInverseWishart,
     NormalGamma,
     NormalInverseWishart,
+    SphericalNormalGamma,
 )
 
 K, D, R, DRAWS = 2, 3, 2, 20_000
@@ -58,6 +59,15 @@ CASES = {
             "strength": uniform(0.2, 2, K, D),
             "shape": uniform(2, 4, K, D),
             "rate": uniform(0.5, 2, K, D),
+        },
+    ),
+    "SphericalNormalGamma": Case(
+        SphericalNormalGamma("mu", "lambda"),
+        lambda: {
+            "location": normal(K, D),
+            "strength": uniform(0.2, 2, K, D),
+            "shape": uniform(2, 4, K),
+            "rate": uniform(0.5, 2, K),
         },
     ),
     "NormalInverseWishart": Case(
