@@ -82,7 +82,7 @@ class GaussianBlock:
 
     def sample(self, eta: Natural) -> Float[Tensor, "N T L"]:
         """One draw of every row."""
-        return self.chain(eta).sample(1)[0]
+        return self.chain(eta).rsample(1)[0]
 
     def inner(self, a: Natural, b: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
         """Inner product over all entries of each row."""

@@ -96,7 +96,9 @@ def test_a_form_for_each_pattern_is_mapped_and_traced_as_an_integral_for_each_ro
     for rows_per_pattern in (1, math.inf):
         monkeypatch.setattr(gaussian, "ROWS_PER_PATTERN", rows_per_pattern)
         mapped = torch.func.vmap(lambda one: Gaussian(4).potential(x, one))
-        batch = build(lambda *v: [mapped(dict(zip(stacked, v, strict=True)))], list(stacked.values()), "traced", 1)
+        batch = build(
+            lambda *v, mapped=mapped: [mapped(dict(zip(stacked, v, strict=True)))], list(stacked.values()), "traced", 1
+        )
         answers += [mapped(stacked), *batch(*stacked.values())]
     for answer in answers[1:]:
         assert_alike(answer, answers[0])
