@@ -30,7 +30,7 @@ from ppgen.emissions._simulation import simulate
 from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gap import GapChain, GapPosterior
-from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, pack, pack_products
+from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, pack, scores
 from ppgen.emissions.subspace import RowEvidence, Subspace
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
@@ -38,8 +38,6 @@ from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWish
 from ppgen.messages.switching.filter import Regimes, Switching
 
 __all__ = ["Autoregressive"]
-
-ROWS_AT_ONCE = 1 << 15  # frames whose packed products are in memory together
 
 
 @final
@@ -126,13 +124,12 @@ class Autoregressive(Emission):
     def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
         completion = self.complete(x, s) if completion is None else completion
         N, T, D = completion.mean.shape
-        coefficient = coefficients(self._form(s))
+        form = self._form(s)
         log_det = self._log_det(s) - D / 2 * LOG_2PI
         windows = self._windows(completion.mean).reshape(N * T, -1)
-        scores = [pack_products(w) @ coefficient.mT for w in windows.split(ROWS_AT_ONCE)]
-        total = torch.cat(scores) + log_det
+        total = scores(windows, form) + log_det
         if len(completion.rows):
-            total = torch.index_add(total, 0, completion.rows, completion.moments @ coefficient.mT)
+            total = torch.index_add(total, 0, completion.rows, completion.moments @ coefficients(form).mT)
         time = torch.arange(T, device=x.device)
         counted = (time >= self.lags) & (time < completion.lengths[:, None])
         return torch.where(counted[..., None], total.reshape(N, T, -1), 0.0)

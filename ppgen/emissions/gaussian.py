@@ -12,13 +12,12 @@ unit variance; the priors assume it. References: Bishop (2006), §2.3.6 and §10
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission, distinct_patterns, holds_somewhere
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
-from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, marginalize, pack_products, solve_spd
+from ppgen.emissions.quadratic import LOG_2PI, homogeneous, marginalize, scores, solve_spd
 from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
 from ppgen.families.normal_gamma import NormalGamma
@@ -33,7 +32,6 @@ FAMILIES: dict[str, type[Family]] = {
     "spherical": SphericalNormalGamma,
 }
 
-ROWS_AT_ONCE = 1 << 13  # rows whose packed products are in memory, and in the cache, together
 ROWS_PER_PATTERN = 256  # with so many on average, a form for each pattern is quicker than an integral for each row
 
 
@@ -142,17 +140,11 @@ class Gaussian(Emission):
             patterns, inverse = distinct_patterns(hides)
             if len(patterns) * ROWS_PER_PATTERN <= len(rows):
                 return _by_pattern(rows, form, log_det, patterns, inverse)
-        scores = _scores(torch.where(hides, 0.0, rows), form) + log_det
+        filled = torch.nn.functional.pad(torch.where(hides, 0.0, rows), (0, 1), value=1.0)
+        total = scores(filled, form) + log_det
         if somewhere is False:
-            return scores
-        return torch.where(hides.all(-1, keepdim=True), 0.0, scores + hidden_normalizer(rows, form))
-
-
-def _scores(rows: Float[Tensor, "n D"], form: Float[Tensor, "K W W"]) -> Float[Tensor, "n K"]:
-    """Quadratic forms of (x, 1)."""
-    coefficient = coefficients(form).mT
-    parts = torch.nn.functional.pad(rows, (0, 1), value=1.0).split(ROWS_AT_ONCE)
-    return torch.cat([pack_products(w) @ coefficient for w in parts])
+            return total
+        return torch.where(hides.all(-1, keepdim=True), 0.0, total + hidden_normalizer(rows, form))
 
 
 def _by_pattern(rows: Tensor, form: Tensor, log_det: Tensor, patterns: Tensor, inverse: Tensor) -> Tensor:
@@ -160,10 +152,11 @@ def _by_pattern(rows: Tensor, form: Tensor, log_det: Tensor, patterns: Tensor, i
     reduced, constant = marginalize(form, patterns)
     order = torch.argsort(inverse, stable=True)
     groups = rows[order].split(torch.bincount(inverse, minlength=len(patterns)).tolist())
-    scores = []
+    found = []
     for group, lost, one, offset in zip(groups, patterns, reduced, constant + log_det, strict=True):
         seen = (~lost).nonzero()[:, 0]
         kept = torch.nn.functional.pad(seen, (0, 1), value=len(lost))
-        score = _scores(group[:, seen], one[:, kept[:, None], kept]) + offset
-        scores.append(score if len(seen) else 0 * score)
-    return torch.cat(scores)[torch.argsort(order)]
+        whole = torch.nn.functional.pad(group[:, seen], (0, 1), value=1.0)
+        score = scores(whole, one[:, kept[:, None], kept]) + offset
+        found.append(score if len(seen) else 0 * score)
+    return torch.cat(found)[torch.argsort(order)]

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "solve_spd"]
+__all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "scores", "solve_spd"]
 
+ROWS_AT_ONCE = 1 << 13  # rows whose packed products are made together
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -19,6 +20,19 @@ def pack_products(w: Float[Tensor, "*n W"]) -> Float[Tensor, "*n F"]:
     """Products ``w_i w_j`` for ``i <= j``, F = W (W + 1) / 2."""
     i, j = torch.triu_indices(w.shape[-1], w.shape[-1], device=w.device)
     return w[..., i] * w[..., j]
+
+
+def scores(w: Float[Tensor, "n W"], forms: Float[Tensor, "K W W"]) -> Float[Tensor, "n K"]:
+    """``w' form w`` of every row under every symmetric form, as one matrix product of packed products.
+
+    Rows are taken in parts whose products stay in the processor's cache, features first.
+    """
+    i, j = torch.triu_indices(w.shape[-1], w.shape[-1], device=w.device)
+    coefficient, found = coefficients(forms), []
+    for part in w.split(ROWS_AT_ONCE):
+        features = part.mT.contiguous()
+        found.append(coefficient @ (features.index_select(0, i) * features.index_select(0, j)))
+    return torch.cat(found, -1).mT
 
 
 def pack(matrix: Float[Tensor, "*n W W"]) -> Float[Tensor, "*n F"]:
