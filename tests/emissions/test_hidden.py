@@ -7,7 +7,7 @@ import torch
 from dense import condition, normal, spd
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.emissions import Gaussian, _pinned, gaussian, hidden
+from ppgen.emissions import Gaussian, _pinned, gaussian, hidden, quadratic
 from ppgen.emissions.emission import distinct_patterns
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
 from ppgen.emissions.quadratic import coefficients, pack_products
@@ -76,7 +76,7 @@ def assert_alike(ours, wanted):
 @pytest.mark.parametrize(("D", "K"), SIZES)
 def test_value_and_gradient_are_those_of_the_loop_over_patterns(monkeypatch, D, K, rows_per_pattern):
     monkeypatch.setattr(gaussian, "ROWS_PER_PATTERN", rows_per_pattern)
-    monkeypatch.setattr(gaussian, "ROWS_AT_ONCE", 25)
+    monkeypatch.setattr(quadratic, "ROWS_AT_ONCE", 25)
     x, s = gaps(60, D), statistics(K, D)
     ours = value_and_gradient(Gaussian(D).potential, x, s)
     assert_alike(ours, value_and_gradient(loop, x, s))
