@@ -153,8 +153,8 @@ def test_trailing_nan_is_a_shorter_sequence(given):
         pytest.skip("no time")
     longer = torch.cat([given.x, torch.full_like(given.x[:, :3], torch.nan)], 1)
     torch.testing.assert_close(likelihood(given, longer), likelihood(given, given.x), rtol=1e-12, atol=1e-12)
-    short = given.x[1:2, :10]
-    torch.testing.assert_close(likelihood(given, short), likelihood(given, given.x)[1:2], rtol=1e-12, atol=1e-12)
+    short, u = given.x[1:2, :10], None if given.u is None else given.u[1:2]
+    torch.testing.assert_close(likelihood(given, short, u), likelihood(given, given.x)[1:2], rtol=1e-12, atol=1e-12)
 
 
 def test_a_batch_is_the_sum_of_its_parts(given):
@@ -256,7 +256,7 @@ def test_a_loaded_fit_answers_bit_for_bit(given, tmp_path):
     for ask in (
         lambda f: f.log_likelihood(given.x, draws=3, u=given.u, random_seed=1),
         lambda f: f.impute(given.x, draws=2, u=given.u, random_seed=1),
-        lambda f: f.latents(given.x, draws=2, random_seed=1) if given.timed else xr.Dataset(),
+        lambda f: f.latents(given.x, draws=2, u=given.u, random_seed=1) if given.timed else xr.Dataset(),
     ):
         xr.testing.assert_identical(ask(again), ask(fit))
 

@@ -48,8 +48,8 @@ class GaussianBlock:
         self.steps, self.latent, self.like = steps, latent, like
 
     def chain(self, eta: Natural) -> GaussianChain:
-        """The chain with these natural parameters."""
-        return gaussian_chain(-(eta["outer"] + eta["outer"].mT), -eta["cross"], eta["mean"])
+        """The chain with these natural parameters; where it is indefinite, NaN is what a sampler wants."""
+        return gaussian_chain(-(eta["outer"] + eta["outer"].mT), -eta["cross"], eta["mean"], strict=False)
 
     def start(self, rows: int) -> Natural:
         """Independent standard normals."""

@@ -97,7 +97,7 @@ class GMM(Conjugate):
 
     @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
-        weights = {"stick": ("stick",)} if self.nonparametric else {"weights": ("component",)}
+        weights = {"stick": ("piece",)} if self.nonparametric else {"weights": ("component",)}
         return weights | {site: ("component", *axes) for site, axes in self.emission.dims.items()}
 
     @property

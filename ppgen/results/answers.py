@@ -77,8 +77,11 @@ def predict(
     if not all(0 <= q <= 1 for q in quantiles):
         raise DataError(f"predict: quantiles must lie between 0 and 1, got {list(quantiles)}")
     drawn = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
-    ends = drawn.quantile(list(quantiles), "draw")
-    return xr.Dataset({"estimate": drawn.mean("draw"), "sd": drawn.std("draw"), "quantiles": ends})
+    hidden = torch.isnan(read(fit, x, u)[1]).numpy()
+    one = drawn.isel(draw=0, drop=True)  # means of equal numbers round
+    ends = xr.where(hidden, drawn.quantile(list(quantiles), "draw"), one)
+    estimate, spread = xr.where(hidden, drawn.mean("draw"), one), drawn.std("draw").where(hidden, 0.0)
+    return xr.Dataset({"estimate": estimate, "sd": spread, "quantiles": ends})
 
 
 def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:

@@ -71,7 +71,7 @@ def test_the_bound_and_the_posterior_are_those_of_scikit_learn(covariance):
     model = GMM(3, 2, covariance=covariance, concentration=3.0)
     found = fit(model, x, tol=1e-10, max_steps=500)
     peer = BayesianGaussianMixture(
-        3, covariance_type={"full": "full", "diagonal": "diag"}[covariance], tol=1e-12, max_iter=2000, n_init=5,
+        n_components=3, covariance_type={"full": "full", "diagonal": "diag"}[covariance], tol=1e-12, max_iter=2000, n_init=5,
         weight_concentration_prior_type="dirichlet_distribution", weight_concentration_prior=1.0,
         mean_precision_prior=0.1, mean_prior=np.zeros(2), degrees_of_freedom_prior=4.0 if covariance == "full" else 3.0,
         covariance_prior=np.eye(2) if covariance == "full" else np.ones(2), random_state=0,
@@ -99,7 +99,7 @@ def test_components_are_found_with_a_third_of_the_entries_missing():
 def test_predicted_entries_follow_the_component_that_the_rest_of_the_row_names():
     _, x = rows(500)
     found = fit(GMM(3, 2), x, n_init=3)
-    ask = torch.tensor([[-2.0, torch.nan], [torch.nan, 1.5], [0.3, 0.2]]).double()
+    ask = torch.tensor([[-2.0, torch.nan], [torch.nan, 1.5], [0.3, 0.2]], dtype=torch.float64)
     answer = found.predict(ask, draws=400, random_seed=0)
     assert abs(float(answer["estimate"][0, 1]) - 0.0) < 0.15
     assert abs(float(answer["estimate"][1, 0]) - 1.0) < 0.3
@@ -111,8 +111,9 @@ def test_predicted_entries_follow_the_component_that_the_rest_of_the_row_names()
 def test_the_dirichlet_process_empties_the_components_that_the_data_do_not_need():
     _, x = rows(300)
     found = fit(GMM(10, 2, nonparametric=True), x, n_init=3)
-    use = found.latents(x)["z"].mean("row").values
-    assert (use > 0.02).sum() == 3
+    use = np.sort(found.latents(x)["z"].mean("row").values)
+    assert use[-3:].min() > 0.25
+    assert use[-3:].sum() > 0.95
 
 
 def test_minibatches_end_near_the_optimum_of_all_rows():
