@@ -71,7 +71,8 @@ def test_the_bound_and_the_posterior_are_those_of_scikit_learn(covariance):
     model = GMM(3, 2, covariance=covariance, concentration=3.0)
     found = fit(model, x, tol=1e-10, max_steps=500)
     peer = BayesianGaussianMixture(
-        n_components=3, covariance_type={"full": "full", "diagonal": "diag"}[covariance], tol=1e-12, max_iter=2000, n_init=5,
+        n_components=3, covariance_type={"full": "full", "diagonal": "diag"}[covariance], tol=1e-12, max_iter=2000,
+        n_init=5,
         weight_concentration_prior_type="dirichlet_distribution", weight_concentration_prior=1.0,
         mean_precision_prior=0.1, mean_prior=np.zeros(2), degrees_of_freedom_prior=4.0 if covariance == "full" else 3.0,
         covariance_prior=np.eye(2) if covariance == "full" else np.ones(2), random_state=0,
