@@ -519,7 +519,7 @@ def test_a_long_gradient_is_shortened_to_the_clip():
 
 def test_averaging_is_not_the_last_iterate():
     options = {"lr": 0.3, "max_steps": 20, "early_stopping": False}
-    last, mean = (float(run(Own(), averaging=averaging, **options).model.mean) for averaging in (False, True))
+    last, mean = (float(run(Own(), averaging=averaging, **options).model.mean.detach()) for averaging in (False, True))
     assert last != mean
 
 
