@@ -29,7 +29,9 @@ def as_inputs(who: str, u: object, x: Tensor) -> Tensor | None:
     try:
         values = np.asarray(u.detach().cpu() if isinstance(u, Tensor) else u)
     except ValueError as error:
-        raise DataError(f"{who}: u must be one array, got rows of different lengths; pad or encode it") from error
+        raise DataError(
+            f"{who}: u must be one array, got rows of different lengths; pad shorter ones with zeros past their end"
+        ) from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"{who}: u must hold numbers, got {values.dtype}; encode it")
     if values.ndim == 0 or len(values) != len(x):

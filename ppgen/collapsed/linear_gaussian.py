@@ -118,42 +118,55 @@ class LinearGaussian(Collapsed):
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the states ``h``; trailing NaN stays."""
         exists = torch.arange(x.shape[1], device=x.device) < sequence_lengths(x)[:, None]
-        return torch.where(exists[..., None], self._observe(x, values["h"]), x)
+        h = values["h"]
+        return torch.where(exists[..., None], self._observe(x, h, self._known(h)), x)
 
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
-        steps = x.shape[1] + horizon
+        N, T, D = x.shape
+        steps = T + horizon
         if self.u is not None and self.u.ndim == 3 and self.u.shape[1] < steps:
             raise DataError(
                 f"LinearGaussian: inputs of a forecast must have a row for each step seen and ahead, {steps}, got "
                 f"{self.u.shape[1]}; pass u with horizon={horizon} more steps"
             )
-        longer = torch.nn.functional.pad(x, (0, 0, 0, horizon), value=torch.nan)
         end = sequence_lengths(x)
+        h = self._block(x).sample(self.settle(x)["h"])
+        last = h.gather(1, (end - 1).clamp_min(0)[:, None, None].expand(-1, 1, h.shape[-1]))[:, 0]
+        known = self._known(h.new_empty(N, steps, 0))
         ahead = end[:, None] + torch.arange(horizon, device=x.device)
-        h = self._states(longer, end + horizon)
-        drawn = self._observe(torch.full_like(longer, torch.nan), h)
-        return drawn.gather(1, ahead[..., None].expand(-1, -1, x.shape[-1]))
+        known = known.gather(1, ahead[..., None].expand(-1, -1, known.shape[-1]))
+        states = self._onwards(last, known, fresh=end == 0)
+        return self._observe(x.new_full((N, horizon, D), torch.nan), states, known)
 
     def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
         """Replicated data: fresh states, and their observations."""
         (N,), (T, D) = self.batch_shape, self.event_shape
         empty = torch.full((N, T, D), torch.nan, dtype=torch.float64, device=self.s_dynamics["log_det"].device)
+        start, known = empty.new_zeros(N, self.dynamics.outputs), self._known(empty[..., :0])
+        fresh = torch.ones(N, dtype=torch.bool, device=empty.device)
         count = torch.Size(sample_shape).numel()
-        steps = torch.full((N,), T, device=empty.device)
-        drawn = [self._observe(empty, self._states(empty, steps)) for _ in range(count)]
+        drawn = [self._observe(empty, self._onwards(start, known, fresh), known) for _ in range(count)]
         return torch.stack(drawn).reshape(*sample_shape, N, T, D)
+
+    def _onwards(self, h: Float[Tensor, "N L"], known: Float[Tensor, "N H J"], fresh: Tensor) -> Float[Tensor, "N H L"]:
+        """Draw the states that follow ``h``, from the first one on where a sequence is ``fresh``.
+
+        Step by step, for the precision of a chain that nothing observes is all but singular where its dynamics grow.
+        """
+        A, precision = self.dynamics.mean_and_precision(self.s_dynamics)
+        root = torch.linalg.cholesky(precision)
+        white = torch.randn_like(h[..., None].expand(*h.shape, known.shape[1]))
+        noise = torch.linalg.solve_triangular(root.mT, white, upper=True)
+        first, states = torch.randn_like(h), []
+        for t in range(known.shape[1]):
+            following = torch.cat([h, known[:, t]], -1) @ A.mT + noise[..., t]
+            h = torch.where(fresh[:, None], first, following) if t == 0 else following
+            states.append(h)
+        return torch.stack(states, 1)
 
     def _block(self, x: Tensor) -> GaussianBlock:
         return GaussianBlock(x.shape[1], self.dynamics.outputs, x)
-
-    def _states(self, x: Tensor, lengths: Int[Tensor, " N"]) -> Float[Tensor, "N T L"]:
-        """One draw of the states of sequences of these lengths, observed where ``x`` is."""
-        block = self._block(x)
-        with torch.no_grad():
-            start = block.start(len(x))
-            eta = torch.func.grad(lambda m: self._rest(x, m, lengths).sum())(start)
-        return block.sample(eta)
 
     def _rest(self, x: Tensor, h: Natural, lengths: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
         """Expected log joint density of the frames and the states; steps past the end are standard normal."""
@@ -165,7 +178,7 @@ class LinearGaussian(Collapsed):
         return standard + self._moved(h, exists) + self._seen(x, h)
 
     def _known(self, mean: Tensor) -> Float[Tensor, "N T J"]:
-        """Regressors that are known: inputs and a one."""
+        """Regressors of every step that are known: inputs and a one."""
         one = mean.new_ones(*mean.shape[:-1], 1)
         if self.u is None:
             return one
@@ -217,10 +230,10 @@ class LinearGaussian(Collapsed):
         own = own + ((rr[..., L:, L:] @ known[..., None])[..., 0] * known).sum(-1) + constant
         return (own + (slope * h["mean"]).sum(-1) + (rr[..., :L, :L] * h["outer"]).sum((-1, -2))).sum(-1)
 
-    def _observe(self, x: Tensor, h: Float[Tensor, "N T L"]) -> Float[Tensor, "N T D"]:
+    def _observe(self, x: Tensor, h: Float[Tensor, "N T L"], known: Tensor) -> Float[Tensor, "N T D"]:
         """Draw the NaN entries of ``x`` given the states and the entries that were observed."""
         A, precision = self.emission.mean_and_precision(self.s_emission)
-        mean = torch.cat([h, self._known(h)], -1) @ A.mT
+        mean = torch.cat([h, known], -1) @ A.mT
         hidden = torch.isnan(x)
         inside = hidden[..., :, None] & hidden[..., None, :]
         eye = torch.eye(x.shape[-1], dtype=precision.dtype, device=precision.device)

@@ -71,6 +71,8 @@ class GMM(Conjugate):
         super().__init__()
         if not isinstance(components, int) or components < 1:
             raise DataError(f"GMM: components must be a whole number of at least 1, got {components!r}")
+        if nonparametric and components < 2:
+            raise DataError("GMM: components must be at least 2 with nonparametric=True, got 1; one needs no stick")
         self.components, self.features, self.nonparametric = components, features, nonparametric
         self.emission = Gaussian(features, covariance=covariance, scale=scale, strength=strength)
         default = 1.0 if nonparametric else float(components)

@@ -31,6 +31,9 @@ from ppgen.model import Conjugate
 __all__ = ["LDS"]
 
 
+FAR, SMALL = 10.0, 0.1  # an input's mean in its standard deviations, and the least of these
+
+
 @final
 class LDS(Conjugate):
     """``LDS(latent=2, features=5)``: data ``x`` of shape (N, T, D), and inputs ``u`` (N, T, U) or (N, U).
@@ -104,6 +107,7 @@ class LDS(Conjugate):
         self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
     ) -> list[dict[str, Float[Tensor, "N T L"]]]:
         """States ``h``: scores of the principal components of the filled data (``"pca"``), or ``"random"`` ones."""
+        self._check_units(inputs)
         if start == "random":
             return [{"h": torch.randn(*x.shape[:2], self.latent, dtype=torch.float64)} for x in batches]
         if start != "pca":
@@ -128,6 +132,23 @@ class LDS(Conjugate):
         if torch.isinf(x).any():
             where = tuple(torch.isinf(x).nonzero()[0].tolist())
             raise DataError(f"LDS: x must be finite or NaN, got {x[where].item()} at {where}")
+
+    def _check_units(self, inputs: Sequence[Tensor | None]) -> None:
+        """Refuse inputs that the prior of their coefficients outweighs because of their units."""
+        given = [u.reshape(-1, self.inputs) for u in inputs if u is not None and u.shape[-1] == self.inputs]
+        if not self.inputs or not given:
+            return  # the program refuses what does not fit
+        rows = torch.cat(given)
+        mean, spread = rows.mean(0), rows.std(0, correction=0)
+        varies = spread > 1e-12 * mean.abs()
+        odd = varies & ((mean.abs() > FAR * spread) | (spread < SMALL))
+        if odd.any():
+            i = int(odd.nonzero()[0, 0])
+            raise DataError(
+                f"LDS: u must be in units of about one around zero, got input {i} with mean {float(mean[i]):.3g} and "
+                f"standard deviation {float(spread[i]):.3g}, whose effect the prior would suppress; standardise, "
+                "`u = (u - u.mean()) / u.std()`, with the same numbers in forecasts"
+            )
 
     def _check_inputs(self, x: Tensor, u: Tensor | None) -> None:
         if self.inputs == 0 and u is not None:

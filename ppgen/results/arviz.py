@@ -46,7 +46,9 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
     groups |= {"sample_stats": _numpy(stats)} if stats else {}
     dims = {site: list(names) for site, names in fit.model.dims.items()}
     coords: dict[str, Any] = names(fit)
-    coords |= {axis: labels for axis, labels in fit.labels.items() if axis not in (*fit.model.data_dims[:2], INPUT)}
+    coords |= {
+        axis: labels for axis, labels in fit.labels.items() if axis not in (fit.model.data_dims[0], "time", INPUT)
+    }
     notes: dict[str, str] = {}
     if read is not None:
         observations, x, u = read

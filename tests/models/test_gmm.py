@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dense import normal
@@ -147,6 +148,7 @@ def test_a_row_never_seen_a_constant_and_a_twin_column_are_no_trouble():
     ("make", "words"),
     [
         (lambda: GMM(0, 2), "components must be a whole number of at least 1, got 0"),
+        (lambda: GMM(1, 2, nonparametric=True), "components must be at least 2 with nonparametric=True"),
         (lambda: GMM(2, 2, covariance="tied"), 'covariance must be "full"'),
         (lambda: GMM(2, 2, concentration=-1.0), "concentration must be positive"),
         (lambda: fit(GMM(9, 2), normal(5, 2)), "at least as many rows as components .9., got 5"),
@@ -170,3 +172,10 @@ def test_the_density_integrates_to_one():
     value = observed_given(model, s, points, None)["x"].distribution.log_prob(points)
     step = 2 * math.log(60 / 400)
     assert float(torch.logsumexp(value, 0)) + step == pytest.approx(0, abs=2e-2)
+
+
+def test_sites_have_the_names_of_the_features_with_and_without_the_data():
+    frame = pd.DataFrame(rows(60)[1].numpy(), columns=["b", "a"])
+    found = fit(GMM(2, 2), frame, max_steps=5)
+    for tree in (found.to_arviz(draws=5), found.to_arviz(frame, draws=5)):
+        assert tree["posterior"]["feature"].values.tolist() == ["b", "a"]

@@ -115,6 +115,23 @@ def test_mcmc_sums_the_states_out():
     assert np.isfinite(found.log_likelihood(x, draws=20, u=u, random_seed=0).values).all()
 
 
+def test_dynamics_that_grow_are_replicated_and_forecast():
+    """Prior draws of 60 steps and forecasts of 300, among which some dynamics grow: none is refused."""
+    x = normal(1, 60, 2).cumsum(1)
+    x = (x - x.mean(1)) / x.std(1)
+    found = fit(LDS(2, 2), x, max_steps=10)
+    tree = found.to_arviz(x, draws=50)
+    assert np.isfinite(tree["prior_predictive"]["x"].values).all()
+    assert np.isfinite(found.forecast(x, 300, draws=50, random_seed=0).values).all()
+
+
+@pytest.mark.parametrize(("change", "words"), [(lambda u: u + 100, "mean (99|100)"), (lambda u: u / 1000, "deviation 0.00")])
+def test_inputs_whose_effect_the_prior_would_suppress_are_refused(change, words):
+    x, u = stable(2, 40, 1)
+    with pytest.raises(DataError, match=f"u must be in units of about one around zero.*{words}"):
+        fit(LDS(2, 4, inputs=1), x, u=change(u))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
