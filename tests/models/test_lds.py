@@ -125,7 +125,9 @@ def test_dynamics_that_grow_are_replicated_and_forecast():
     assert np.isfinite(found.forecast(x, 300, draws=50, random_seed=0).values).all()
 
 
-@pytest.mark.parametrize(("change", "words"), [(lambda u: u + 100, "mean (99|100)"), (lambda u: u / 1000, "deviation 0.00")])
+@pytest.mark.parametrize(
+    ("change", "words"), [(lambda u: u + 100, "mean (99|100)"), (lambda u: u / 1000, "deviation 0.00")]
+)
 def test_inputs_whose_effect_the_prior_would_suppress_are_refused(change, words):
     x, u = stable(2, 40, 1)
     with pytest.raises(DataError, match=f"u must be in units of about one around zero.*{words}"):
