@@ -10,7 +10,8 @@ from ppgen.data.arrays import lengths
 
 __all__ = ["Batches"]
 
-STEPS_AT_ONCE = 1 << 16  # rows, or time steps, whose potentials are in memory together
+STEPS_AT_ONCE = 1 << 16  # time steps whose potentials are in memory together
+ROWS_AT_ONCE = 1 << 13  # rows of a table: with some tens of components all of a step stays in the cache
 
 
 @final
@@ -24,13 +25,15 @@ class Batches(Sequence[tuple[Tensor, Tensor | None]]):
 
     def __init__(self, data: Tensor, inputs: Tensor | None, batch_size: int | None, *, ragged: bool) -> None:
         self.data, self.inputs = data, inputs
-        self.lengths = lengths(data) if ragged else None
+        steps = lengths(data) if ragged else None
+        self.lengths = steps
         self.steps = data.shape[1] if ragged else None
-        if batch_size is None:
-            size = torch.ones(len(data), dtype=torch.long) if self.lengths is None else self.lengths
-            self.groups = _by_memory(torch.argsort(-size, stable=True), size)
-        else:
+        if batch_size is not None:
             self.groups = list(torch.randperm(len(data)).tensor_split(-(-len(data) // batch_size)))
+        elif steps is None:
+            self.groups = list(torch.arange(len(data)).split(ROWS_AT_ONCE))
+        else:
+            self.groups = _by_memory(torch.argsort(-steps, stable=True), steps)
 
     def __len__(self) -> int:
         return len(self.groups)
