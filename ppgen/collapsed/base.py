@@ -107,12 +107,16 @@ class Collapsed(TorchDistribution, ABC):
         return self.rest(x, m) if chain is None else self.rest(x, m) + chain.log_normalizer
 
     def settle(self, x: Tensor, local: Local | None = None, sweeps: int | None = None) -> Local:
-        """Posteriors of the blocks, each updated in turn, from ``local`` if there is one. No gradient flows."""
+        """Posteriors of the blocks, each updated in turn, from ``local`` if there is one. No gradient flows.
+
+        A block alone is exact after one update, for the energy is linear in it.
+        """
         blocks = self.blocks(x)
         with torch.no_grad():
             found = {b: block.start(len(x)) for b, block in blocks.items()} if not local else dict(local)
             m = {b: block.expected(found[b]) for b, block in blocks.items()}
-            for _ in range(self._needed(x, m, sweeps)):
+            needed = 1 if self.exact(x) else SWEEPS if sweeps is None else sweeps
+            for _ in range(needed):
                 for b, block in blocks.items():
                     found[b] = self._best(x, m, b)
                     m[b] = block.expected(found[b])
@@ -181,12 +185,6 @@ class Collapsed(TorchDistribution, ABC):
         if len(blocks) != 1:
             return not blocks
         return self.summed(x, {b: block.expected(block.start(len(x))) for b, block in blocks.items()}) is None
-
-    def _needed(self, x: Tensor, m: Mapping[str, Natural], sweeps: int | None) -> int:
-        """A block alone is exact after one update, for the energy is linear in it."""
-        if len(m) == 1 and self.summed(x, m) is None:
-            return 1
-        return SWEEPS if sweeps is None else sweeps
 
     def _best(self, x: Tensor, m: Mapping[str, Natural], b: str, z: Tensor | None = None) -> Natural:
         """Natural parameters of block ``b`` given the others, and given ``z`` or with it summed out."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from ppgen.collapsed.base import Collapsed
 from ppgen.collapsed.block import GaussianBlock
 from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.emissions.quadratic import homogeneous, marginalize
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.regression import LOG_2PI, Regression
@@ -105,7 +106,13 @@ class LinearGaussian(Collapsed):
         return {"h": self._block(x)}
 
     def rest(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
-        return self._rest(x, m["h"], sequence_lengths(x))
+        """Expected log joint density of the frames and the states; steps past the end are standard normal."""
+        h, T, L = m["h"], x.shape[1], self.dynamics.outputs
+        exists = (torch.arange(T, device=x.device) < sequence_lengths(x)[:, None]).to(h["mean"])
+        alone = torch.cat([torch.ones_like(exists[:, :1]), 1 - exists[:, 1:]], 1)
+        norm = h["outer"].diagonal(dim1=-2, dim2=-1).sum(-1)
+        standard = (-0.5 * (norm + L * LOG_2PI) * alone).sum(-1)
+        return standard + self._moved(h, exists) + self._seen(x, h)
 
     def exact(self, x: Tensor) -> bool:
         """Always: the states are one block, and nothing else is latent."""
@@ -168,15 +175,6 @@ class LinearGaussian(Collapsed):
     def _block(self, x: Tensor) -> GaussianBlock:
         return GaussianBlock(x.shape[1], self.dynamics.outputs, x)
 
-    def _rest(self, x: Tensor, h: Natural, lengths: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Expected log joint density of the frames and the states; steps past the end are standard normal."""
-        T, L = x.shape[1], self.dynamics.outputs
-        exists = (torch.arange(T, device=x.device) < lengths[:, None]).to(h["mean"])
-        alone = torch.cat([torch.ones_like(exists[:, :1]), 1 - exists[:, 1:]], 1)
-        norm = h["outer"].diagonal(dim1=-2, dim2=-1).sum(-1)
-        standard = (-0.5 * (norm + L * LOG_2PI) * alone).sum(-1)
-        return standard + self._moved(h, exists) + self._seen(x, h)
-
     def _known(self, mean: Tensor) -> Float[Tensor, "N T J"]:
         """Regressors of every step that are known: inputs and a one."""
         one = mean.new_ones(*mean.shape[:-1], 1)
@@ -221,8 +219,7 @@ class LinearGaussian(Collapsed):
         """The same with residuals that are correlated: missing entries are integrated out frame by frame."""
         L, D = self.dynamics.outputs, self.emission.outputs
         P, linear, Q, constant = self.emission.form(self.s_emission)
-        top, bottom = torch.cat([P, linear / 2], -1), torch.cat([linear.mT / 2, Q], -1)
-        form, constant = _without(torch.cat([top, bottom], -2), constant, missing)
+        form, constant = _without(homogeneous(P, linear, Q), constant, missing)
         xx, xr, rr = form[..., :D, :D], form[..., :D, D:], form[..., D:, D:]
         cross = (xr.mT @ value[..., None])[..., 0]
         slope = 2 * cross[..., :L] + 2 * (rr[..., :L, L:] @ known[..., None])[..., 0]
@@ -256,19 +253,11 @@ def _inner(a: Float[Tensor, "a b"], b: Float[Tensor, "N a b"]) -> Float[Tensor, 
 def _without(form: Float[Tensor, "W W"], constant: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
     """The quadratic form over (x, r) with the missing entries of x integrated out, and its constant, for each frame.
 
-    Missing entries are pinned to the identity, so that one batched factorisation serves every pattern. A frame without
-    observations has the factor one.
+    A frame without observations has the factor one.
     """
     if not missing.any():
         return form.expand(*missing.shape[:-1], *form.shape), constant.expand(missing.shape[:-1])
-    D = missing.shape[-1]
-    both = missing[..., :, None] & missing[..., None, :]
-    eye = torch.eye(D, dtype=form.dtype, device=form.device)
-    root = torch.linalg.cholesky(torch.where(both, -2 * form[:D, :D], eye))
-    kept = torch.nn.functional.pad(~missing, (0, form.shape[-1] - D), value=True)
-    cross = torch.where(missing[..., :, None] & kept[..., None, :], form[:D], 0.0)
-    reduced = torch.where(kept[..., :, None] & kept[..., None, :], form, 0.0)
-    reduced = reduced + 2 * cross.mT @ torch.cholesky_solve(cross, root)
-    half_log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    seen = (~missing.all(-1)).to(form)
-    return reduced * seen[..., None, None], (constant + missing.to(form).sum(-1) * LOG_2PI / 2 - half_log_det) * seen
+    reduced, offset = marginalize(form[None], missing.flatten(0, -2))
+    frames, seen = missing.shape[:-1], (~missing.all(-1)).to(form)
+    reduced, offset = reduced[:, 0].unflatten(0, frames), offset[:, 0].unflatten(0, frames)
+    return reduced * seen[..., None, None], (constant + offset) * seen

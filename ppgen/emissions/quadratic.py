@@ -65,16 +65,17 @@ def solve_spd(matrix: Float[Tensor, "*n M M"], right: Float[Tensor, "*n M B"]) -
 
 
 def marginalize(form: Float[Tensor, "K W W"], hides: Bool[Tensor, "P D"]) -> tuple[Tensor, Tensor]:
-    """Integrate what each pattern hides of ``x`` out of ``exp(w' form w)``, w = (x, 1): all patterns in one batch.
+    """Integrate what each pattern hides of ``x`` out of ``exp(w' form w)``: all patterns in one batch.
 
+    ``w`` begins with x: (x, 1), or (x, r) with regressors. What a pattern does not hide is pinned to the identity.
     Returns forms (P, K, W, W), zero where something is hidden, and the log-constants (P, K) of the integrals.
     """
-    hidden = torch.nn.functional.pad(hides, (0, 1))[:, None]
+    D = hides.shape[-1]
+    hidden = torch.nn.functional.pad(hides, (0, form.shape[-1] - D))[:, None]
     rows, columns = hidden[..., :, None], hidden[..., None, :]
-    pins = torch.diag_embed((~hidden).to(form))
-    solved, log_det = solve_spd(
-        torch.where(rows & columns, -2 * form, pins), torch.where(rows & ~columns, 2 * form, 0.0)
-    )
-    cross = torch.where(rows & ~columns, form, 0.0)
+    cross = torch.where(rows[..., :D, :] & ~columns, form[..., :D, :], 0.0)
+    pins = torch.diag_embed((~hidden[..., :D]).to(form))
+    both = rows[..., :D, :] & columns[..., :D]
+    solved, log_det = solve_spd(torch.where(both, -2 * form[..., :D, :D], pins), 2 * cross)
     reduced = torch.where(rows | columns, 0.0, form) + cross.mT @ solved
     return reduced, hidden.sum(-1).to(form) * (LOG_2PI / 2) - log_det / 2
