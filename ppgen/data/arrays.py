@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppgen.data.indexes import check_times, index_labels, shared_labels
+from ppgen.data.tables import as_frame, real_numbers
 from ppgen.errors import DataError
 
 __all__ = ["as_observations", "lengths", "like", "to_tensor"]
@@ -35,8 +36,9 @@ def as_observations(
         - an array or tensor with exactly ``len(dims)`` axes; entries masked in a masked array become NaN;
         - a list or dict of arrays without the first dim (ragged along the second): shorter ones end in NaN, the keys
           of a dict label the first dim;
-        - a DataFrame or Series: where there are three dims one sequence, rows are the second dim, columns the third;
-          where there are two, rows and columns; where there is one, the only column;
+        - a DataFrame or Series of numbers (booleans are 0 and 1, a missing entry of any type is NaN): where there are
+          three dims one sequence, rows are the second dim, columns the third; where there are two, rows and columns;
+          where there is one, the only column;
         - a DataArray with these dims by name (the first may be absent), or a Dataset that holds just one.
     dims
         Names of the axes. The meaning of an axis is never guessed from its length.
@@ -141,9 +143,9 @@ def _from_table(x: pd.DataFrame | pd.Series, dims: tuple[str, ...], name: str) -
     """A table as an array of rows, and of columns if they are a dim; with three dims the one member of the first."""
     if len(dims) == 3:
         return _from_table(x, dims[1:], name).expand_dims(dims[0])
-    frame = x.to_frame() if isinstance(x, pd.Series) else x
+    frame = as_frame(x)
     _check_table(frame, dims, name)
-    values = np.stack([_floats(frame[c].to_numpy(np.float64, na_value=np.nan), name) for c in frame.columns], -1)
+    values = real_numbers(f"{name}:", frame)
     coords: dict[str, Any] = {}
     if frame.index.is_unique or frame.index.inferred_type != "string":
         coords[dims[0]] = index_labels(frame.index)
@@ -165,9 +167,6 @@ def _check_table(frame: pd.DataFrame, dims: tuple[str, ...], name: str) -> None:
     columns = frame.columns
     if not columns.is_unique:
         raise DataError(f"{name}: columns must differ, got {columns[columns.duplicated()].tolist()} more than once")
-    bad = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if bad:
-        raise DataError(f"{name}: columns must hold numbers, {bad[:6]} do not; drop or encode them")
     if len(columns) == 0 or (len(dims) == 1 and len(columns) > 1):
         wanted = "one column" if len(dims) == 1 else "columns"
         raise DataError(f"{name}: a DataFrame must have {wanted}, got {columns.tolist()[:6]}; select what is observed")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppgen.arguments import as_inputs
 from ppgen.data.arrays import to_tensor
 from ppgen.data.indexes import index_labels
+from ppgen.data.tables import real_numbers
 from ppgen.errors import DataError
 
 __all__ = ["INPUT", "Inputs", "aligned_features", "labels_of", "places", "read_inputs"]
@@ -129,15 +130,10 @@ def _labelled(who: str, u: object, observations: xr.DataArray) -> xr.DataArray |
 
 
 def _from_frame(who: str, u: pd.DataFrame, dims: tuple[str, ...]) -> xr.DataArray:
-    bad = [str(name) for name, kind in u.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if bad:
-        raise DataError(
-            f"{who}: u must hold numbers, its columns {bad[:6]} do not; encode them, as pandas.get_dummies does"
-        )
     if isinstance(u.index, pd.MultiIndex) or isinstance(u.columns, pd.MultiIndex):
         raise DataError(f"{who}: u must have plain rows and columns, got a MultiIndex; reset it")
     coords: dict[str, Any] = {dims[0]: index_labels(u.index), INPUT: index_labels(u.columns)}
-    return xr.DataArray(u.to_numpy(np.float64, na_value=np.nan), dims=(dims[0], INPUT), coords=coords)
+    return xr.DataArray(real_numbers(f"{who}: u", u), dims=(dims[0], INPUT), coords=coords)
 
 
 def _rows(who: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> xr.DataArray:

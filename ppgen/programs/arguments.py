@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
 __all__ = ["as_arguments"]
@@ -38,26 +39,16 @@ def _names(function: Callable[..., Any], count: int) -> list[str]:
 
 
 def _as_tensor(who: str, name: str, value: object) -> object:
-    if isinstance(value, pd.Series):
-        return _from_frame(who, name, value.to_frame())[:, 0]
-    if isinstance(value, pd.DataFrame):
-        return _from_frame(who, name, value)
+    if isinstance(value, pd.DataFrame | pd.Series):
+        frame, what = as_frame(value), f"{who}: {name}"
+        whole = whole_numbers(what, frame)
+        found = _tensor(real_numbers(what, frame) if whole is None else whole)
+        return found[:, 0] if isinstance(value, pd.Series) else found
     if isinstance(value, xr.DataArray):
         if value.dtype.kind not in "biuf":
             raise DataError(f"{who}: {name} must hold numbers, got {value.dtype}; encode it")
         return _tensor(value.values)
     return value
-
-
-def _from_frame(who: str, name: str, frame: pd.DataFrame) -> Tensor:
-    bad = [str(column) for column, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if bad:
-        raise DataError(
-            f"{who}: {name} must hold numbers, its columns {bad[:6]} do not; encode categories as whole numbers with "
-            "pandas.factorize, or as columns of 0 and 1 with pandas.get_dummies"
-        )
-    whole = all(pd.api.types.is_integer_dtype(kind) for kind in frame.dtypes) and not frame.isna().to_numpy().any()
-    return _tensor(frame.to_numpy(np.int64) if whole else frame.to_numpy(np.float64, na_value=np.nan))
 
 
 def _tensor(values: np.ndarray) -> Tensor:

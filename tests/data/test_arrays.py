@@ -85,7 +85,7 @@ def test_other_dims_are_possible():
             "dims must be sequence, time, feature, got time, space",
         ),
         (xr.Dataset({"a": ("time", [1.0]), "b": ("time", [1.0])}), r"one variable, got \['a', 'b'\]"),
-        (pd.DataFrame({"a": ["x"]}), r"columns must hold numbers, \['a'\] do not"),
+        (pd.DataFrame({"a": ["x"]}), r"must hold numbers, its columns \['a'\] do not"),
         (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "columns must differ"),
         ([], "must hold at least one sequence, got none"),
         (np.ones((0, 3, 2)), r"must hold at least one entry, got shape \(0, 3, 2\)"),

@@ -179,3 +179,12 @@ def test_sites_have_the_names_of_the_features_with_and_without_the_data():
     found = fit(GMM(2, 2), frame, max_steps=5)
     for tree in (found.to_arviz(draws=5), found.to_arviz(frame, draws=5)):
         assert tree["posterior"]["feature"].values.tolist() == ["b", "a"]
+
+
+def test_a_column_that_was_never_observed_is_predicted_from_the_prior():
+    frame = pd.DataFrame(rows(60)[1].numpy(), columns=["b", "a"]).assign(never=np.nan)
+    found = fit(GMM(2, 3), frame, max_steps=5)
+    filled = found.impute(frame, draws=200)
+    assert np.isfinite(filled).all()
+    assert filled.sel(feature="never").values.std() > 0.2
+    np.testing.assert_array_equal(filled.isel(draw=0).sel(feature=["b", "a"]), frame[["b", "a"]])

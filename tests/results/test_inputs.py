@@ -113,7 +113,7 @@ def test_inputs_where_the_fit_had_none_are_refused_and_so_is_their_absence(fit, 
 
 
 def test_text_among_inputs_is_named(fit):
-    with pytest.raises(DataError, match=r"u must hold numbers, its columns \['kind'\] do not; encode them"):
+    with pytest.raises(DataError, match=r"u must hold numbers, its columns \['kind'\] do not; encode categories"):
         fit.log_likelihood(X, u=U.assign(kind="a"))
 
 
