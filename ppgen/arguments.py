@@ -17,31 +17,34 @@ __all__ = ["as_device", "as_dtype", "as_folder", "as_inputs", "require_at_least"
 MEMORY = 4 * 2**30  # bytes that one answer may take
 
 
-def as_inputs(who: str, u: object, x: Tensor) -> Tensor | None:
-    """Inputs as a float64 tensor with a row per row of ``x``; None stays None.
+def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor:
+    """Inputs as a tensor in the type of ``x`` with a row per row of it; ``whole`` numbers may stay whole, in int64.
+
+    Parameters
+    ----------
+    what : is read, for messages: ``"svi: u"``.
 
     Raises
     ------
     DataError : text or objects, another number of rows, or NaN, which only observations may hold.
     """
-    if u is None:
-        return None
     try:
         values = np.asarray(u.detach().cpu() if isinstance(u, Tensor) else u)
     except ValueError as error:
         raise DataError(
-            f"{who}: u must be one array, got rows of different lengths; pad shorter ones with zeros past their end"
+            f"{what} must be one array, got rows of different lengths; pad shorter ones with zeros past their end"
         ) from error
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{who}: u must hold numbers, got {values.dtype}; encode it")
+        raise DataError(f"{what} must hold numbers, got {values.dtype}; encode it")
     if values.ndim == 0 or len(values) != len(x):
-        raise DataError(f"{who}: u must have {len(x)} rows like x, got shape {values.shape}")
+        raise DataError(f"{what} must have {len(x)} rows like x, got shape {values.shape}")
     if not np.isfinite(values).all():
         place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
         raise DataError(
-            f"{who}: u must be finite, got {values[place]} at {place}; only x may have gaps, fill or drop them"
+            f"{what} must be finite, got {values[place]} at {place}; only x may have gaps, fill or drop them"
         )
-    return torch.tensor(np.ascontiguousarray(values), dtype=x.dtype)
+    kind = torch.int64 if whole and values.dtype.kind in "iu" else x.dtype
+    return torch.tensor(np.ascontiguousarray(values), dtype=kind)
 
 
 def as_device(who: str, name: str) -> torch.device | None:

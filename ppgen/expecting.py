@@ -10,6 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.collapsed.base import Collapsed
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.model import Conjugate, tracked, updated
@@ -25,7 +26,7 @@ class Observed(NamedTuple):
 
 
 def observed_given(
-    model: Conjugate, s: Mapping[str, Natural], x: Tensor, u: Tensor | None, points: Mapping[str, Tensor] | None = None
+    model: Conjugate, s: Mapping[str, Natural], x: Tensor, u: Inputs, points: Mapping[str, Tensor] | None = None
 ) -> dict[str, Observed]:
     """Run the program with statistics ``s`` and its point estimates: what it observes, by the name of its site.
 
@@ -52,7 +53,7 @@ def observed_given(
 
 
 def first_factors(
-    model: Conjugate, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+    model: Conjugate, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
 ) -> dict[str, Factor]:
     """Posterior factors to start from: one conjugate update with guessed latents, or with parameters of the prior."""
     prior = model.natural_prior()

@@ -66,10 +66,15 @@ class Model(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__}: config must be given to save this model")
 
     @abstractmethod
-    def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
-        """The Pyro program p(theta, z, x). ``total`` sequences stand behind this batch of ``len(x)``."""
+    def model(self, x: Tensor, *, u: Any = None, total: int | None = None) -> None:  # noqa: ANN401
+        """The Pyro program p(theta, z, x).
 
-    def guide(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+        ``u`` is what was given as inputs, a row per row of ``x``: a tensor; a dict of tensors by name where a dict was
+        given, whole numbers (the index of a group) in int64; None where nothing was. ``total`` sequences stand behind
+        this batch of ``len(x)``.
+        """
+
+    def guide(self, x: Tensor, *, u: Any = None, total: int | None = None) -> None:  # noqa: ANN401
         """The Pyro program q(theta): independent normals in unconstrained space, unless a model says otherwise."""
         if "_mean_field" not in self.__dict__:
             self.__dict__["_mean_field"] = AutoNormal(self.model)
@@ -136,7 +141,7 @@ class Conjugate(Model):
         """Statistics of every factor, for use inside the program; ``points`` go to :meth:`natural_prior`."""
         return {name: statistic(name, factor) for name, factor in self.natural_prior(**points).items()}
 
-    def guess(self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str) -> list[dict[str, Tensor]]:
+    def guess(self, batches: Sequence[Tensor], inputs: Sequence[Any], start: str) -> list[dict[str, Tensor]]:
         """Values of the latents to start from, {latent: value} for each batch, by one of the ways in :attr:`starts`.
 
         Without any, a run starts from parameters drawn from the prior.

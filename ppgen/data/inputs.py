@@ -1,7 +1,7 @@
 """Inputs ``u`` beside the data: rows by the labels of ``x``, columns by the names of those of the fit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -12,63 +12,89 @@ from torch import Tensor
 from ppgen.arguments import as_inputs
 from ppgen.data.arrays import to_tensor
 from ppgen.data.indexes import index_labels
-from ppgen.data.tables import real_numbers
+from ppgen.data.parts import Inputs, each
+from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
-__all__ = ["INPUT", "Inputs", "aligned_features", "labels_of", "places", "read_inputs"]
+__all__ = ["INPUT", "LabelledInputs", "aligned_features", "input_dims", "labels_of", "places", "read_inputs"]
 
 INPUT = "input"  # what the last axis of inputs is called
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """What came as ``u``: numbers with a row per row of the data, and the names of their columns; None where absent."""
+class LabelledInputs:
+    """What came as ``u``: numbers with a row per row of the data; and names of columns, {axis: names}, where given."""
 
-    values: Tensor | None = None
-    names: np.ndarray | None = None
+    values: Inputs = None
+    names: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def shape(self) -> list[int] | None:
-        """Of the numbers."""
-        return None if self.values is None else list(self.values.shape)
+    def shape(self) -> list[int] | dict[str, list[int]] | None:
+        """Of the numbers: of one array, or of each by name."""
+        return each(self.values, lambda part: list(part.shape))
 
 
 def read_inputs(
-    who: str, u: object, observations: xr.DataArray, names: Sequence[Any] | np.ndarray | None = None
-) -> Inputs:
-    """Read ``u``: labelled rows are brought into the order of the data, labelled columns into that of ``names``.
+    who: str, u: object, observations: xr.DataArray, known: Mapping[str, np.ndarray] | None = None
+) -> LabelledInputs:
+    """Read ``u``: labelled rows are brought into the order of the data, labelled columns into that of a fit.
 
     Parameters
     ----------
     who : is asked, for messages.
-    u : an array, tensor, DataFrame, Series or DataArray; None for no inputs.
+    u : an array, tensor, DataFrame, Series or DataArray; a dict of them (or a Dataset), whose whole numbers stay whole;
+        None for no inputs.
     observations : the data.
-    names : of the columns of the fit's own inputs, where they had any.
+    known : names of the columns of the fit's own inputs by axis, where they had any.
 
     Raises
     ------
-    DataError : other rows than those of the data, other columns than ``names``, or what `as_inputs` refuses.
+    DataError : other rows than those of the data, other columns than those of the fit, or what `as_inputs` refuses.
     """
     if u is None:
-        return Inputs()
-    labelled = _labelled(who, u, observations)
+        return LabelledInputs()
+    if not isinstance(u, Mapping):
+        return LabelledInputs(*_read(f"{who}: u", u, observations, INPUT, known or {}))
+    if not u or not all(isinstance(name, str) for name in u):
+        raise DataError(f"{who}: u must be a dict of inputs by name, got the keys {list(u)}; name each by a text")
+    found = {
+        str(name): _read(f"{who}: u[{name!r}]", one, observations, f"{name}_{INPUT}", known or {}, whole=True)
+        for name, one in u.items()
+    }
+    names = {axis: labels for _, own in found.values() for axis, labels in own.items()}
+    return LabelledInputs({name: values for name, (values, _) in found.items()}, names)
+
+
+def input_dims(u: Inputs, dims: Sequence[str]) -> dict[str, list[str]]:
+    """Names of the axes of inputs beside data with ``dims``: of one array, as ``"u"``, or of each by its name."""
+    named = u if isinstance(u, Mapping) else {} if u is None else {"u": u}
+    last = {name: f"{name}_{INPUT}" if isinstance(u, Mapping) else INPUT for name in named}
+    return {name: [*dims[: max(part.ndim - 1, 1)], last[name]][: part.ndim] for name, part in named.items()}
+
+
+def _read(
+    what: str, u: object, observations: xr.DataArray, axis: str, known: Mapping[str, np.ndarray], *, whole: bool = False
+) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """One array of inputs, and the names of its columns, which lie along ``axis``, if it has some."""
+    labelled = _labelled(what, u, observations, whole=whole)
     if labelled is None:
-        return Inputs(as_inputs(who, u, to_tensor(observations)))
+        return as_inputs(what, u, to_tensor(observations), whole=whole), {}
     for dim in labelled.dims if labelled.ndim == 1 else labelled.dims[:-1]:
         if dim in labelled.coords and dim in observations.coords:
-            labelled = _rows(who, labelled, observations, str(dim))
+            labelled = _rows(what, labelled, observations, str(dim))
     last = labelled.dims[-1]
     found = labelled[last].values if labelled.ndim > 1 and last in labelled.coords else None
-    if found is not None and names is not None:
-        order = places(names, found)
+    if found is not None and axis in known:
+        order = places(known[axis], found)
         if order is None:
             raise DataError(
-                f"{who}: u must have the inputs of the fit, {np.asarray(names).tolist()}, got {found.tolist()}; "
+                f"{what} must have the inputs of the fit, {known[axis].tolist()}, got {found.tolist()}; "
                 "rename or select them"
             )
-        labelled, found = labelled.isel({last: order}), np.asarray(names)
-    return Inputs(as_inputs(who, labelled.values, to_tensor(observations)), found)
+        labelled, found = labelled.isel({last: order}), known[axis]
+    values = as_inputs(what, labelled.values, to_tensor(observations), whole=whole)
+    return values, {} if found is None else {axis: found}
 
 
 def aligned_features(who: str, observations: xr.DataArray, labels: Mapping[str, np.ndarray]) -> xr.DataArray:
@@ -114,14 +140,14 @@ def _index(labels: Sequence[Any] | np.ndarray) -> pd.Index:
     return pd.Index(values) if values.dtype.kind in "biufmM" else pd.Index([str(v) for v in values.tolist()])
 
 
-def _labelled(who: str, u: object, observations: xr.DataArray) -> xr.DataArray | None:
+def _labelled(what: str, u: object, observations: xr.DataArray, *, whole: bool) -> xr.DataArray | None:
     """``u`` with named dims, those it shares with the data first, if it has labels at all."""
     dims = tuple(map(str, observations.dims))
-    if isinstance(u, pd.Series):
-        return _from_frame(who, u.to_frame(), dims)[:, 0]
-    if isinstance(u, pd.DataFrame):
-        one = dims[1:2] == ("time",) and observations.shape[:2] == (1, len(u))
-        return _from_frame(who, u, dims[1:]).expand_dims(dims[0]) if one else _from_frame(who, u, dims)
+    if isinstance(u, pd.DataFrame | pd.Series):
+        if dims[1:2] == ("time",) and observations.shape[:2] == (1, len(u)):
+            return _from_frame(what, as_frame(u), dims[1:], whole=whole).expand_dims(dims[0])
+        found = _from_frame(what, as_frame(u), dims, whole=whole)
+        return found[:, 0] if isinstance(u, pd.Series) else found
     if not isinstance(u, xr.DataArray):
         return None
     shared = [dim for dim in dims if dim in u.dims]
@@ -129,14 +155,15 @@ def _labelled(who: str, u: object, observations: xr.DataArray) -> xr.DataArray |
     return u.transpose(*shared, *rest) if shared[:1] == [dims[0]] and len(rest) < 2 else u
 
 
-def _from_frame(who: str, u: pd.DataFrame, dims: tuple[str, ...]) -> xr.DataArray:
+def _from_frame(what: str, u: pd.DataFrame, dims: tuple[str, ...], *, whole: bool) -> xr.DataArray:
     if isinstance(u.index, pd.MultiIndex) or isinstance(u.columns, pd.MultiIndex):
-        raise DataError(f"{who}: u must have plain rows and columns, got a MultiIndex; reset it")
+        raise DataError(f"{what} must have plain rows and columns, got a MultiIndex; reset it")
+    values = whole_numbers(what, u) if whole else None
     coords: dict[str, Any] = {dims[0]: index_labels(u.index), INPUT: index_labels(u.columns)}
-    return xr.DataArray(real_numbers(f"{who}: u", u), dims=(dims[0], INPUT), coords=coords)
+    return xr.DataArray(real_numbers(what, u) if values is None else values, dims=(dims[0], INPUT), coords=coords)
 
 
-def _rows(who: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> xr.DataArray:
+def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> xr.DataArray:
     """``u`` in the order of the data along ``dim``; rows that are merely counted are in order already."""
     wanted, given = observations[dim].values, u[dim].values
     order = places(wanted, given)
@@ -146,7 +173,7 @@ def _rows(who: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> xr
         return u
     odd = [label for label in given.tolist() if label not in set(wanted.tolist())]
     raise DataError(
-        f"{who}: u must have the {dim}s of x, {_few(wanted)}, got {_few(given)}"
+        f"{what} must have the {dim}s of x, {_few(wanted)}, got {_few(given)}"
         + (f", {odd[0]!r} among them" if odd else "")
         + "; select them, or pass u.to_numpy() if the rows are in the order of x"
     )

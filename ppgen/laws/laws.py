@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.data.parts import each, parts
 from ppgen.diagnostics.verdict import Check, Report, report
 from ppgen.errors import DataError, PpgenError
 from ppgen.laws.subject import Subject, subject
@@ -259,11 +260,11 @@ def _config(one: Subject) -> Check:
 def _keeps_nothing(one: Subject) -> Check:
     """A run leaves the data and the model as they were."""
     model = one.model if isinstance(one.model, Function) else copy_model(one.model)
-    x, u = one.x.clone(), None if one.u is None else one.u.clone()
+    x, u = one.x.clone(), each(one.u, torch.Tensor.clone)
     before, state = dict(vars(model)), {name: value.clone() for name, value in model.state_dict().items()}
     run(model, one.theta, x, u)
     wrong = []
-    if not _same(x, one.x) or not _same(u, one.u):
+    if not all(_same(*pair) for pair in zip([x, *parts(u)], [one.x, *parts(one.u)], strict=True)):
         wrong.append("the program must not write into x or u; work on `x.clone()`")
     grown = [
         name

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.data.parts import Inputs, each
 from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import latent_sites, run
@@ -33,7 +34,7 @@ class Subject:
 
     model: Model
     x: Tensor
-    u: Tensor | None
+    u: Inputs
     theta: Mapping[str, Tensor]
     place: Float[Tensor, " P"]
     owned: Mapping[str, int]
@@ -77,9 +78,8 @@ class Subject:
 
     def of(self, x: Tensor, shorter: int | None = None) -> "Subject":
         """The same with other data; ``shorter`` sequences take the first steps of inputs along time."""
-        u = self.u
-        if shorter is not None and u is not None and u.ndim > 1 and u.shape[1] == self.x.shape[1]:
-            u = u[:, :shorter]
+        steps = self.x.shape[1] if shorter is not None else -1
+        u = each(self.u, lambda part: part[:, :shorter] if part.ndim > 1 and part.shape[1] == steps else part)
         return replace(self, x=x, u=u)
 
     def with_model(self, model: Model) -> "Subject":
@@ -95,7 +95,7 @@ class Subject:
         model = self.model
         if isinstance(model, Function):
             model = Function(model.function, (self.x, *(_rows(value, rows, len(self.x)) for value in model.rest)))
-        return replace(self, model=model, x=self.x[rows], u=None if self.u is None else self.u[rows], theta=theta)
+        return replace(self, model=model, x=self.x[rows], u=each(self.u, lambda part: part[rows]), theta=theta)
 
     def with_gaps(self) -> "Subject":
         """The same data with entries hidden: the first, and of series a frame, a feature and the end of one too."""
@@ -137,14 +137,14 @@ def subject(task: Task, seed: int) -> Subject:
     return Subject(model, x, u, theta, place, owned, left_out, gaps, seed)
 
 
-def _data(task: Task) -> tuple[Tensor, Tensor | None, bool]:
+def _data(task: Task) -> tuple[Tensor, Inputs, bool]:
     """Data without gaps, inputs, and whether there were gaps; what is no array of numbers is left alone."""
     x = task.args[0] if task.args else torch.zeros(())
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
         return (x if isinstance(x, Tensor) else torch.zeros(())), None, False
     u = task.kwargs.get("u")
     if not isinstance(task.model, Function):
-        x, u = x[:ROWS], None if u is None else u[:ROWS]
+        x, u = x[:ROWS], each(u, lambda part: part[:ROWS])
     gaps = bool(torch.isnan(x).any())
     return _filled(x), u, gaps
 
@@ -158,4 +158,6 @@ def _filled(x: Float[Tensor, "N *event"]) -> Float[Tensor, "N *event"]:
 
 
 def _rows(value: Any, rows: Tensor, count: int) -> Any:  # noqa: ANN401 (an argument of a function)
+    if isinstance(value, dict):
+        return {name: _rows(part, rows, count) for name, part in value.items()}
     return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == count else value

@@ -26,6 +26,7 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from torch import Tensor
 
 from ppgen.collapsed.emission_mixture import EmissionMixture
+from ppgen.data.parts import Inputs
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
@@ -115,7 +116,7 @@ class GMM(Conjugate):
             weights = Factor(Dirichlet("weights"), {"log_probability": self.concentration / self.components * ones})
         return {"weights": weights, "emission": Factor(self.emission.family, self.emission.prior(self.components))}
 
-    def model(self, x: Float[Tensor, "N D"], *, u: Tensor | None = None, total: int | None = None) -> None:
+    def model(self, x: Float[Tensor, "N D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then rows with their components summed out."""
         if u is not None:
             raise DataError("GMM: takes no inputs u, got some; leave them out (they would be ignored)")
@@ -135,7 +136,7 @@ class GMM(Conjugate):
         return ("kmeans", "random")
 
     def guess(
-        self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+        self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
     ) -> list[dict[str, Int[Tensor, " N"]]]:
         """Components ``z``: by ``"kmeans"``, or of the nearest of K rows far from each other (``"random"``).
 

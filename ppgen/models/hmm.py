@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ppgen.collapsed.hidden_markov import HiddenMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.data.parts import Inputs
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.clustering import agglomerate, window_counts
 from ppgen.emissions.emission import Emission
@@ -145,7 +146,7 @@ class HMM(Conjugate):
             "emission": Factor(self.emission.family, emission),
         }
 
-    def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
+    def model(self, x: Float[Tensor, "N T D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
         _refuse_inputs(u)
         usage = {"usage": pyro.sample("usage", dist.Dirichlet(self._usage_prior()))} if self.hierarchical else {}
@@ -155,7 +156,7 @@ class HMM(Conjugate):
             states = HiddenMarkov(initial, transition, self.emission, s["emission"], (x.shape[0], x.shape[1]))
             pyro.sample("x", states, obs=x)
 
-    def guide(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+    def guide(self, x: Tensor, *, u: Inputs = None, total: int | None = None) -> None:
         """q(theta): one factor of the prior's own family for each of its factors; a point estimate of the usage."""
         if not self.q:
             self.start_guide(x)
@@ -179,7 +180,7 @@ class HMM(Conjugate):
         return ("kmeans", "random", "segments-16", "segments-8")
 
     def guess(
-        self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+        self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
     ) -> list[dict[str, Int[Tensor, "N T"]]]:
         """Paths ``z`` by ``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of
         16 steps.
@@ -239,7 +240,7 @@ class HMM(Conjugate):
         return model
 
 
-def _refuse_inputs(u: Tensor | None) -> None:
+def _refuse_inputs(u: Inputs) -> None:
     if u is not None:
         raise DataError("HMM: takes no inputs u, got some; leave them out (they would be ignored)")
 

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.collapsed.linear_gaussian import LinearGaussian
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
@@ -90,13 +91,13 @@ class LDS(Conjugate):
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}
 
-    def model(self, x: Float[Tensor, "N T D"], *, u: Tensor | None = None, total: int | None = None) -> None:
+    def model(self, x: Float[Tensor, "N T D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
-        self._check_inputs(x, u)
+        one = self._checked(x, u)
         s = self.statistics()
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
             shape = (x.shape[0], x.shape[1])
-            states = LinearGaussian(self.dynamics, self.emission, s["dynamics"], s["loading"], shape, u)
+            states = LinearGaussian(self.dynamics, self.emission, s["dynamics"], s["loading"], shape, one)
             pyro.sample("x", states, obs=x)
 
     @property
@@ -104,7 +105,7 @@ class LDS(Conjugate):
         return ("pca", "random")
 
     def guess(
-        self, batches: Sequence[Tensor], inputs: Sequence[Tensor | None], start: str
+        self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
     ) -> list[dict[str, Float[Tensor, "N T L"]]]:
         """States ``h``: scores of the principal components of the filled data (``"pca"``), or ``"random"`` ones."""
         self._check_units(inputs)
@@ -133,9 +134,9 @@ class LDS(Conjugate):
             where = tuple(torch.isinf(x).nonzero()[0].tolist())
             raise DataError(f"LDS: x must be finite or NaN, got {x[where].item()} at {where}")
 
-    def _check_units(self, inputs: Sequence[Tensor | None]) -> None:
+    def _check_units(self, inputs: Sequence[Inputs]) -> None:
         """Refuse inputs that the prior of their coefficients outweighs because of their units."""
-        given = [u.reshape(-1, self.inputs) for u in inputs if u is not None and u.shape[-1] == self.inputs]
+        given = [u.reshape(-1, self.inputs) for u in inputs if isinstance(u, Tensor) and u.shape[-1] == self.inputs]
         if not self.inputs or not given:
             return  # the program refuses what does not fit
         rows = torch.cat(given)
@@ -150,14 +151,18 @@ class LDS(Conjugate):
                 "`u = (u - u.mean()) / u.std()`, with the same numbers in forecasts"
             )
 
-    def _check_inputs(self, x: Tensor, u: Tensor | None) -> None:
+    def _checked(self, x: Tensor, u: Inputs) -> Tensor | None:
+        """The inputs, as one tensor that fits the model and the data."""
         if self.inputs == 0 and u is not None:
             raise DataError("LDS: takes no inputs u, got some; say inputs=... or leave them out")
-        if self.inputs and (u is None or u.shape[-1] != self.inputs):
-            came = "none" if u is None else f"shape {tuple(u.shape)}"
+        if self.inputs and not (isinstance(u, Tensor) and u.shape[-1] == self.inputs):
+            came = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else "none" if u is None else "several by name"
             raise DataError(f"LDS: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
-        if u is not None and u.ndim == 3 and u.shape[1] != x.shape[1]:
+        if not isinstance(u, Tensor):
+            return None
+        if u.ndim == 3 and u.shape[1] != x.shape[1]:
             raise DataError(
                 f"LDS: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; of a forecast one "
                 "for each step ahead too"
             )
+        return u

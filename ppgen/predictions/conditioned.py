@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.over_draws import Theta
@@ -21,7 +22,7 @@ from ppgen.programs.scores import check_sites
 __all__ = ["conditioned", "latent_sites", "name_of", "observed_sites", "run"]
 
 
-def run(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> poutine.Trace:
+def run(model: Model, theta: Theta, x: Tensor, u: Inputs) -> poutine.Trace:
     """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior.
 
     New tensors are of the type of the data, as they were when the program was fitted.
@@ -45,7 +46,7 @@ def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
 def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Callable[..., None]:
     """The program with ``theta`` in the place of its sites; ``enumerated`` sites before them may widen their shape."""
 
-    def program(x: Tensor, *, u: Tensor | None) -> None:
+    def program(x: Tensor, *, u: Inputs) -> None:
         params = memory(model).params
         with Placed(params) if params else nullcontext(), _At(theta, params, name_of(model), not enumerated):
             model.model(x, u=u)

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ppgen.errors import FitError
 from ppgen.model import Model
@@ -141,7 +142,9 @@ def _is_given(model: Model, theta: Theta, x: Tensor, name: str, value: Tensor) -
 def _argument(model: Model, value: Tensor) -> int | None:
     """Number, from 1, of the other argument of a plain function that ``value`` is; None if it is none."""
     for number, given in enumerate(getattr(model, "rest", ()), 2):
-        if isinstance(given, Tensor) and _is_data(value, given.detach().to(value.dtype)):
+        if any(
+            _is_data(value, part.detach().to(value.dtype)) for part in tree_leaves(given) if isinstance(part, Tensor)
+        ):
             return number
     return None
 

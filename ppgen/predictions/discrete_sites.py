@@ -21,6 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.func import grad
 
+from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import conditioned, latent_sites, name_of, observed_sites
@@ -32,7 +33,7 @@ from ppgen.programs.sites import LARGEST_SUPPORT
 __all__ = ["Discrete", "discrete"]
 
 
-def discrete(model: Model, theta: Theta, x: Tensor, u: Tensor | None, trace: poutine.Trace) -> "Discrete":
+def discrete(model: Model, theta: Theta, x: Tensor, u: Inputs, trace: poutine.Trace) -> "Discrete":
     """The latent sites that ``trace``, a run of the program at ``theta``, drew from their prior.
 
     Raises
@@ -62,7 +63,7 @@ class Discrete:
     model: Model
     theta: Theta
     x: Tensor
-    u: Tensor | None
+    u: Inputs
     plates: Mapping[str, list[Any]]
     depth: int
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.data.arrays import lengths
+from ppgen.data.parts import Inputs, parts
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 
-def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, ""]:
+def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, ""]:
     """Log p(theta, x), latents summed out, in the units of the sites."""
     trace = run(model, theta, x, u)
     check_given(model, trace, theta, x)
@@ -60,7 +61,7 @@ def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None)
         return torch.as_tensor(trace.log_prob_sum())
 
 
-def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, " N"]:
+def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, " N"]:
     """Log p(x | theta) of each row of ``x``: every observed site inside the plate over rows.
 
     Discrete sites of a row are summed out. One that rows share is a parameter, drawn from its posterior given ``x``.
@@ -99,7 +100,7 @@ def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
     return float(torch.isnan(x[exists(model, x)]).double().mean())
 
 
-def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
+def impute(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:
     """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too."""
     fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
     if hasattr(fn, "impute"):
@@ -116,19 +117,19 @@ def impute(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) ->
     return torch.where(torch.isnan(x) & exists(model, x), _reshape(model, drawn, x), x)
 
 
-def replicate(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Tensor:
+def replicate(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:
     """One replicated data set of the shape of ``x``, NaN past the end of a sequence."""
     drawn = data_distribution(model, theta, x, u=u).sample()
     return torch.where(exists(model, x), _reshape(model, drawn, x), torch.nan)
 
 
-def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor | None = None) -> Tensor:
+def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Inputs = None) -> Tensor:
     """One draw of the ``horizon`` steps that follow each sequence's last observation, (N, horizon, ...).
 
     Inputs (N, T + horizon, U) have a row for each step ahead; the program then sees so many steps, the new ones empty.
     """
     longer = x
-    if u is not None and u.ndim == 3 and u.shape[1] == x.shape[1] + horizon:
+    if any(part.ndim == 3 and part.shape[1] == x.shape[1] + horizon for part in parts(u)):
         longer = torch.cat([x, x.new_full((len(x), horizon, *x.shape[2:]), torch.nan)], 1)
     fn = data_distribution(model, theta, longer, u=u, prior_of_rows=False)
     if not hasattr(fn, "forecast"):
@@ -140,7 +141,7 @@ def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Tensor |
         return fn.forecast(x, horizon)
 
 
-def recorded(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
+def recorded(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
     """Values of the program's ``pyro.deterministic`` sites; of discrete sites that were summed out one draw goes in."""
     trace = run(model, theta, x, u)
     if not _deterministic(trace):
@@ -161,19 +162,17 @@ def _deterministic(trace: poutine.Trace) -> dict[str, Tensor]:
     }
 
 
-def prior(model: Model, x: Tensor, *, u: Tensor | None = None) -> dict[str, Tensor]:
+def prior(model: Model, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
     """One draw of every parameter from the prior."""
     return {name: site["value"] for name, site in latent_sites(run(model, {}, x, u)).items()}
 
 
-def priors(model: Model, x: Tensor, n: int, *, u: Tensor | None = None) -> dict[str, Tensor]:
+def priors(model: Model, x: Tensor, n: int, *, u: Inputs = None) -> dict[str, Tensor]:
     """``n`` draws of every parameter from the prior, {site: (n, ...)}."""
     return gather(lambda _: prior(model, x, u=u), {"": torch.empty(n)})
 
 
-def data_distribution(
-    model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None, prior_of_rows: bool = True
-) -> Any:  # noqa: ANN401
+def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None, prior_of_rows: bool = True) -> Any:  # noqa: ANN401
     """Distribution of the data: that of site ``"x"``, else of the one observed site of the shape of ``x``.
 
     Discrete sites that ``theta`` leaves out are drawn from their posterior given ``x``, those of a row from their

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.data.parts import Inputs
 from ppgen.model import Model
 from ppgen.predictions.conditioned import observed_sites, run
 from ppgen.predictions.discrete_sites import discrete
@@ -28,7 +29,7 @@ def row_scores(sites: Iterable[Any], rows: int) -> list[Float[Tensor, " N"]]:
     return scores
 
 
-def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> dict[str, int]:
+def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, int]:
     """Sites of a draw that lie in the plate over rows: name -> the axis of their value that numbers the rows.
 
     None where discrete sites are summed out, for then the density is not a sum over sites.
@@ -45,7 +46,7 @@ def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None)
     }
 
 
-def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, " N"]:
+def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, " N"]:
     """Log p(h, x | the rest) of each row of ``x`` and its own latents ``h``, in the units of the sites."""
     trace = run(model, theta, x, u)
     with isolated():

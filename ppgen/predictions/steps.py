@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
@@ -13,7 +14,7 @@ from ppgen.predictions.over_draws import Theta
 __all__ = ["averaged", "log_steps"]
 
 
-def log_steps(model: Model, theta: Theta, x: Tensor, *, u: Tensor | None = None) -> Float[Tensor, "N T"]:
+def log_steps(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, "N T"]:
     """Log p(x_t | x_1, ..., x_{t-1}, theta) of each step of each row of ``x``; zero past the end of a sequence.
 
     Raises

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.collapsed.base import Latents as Posterior
+from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
@@ -32,7 +33,7 @@ class Latents:
     dims: Mapping[str, tuple[str, ...]]
 
 
-def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *, u: Tensor | None = None) -> Latents:
+def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *, u: Inputs = None) -> Latents:
     """Summed-out latents of ``x``, averaged over draws {site: (S, ...)}, with ``n`` draws of the latents themselves.
 
     Over several draws the mode of a discrete latent is the most probable value of each step under the averaged
@@ -92,7 +93,7 @@ class _Joint:
         return own | ({} if self.rest is None else self.rest.sample())
 
 
-def posterior_of(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> Posterior:
+def posterior_of(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior:
     """Posterior of everything that is summed out, at one draw of the parameters.
 
     Raises

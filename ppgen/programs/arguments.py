@@ -10,6 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ppgen.data.indexes import index_labels
+from ppgen.data.inputs import places
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
@@ -17,16 +19,18 @@ __all__ = ["as_arguments"]
 
 
 def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What ``function`` is called with: Series, DataFrames and DataArrays as tensors, anything else as it is.
+    """What ``function`` is called with: Series, DataFrames and DataArrays as tensors, also in a dict; else as it is.
 
-    Real numbers become float64, whole numbers stay whole, NaN stays NaN.
+    Real numbers become float64, whole numbers stay whole, NaN stays NaN. Labels that are those of the rows of the first
+    argument, in another order, are brought into its order, along every axis that has them; other labels are not read.
 
     Raises
     ------
     DataError : text or objects among them, by the name of the argument.
     """
     names = _names(function, len(args))
-    return tuple(_as_tensor(who, name, value) for name, value in zip(names, args, strict=True))
+    rows = _labels(args[0], 0) if args else None
+    return tuple(_as_tensor(who, name, value, rows) for name, value in zip(names, args, strict=True))
 
 
 def _names(function: Callable[..., Any], count: int) -> list[str]:
@@ -38,7 +42,10 @@ def _names(function: Callable[..., Any], count: int) -> list[str]:
     return [found[place] if place < len(found) else f"argument {place + 1}" for place in range(count)]
 
 
-def _as_tensor(who: str, name: str, value: object) -> object:
+def _as_tensor(who: str, name: str, value: object, rows: np.ndarray | None) -> object:
+    if isinstance(value, dict | xr.Dataset):
+        return {key: _as_tensor(who, f"{name}[{key!r}]", part, rows) for key, part in value.items()}
+    value = _in_order(value, rows)
     if isinstance(value, pd.DataFrame | pd.Series):
         frame, what = as_frame(value), f"{who}: {name}"
         whole = whole_numbers(what, frame)
@@ -49,6 +56,30 @@ def _as_tensor(who: str, name: str, value: object) -> object:
             raise DataError(f"{who}: {name} must hold numbers, got {value.dtype}; encode it")
         return _tensor(value.values)
     return value
+
+
+def _in_order(value: Any, rows: np.ndarray | None) -> Any:  # noqa: ANN401 (an argument of a function)
+    """A table or labelled array with every axis that has the labels of the ``rows`` in their order."""
+    axes = range(value.ndim) if rows is not None and isinstance(value, pd.DataFrame | pd.Series | xr.DataArray) else ()
+    for axis in axes:
+        own = _labels(value, axis)
+        order = None if own is None or rows is None else places(rows, own)
+        if order is None:
+            continue
+        if isinstance(value, xr.DataArray):
+            value = value.isel({value.dims[axis]: order})
+        else:
+            value = value.iloc[order] if axis == 0 else value.iloc[:, order]
+    return value
+
+
+def _labels(value: object, axis: int) -> np.ndarray | None:
+    """Labels of a table's or a labelled array's axis, if it has some."""
+    if isinstance(value, pd.DataFrame | pd.Series) and not isinstance(value.axes[axis], pd.MultiIndex):
+        return index_labels(value.axes[axis])
+    if isinstance(value, xr.DataArray) and value.ndim > axis and value.dims[axis] in value.coords:
+        return np.asarray(value[value.dims[axis]].values)
+    return None
 
 
 def _tensor(values: np.ndarray) -> Tensor:

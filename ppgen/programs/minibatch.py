@@ -8,13 +8,14 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.data.parts import Inputs, each
 from ppgen.errors import DataError
 from ppgen.programs.scores import check_sites
 
 __all__ = ["check_minibatch"]
 
 
-def check_minibatch(program: Callable[..., Any], x: Tensor, u: Tensor | None, size: int) -> None:
+def check_minibatch(program: Callable[..., Any], x: Tensor, u: Inputs, size: int) -> None:
     """Refuse a program whose sites of ``size`` rows do not count for all rows of ``x``.
 
     Sites of the rows are those whose shape changes with their number. Rows that hold NaN are among those tried.
@@ -43,7 +44,7 @@ def check_minibatch(program: Callable[..., Any], x: Tensor, u: Tensor | None, si
             )
 
 
-def _trace(program: Callable[..., Any], x: Tensor, u: Tensor | None, total: int) -> Mapping[str, Any]:
+def _trace(program: Callable[..., Any], x: Tensor, u: Inputs, total: int) -> Mapping[str, Any]:
     with torch.no_grad():
         nodes: dict[str, Any] = dict(poutine.trace(program).get_trace(x, u=u, total=total).nodes)
     return {
@@ -64,5 +65,5 @@ def _scale(site: Mapping[str, Any]) -> Tensor:
     return torch.as_tensor(site["scale"], dtype=torch.float64)
 
 
-def _of(u: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if u is None else u[rows]
+def _of(u: Inputs, rows: Tensor) -> Inputs:
+    return each(u, lambda part: part[rows])

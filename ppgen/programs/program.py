@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from ppgen.data.parts import Inputs
 from ppgen.model import Model
 from ppgen.programs.memory import NAME
 
@@ -39,7 +40,7 @@ class Function(Model):
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         return {}
 
-    def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+    def model(self, x: Tensor, *, u: Inputs = None, total: int | None = None) -> None:
         """The function, with its other arguments as they were."""
         self.function(*((x, *self.rest) if self.takes_data else ()))
 
@@ -86,12 +87,16 @@ def make_local(modules: Iterable[nn.Module]) -> None:
 
 
 def _as_tensor(value: Any) -> Any:  # noqa: ANN401 (an argument of a function)
+    if isinstance(value, dict):
+        return {name: _as_tensor(part) for name, part in value.items()}
     return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
 
 
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
-    """An array as a tensor on ``device``, in ``dtype`` if it is floating; anything else as it is."""
+    """An array, or each of a dict, as a tensor on ``device``, in ``dtype`` if it is floating; else as it is."""
     value = _as_tensor(value)
+    if isinstance(value, dict):
+        return {name: cast(part, dtype, device) for name, part in value.items()}
     if isinstance(value, Tensor):
         value = value.detach().to(device)
         return value.to(dtype) if value.is_floating_point() else value

@@ -9,7 +9,8 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
-from ppgen.data.inputs import Inputs, aligned_features, labels_of, read_inputs
+from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
+from ppgen.data.parts import rejoined
 from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.programs.arguments import as_arguments
@@ -29,7 +30,7 @@ class Task:
     observations: xr.DataArray | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    inputs: Inputs | None = None
+    inputs: LabelledInputs | None = None
 
     @property
     def program(self) -> Callable[..., Any]:
@@ -42,10 +43,10 @@ class Task:
         return 1 if self.observations is None else len(self.args[0])
 
     def call(self, data: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the programs for a batch, its rows of data and of inputs if any; or for everything."""
+        """Arguments of the programs for a batch, its rows of data and of the `parts` of inputs; or for everything."""
         if not data:
             return self.args, self.kwargs
-        return (data[0],), {**self.kwargs, "u": data[1] if len(data) > 1 else None}
+        return (data[0],), {**self.kwargs, "u": rejoined(self.kwargs["u"], data[1:])}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
         """The same on a device, floating numbers in one type."""

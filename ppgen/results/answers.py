@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ppgen.arguments import require_at_least, require_memory
 from ppgen.collapsed.estimated import estimates
 from ppgen.data.arrays import like
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.model import Conjugate
@@ -137,7 +138,7 @@ def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, per: str, ra
     return _label(fit, observations, mean, dims[:2]).rename("log_likelihood")
 
 
-def _latents(fit: "Fit", data: Tensor, inputs: Tensor | None, draws: int) -> predictive.Latents:
+def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive.Latents:
     if isinstance(fit.posterior, Factors) and isinstance(fit.model, Conjugate):
         with torch.no_grad():
             found = observed_given(fit.model, fit.posterior.statistics(), data, inputs, fit.posterior.points)

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from ppgen.arguments import require_memory
 from ppgen.collapsed.estimated import estimates
-from ppgen.data.inputs import INPUT
+from ppgen.data.inputs import INPUT, input_dims
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError
 from ppgen.predictions import predictive
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws
+from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -30,14 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 Group = dict[str, np.ndarray]
-Read = tuple[xr.DataArray, Tensor, Tensor | None]
 
 log = logging.getLogger(__name__)
 
 PRIOR_DRAWS = 500
 
 
-def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None, draws: int) -> xr.DataTree:
+def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
     theta = fit.posterior.chains(draws)
     _check_names(list(theta), {axis for axes in fit.model.dims.values() for axis in axes})
@@ -56,7 +57,8 @@ def to_arviz(fit: "Fit", read: tuple[xr.DataArray, Tensor, Tensor | None] | None
             groups |= _data_groups(fit, theta, x, u)
         notes = said.attrs
         dims |= {"x": list(map(str, observations.dims))}
-        dims |= {} if u is None else {"u": [*fit.model.data_dims[: max(u.ndim - 1, 1)], INPUT][: u.ndim]}
+        dims |= input_dims(u, fit.model.data_dims)
+        _check_names(list(u) if isinstance(u, Mapping) else [], set(map(str, observations.dims)))
         coords |= {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
     tree = _tree(groups, dims, coords, {"engine": str(fit.attrs.get("engine", "")), **notes})
     if fit.params:
@@ -80,12 +82,12 @@ def _check_names(sites: list[str], axes: set[str]) -> None:
     """Names that would become groups or coordinates of the tree, instead of variables."""
     bad = [name for name in sites if "/" in name or name in {"chain", "draw", *axes}]
     if bad:
-        raise DataError(f'to_arviz: sites must have names without "/" that no axis has, got {bad}; rename them')
+        raise DataError(
+            f'to_arviz: sites and inputs must have names without "/" that no axis has, got {bad}; rename them'
+        )
 
 
-def _sample_stats(
-    fit: "Fit", theta: Mapping[str, Tensor], read: tuple[xr.DataArray, Tensor, Tensor | None] | None, draws: int
-) -> Mapping[str, Tensor]:
+def _sample_stats(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None, draws: int) -> Mapping[str, Tensor]:
     """What the sampler recorded; of a variational fit the log densities of ``theta`` under q, and under the model."""
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
     if isinstance(fit.posterior, Draws):
@@ -106,7 +108,7 @@ def _without_empty_rows(tree: xr.DataTree, x: Tensor, row: str) -> xr.DataTree:
     return tree
 
 
-def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Group]:
+def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Inputs) -> dict[str, Group]:
     """Likelihood, predictive and prior groups."""
     shape = next(iter(theta.values())).shape[:2]
     count = shape.numel()
@@ -120,7 +122,7 @@ def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Tensor | No
     def replicate(theta: predictive.Theta) -> Tensor:
         return predictive.replicate(fit.model, theta, x, u=u)
 
-    constant = {} if u is None else {"constant_data": _numpy({"u": u})}
+    constant = {} if u is None else {"constant_data": _numpy(u if isinstance(u, Mapping) else {"u": u})}
     likely = _unless_refused("log_likelihood", lambda: _answers(likelihood, flat, shape))
     prior_of_all = {**prior, **_deterministic(fit, prior, x, u)}
     return (
@@ -148,7 +150,7 @@ def _recorded(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None) -> dic
     return {name: value.unflatten(0, shape) for name, value in _deterministic(fit, flat, x, u).items()}
 
 
-def _deterministic(fit: "Fit", draws: Mapping[str, Tensor], x: Tensor, u: Tensor | None) -> dict[str, Tensor]:
+def _deterministic(fit: "Fit", draws: Mapping[str, Tensor], x: Tensor, u: Inputs) -> dict[str, Tensor]:
     """Values of ``pyro.deterministic`` at draws {site: (S, ...)}; an empty dict where the program has none."""
 
     def answer(theta: predictive.Theta) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from ppgen.diagnostics import checks as diagnostics
@@ -15,13 +14,12 @@ from ppgen.predictions.row_terms import log_joint_rows, row_sites
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import arbitrary_names
 from ppgen.results.posterior import Draws, Factors, evenly
+from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
 __all__ = ["diagnose"]
-
-Read = tuple[xr.DataArray, Tensor, Tensor | None]
 
 Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
 

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.arguments import require_at_least
-from ppgen.data.inputs import INPUT, Inputs, labels_of
+from ppgen.data.inputs import LabelledInputs, labels_of
 from ppgen.diagnostics.checks import Report
 from ppgen.errors import DataError
 from ppgen.model import Model
@@ -270,7 +270,7 @@ def fit_result(
     history: pd.DataFrame,
     attrs: Mapping[str, Any],
     observations: xr.DataArray,
-    inputs: Inputs | None = None,
+    inputs: LabelledInputs | None = None,
 ) -> Fit:
     """Put a `Fit` together: engines call it, and it adds versions and labels of the training data.
 
@@ -280,7 +280,7 @@ def fit_result(
     warn_of_names(model)
     if inputs is not None:
         attrs = {**attrs, "inputs": inputs.shape}
-        labels |= {} if inputs.names is None else {INPUT: inputs.names}
+        labels |= inputs.names
     return Fit(model, posterior, history, {**attrs, "versions": versions()}, labels)
 
 

@@ -1,12 +1,14 @@
 """What a fit is asked about: data and inputs of any form, brought into the order of those it was fitted to."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
-from ppgen.data.inputs import INPUT, Inputs, aligned_features, read_inputs
+from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.programs.program import Function
 
@@ -17,7 +19,7 @@ __all__ = ["Read", "read"]
 
 TAKEN = ("x", "chain", "draw")  # names that answers have for themselves
 
-Read = tuple[xr.DataArray, Tensor, Tensor | None]
+Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
 
 
@@ -38,27 +40,39 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     observations = aligned_features("Fit", as_observations(x, dims=dims), fit.labels)
     data = to_tensor(observations)
     fit.model.check(data)
-    inputs = read_inputs("Fit", u, observations, fit.labels.get(INPUT))
+    inputs = read_inputs("Fit", u, observations, fit.labels)
     _check_inputs(fit, inputs, data)
     return observations, data, inputs.values
 
 
-def _check_inputs(fit: "Fit", inputs: Inputs, x: Tensor) -> None:
+def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor) -> None:
     """Refuse inputs where the fit had none, their absence where it had some, and other columns than those."""
     if isinstance(fit.model, Function) and inputs.values is not None:
         raise DataError("Fit: a function has no inputs u, its further arguments are as they were; leave u out")
-    wanted, given = fit.attrs.get("inputs", inputs.shape), inputs.shape
-    if (wanted is None) != (given is None):
-        had = "no inputs" if wanted is None else f"inputs of shape {tuple(wanted)}"
-        came = "none" if given is None else f"some of shape {tuple(given)}"
+    wanted, given = _shapes(fit.attrs.get("inputs", inputs.shape)), _shapes(inputs.shape)
+    if list(wanted) != list(given):
         raise DataError(
-            f"Fit: u must be as in the fit, which had {had}, got {came}; " + ("leave u out" if given else "pass u")
+            f"Fit: u must be as in the fit, which had {_words(wanted)}, got {_words(given) if given else 'none'}; "
+            + ("pass u" if wanted else "leave u out")
         )
-    if wanted is None or given is None:
-        return
     steps = x.shape[1] if fit.model.data_dims[1:2] == ("time",) else None
-    if len(wanted) != len(given) or (len(wanted) > 1 and given[-1] not in (wanted[-1], steps)):
-        raise DataError(
-            f"Fit: u must have {len(wanted)} axes and the columns of the fit, whose shape was {tuple(wanted)}, "
-            f"got {tuple(given)}; pass the same columns"
-        )
+    for name, shape in wanted.items():
+        came = given[name]
+        if len(shape) != len(came) or (len(shape) > 1 and came[-1] not in (shape[-1], steps)):
+            raise DataError(
+                f"Fit: {name} must have {len(shape)} axes and the columns of the fit, whose shape was {tuple(shape)}, "
+                f"got {tuple(came)}; pass the same columns"
+            )
+
+
+def _shapes(found: Sequence[int] | Mapping[str, Sequence[int]] | None) -> dict[str, Sequence[int]]:
+    """What inputs are called -> their shape; nothing where there are none."""
+    if isinstance(found, Mapping):
+        return {f"u[{name!r}]": found[name] for name in sorted(found)}
+    return {} if found is None else {"u": found}
+
+
+def _words(shapes: Mapping[str, Sequence[int]]) -> str:
+    if list(shapes) == ["u"]:
+        return f"inputs of shape {tuple(shapes['u'])}"
+    return " and ".join(shapes) or "no inputs"

@@ -252,5 +252,5 @@ def test_a_site_that_the_tree_would_lose_is_refused(name):
     fit = fit_result(
         Function(print, ()), Draws({name: torch.zeros(2, 3, 2)}, {}), pd.DataFrame(), {}, xr.DataArray(0.0)
     )
-    with pytest.raises(DataError, match=f'sites must have names without "/" that no axis has, got .*{name}'):
+    with pytest.raises(DataError, match=f'sites and inputs must have names without "/" that no axis has, got .*{name}'):
         fit.to_arviz()

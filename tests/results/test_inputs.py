@@ -108,7 +108,7 @@ def test_inputs_where_the_fit_had_none_are_refused_and_so_is_their_absence(fit, 
     with pytest.raises(DataError, match=r"u must be as in the fit, which had inputs of shape \(8, 2\), got none; pass"):
         fit.log_likelihood(X)
     for ask in (hmm_fit.latents, hmm_fit.impute, hmm_fit.log_likelihood, hmm_fit.diagnose):
-        with pytest.raises(DataError, match=r"which had no inputs, got some of shape \(2, 60, 1\); leave u out"):
+        with pytest.raises(DataError, match=r"which had no inputs, got inputs of shape \(2, 60, 1\); leave u out"):
             ask(recordings, u=np.ones((2, 60, 1)))
 
 
@@ -120,14 +120,14 @@ def test_text_among_inputs_is_named(fit):
 def test_a_series_is_one_input_with_no_axis_of_its_own():
     given = task.read("test", States(), (X[::-1],), U["slope"])
     np.testing.assert_array_equal(given.kwargs["u"], U["slope"][::-1])
-    assert given.inputs.names is None
+    assert not given.inputs.names
 
 
 def test_data_looked_at_beside_a_fit_has_its_columns_in_that_order():
     first = task.read("test", States(), (X,), U)
     second = task.read("test", States(), (X,), U[["other", "slope"]], beside=first)
     assert second.kwargs["u"].equal(first.kwargs["u"])
-    assert task.read("test", States(), (X,), U[["other", "slope"]]).inputs.names.tolist() == ["other", "slope"]
+    assert task.read("test", States(), (X,), U[["other", "slope"]]).inputs.names["input"].tolist() == ["other", "slope"]
 
 
 def test_a_frame_of_inputs_belongs_to_one_sequence_step_by_step():

@@ -21,6 +21,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError, PpgenError
 from ppgen.inference import mcmc, svi, vb
 from ppgen.inference.calibration.replications import sample
@@ -158,7 +159,7 @@ class _Product(Model):
         super().__init__()
         self.density, self.data = density, data
 
-    def model(self, x: Tensor, *, u: Tensor | None = None, total: int | None = None) -> None:
+    def model(self, x: Tensor, *, u: Inputs = None, total: int | None = None) -> None:
         """Log density of each row under its own data set."""
         flat = dist.Normal(x.new_zeros(len(x), self.density.size), 1.0).mask(False).to_event(2)
         v = pyro.sample("v", flat)
@@ -234,7 +235,7 @@ class _Task:
     engine: Engine
     model: Model | Callable[..., Any]
     args: tuple[Any, ...]
-    u: Tensor | None
+    u: Inputs
     draws: int
     options: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, PpgenError
 from ppgen.inference.calibration.shared_gaps import SharedGaps
 from ppgen.inference.calibration.simulation import Data, Joint
@@ -94,7 +95,7 @@ def evaluated(name: str, quantity: Quantity, data: Data, theta: Mapping[str, Ten
     return values.double().numpy(force=True)
 
 
-def _filled(model: Model, data: Tensor, u: Tensor | None, theta: Mapping[str, Tensor]) -> Tensor:
+def _filled(model: Model, data: Tensor, u: Inputs, theta: Mapping[str, Tensor]) -> Tensor:
     return predictive.impute(model, theta, data, u=u)
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ppgen.data.arrays import as_observations, to_tensor
 from ppgen.data.inputs import read_inputs
+from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.predictions import predictive
+from ppgen.programs.arguments import as_arguments
 from ppgen.programs.density import Density, density, quiet
 from ppgen.programs.program import copy_model
 from ppgen.rng import private_stream
@@ -51,7 +53,7 @@ class Joint:
     program: Callable[..., Any]
     density: Density
     args: tuple[Any, ...]
-    u: Tensor | None
+    u: Inputs
     labelled: xr.DataArray | None
 
     @property
@@ -85,6 +87,7 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
     if u is not None:
         raise DataError("calibrate: u is for models; pass what a function takes as further arguments")
     function: Any = model
+    args = as_arguments("calibrate", function, args)
     observed = _observed(lambda: function(*args))
 
     def program(data: dict[str, Tensor]) -> Any:  # noqa: ANN401 (the function's own)

@@ -80,7 +80,8 @@ def fit(
     model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
     args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
         observed; of a function its arguments.
-    u : inputs of a `Model`.
+    u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
+        numbers stay whole (an index of a group, say).
     draws : kept draws of each chain, exactly so many; with ``min_ess``, at most.
     min_ess : stop when the least effective size (bulk, tail and mean of every entry of every site, labels aligned, and
         of the log density) is so large, after 100 draws or more. Without ``draws`` it is 1000, and a chain has at most

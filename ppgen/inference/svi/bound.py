@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ppgen.data.parts import each, parts
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.parallel import Group
 from ppgen.inference.svi.training import Options, Rows
@@ -61,7 +62,7 @@ class Bound:
 
         def at(step: int) -> Sequence[Tensor]:
             index = self.processes.share(rows.at(step)).to(x.device)
-            return (x[index],) if u is None else (x[index], u[index])
+            return x[index], *(part[index] for part in parts(u))
 
         return at
 
@@ -110,8 +111,8 @@ class Bound:
             return args, kwargs
         order = torch.randperm(self.task.rows, generator=torch.Generator().manual_seed(0))
         rows = order[: BATCHES * self.options.batch_size]
-        u = kwargs["u"]
-        return (args[0][rows.to(args[0].device)],), {**kwargs, "u": None if u is None else u[rows.to(u.device)]}
+        u = each(kwargs["u"], lambda part: part[rows.to(part.device)])
+        return (args[0][rows.to(args[0].device)],), {**kwargs, "u": u}
 
     def _evaluator(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], draws: int, mode: Mode

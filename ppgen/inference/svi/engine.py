@@ -27,9 +27,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from ppgen.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
+from ppgen.data.parts import each, parts
 from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.bound import Bound
 from ppgen.inference.svi.climbing import Climb, first_draws
@@ -98,7 +100,8 @@ def fit(
     model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
     args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
         observed; of a function its arguments.
-    u : inputs of a `Model`, a row per row of ``x``.
+    u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
+        numbers stay whole (an index of a group, say).
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
         as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
         without one gets ``"mean_field"``.
@@ -271,8 +274,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     args = task.args if batch_size is None else (task.args[0][:batch_size],)
     if batch_size is not None:
         check_minibatch(program, task.args[0], kwargs["u"], batch_size)
-    if batch_size is not None and kwargs["u"] is not None:
-        kwargs = {**kwargs, "u": kwargs["u"][:batch_size]}
+        kwargs = {**kwargs, "u": each(kwargs["u"], lambda part: part[:batch_size])}
     own = not isinstance(model, Function) and type(model).guide is not Model.guide
     named = None
     check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
@@ -432,8 +434,8 @@ def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, 
         description, tensors = describe(task.model)
         own = _source(type(task.model)) if description["arguments"] is None else ""
         digest.update(repr((description, own)).encode())
-    held_out = [] if outside is None else [*outside.args, outside.kwargs.get("u")]
-    for value in [*task.args, task.kwargs.get("u"), *held_out, *tensors.values()]:
+    given = [*task.args, task.kwargs.get("u"), *([] if outside is None else [*outside.args, outside.kwargs.get("u")])]
+    for value in [*tree_leaves([parts(one) if isinstance(one, dict) else one for one in given]), *tensors.values()]:
         if isinstance(value, Tensor):
             digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
     return digest.hexdigest()

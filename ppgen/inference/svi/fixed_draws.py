@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
+from ppgen.data.parts import parts
 from ppgen.inference.svi.bound import build_bound, gradients_of
 from ppgen.inference.svi.guides import FlatGuide, NormalGuide
 from ppgen.inference.svi.objective import Objective
@@ -131,7 +132,7 @@ class FixedDraws:
             return ()
         x, u = self.task.args[0], self.task.kwargs["u"]
         index = index.to(x.device)
-        return (x[index],) if u is None else (x[index], u[index])
+        return x[index], *(part[index] for part in parts(u))
 
     def _frame_names(self) -> list[str]:
         wanted = {id(value) for value in self.guide.frame.values()} if isinstance(self.guide, NormalGuide) else set()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.arrays import lengths
+from ppgen.data.parts import Inputs, each
 
 __all__ = ["Batches"]
 
@@ -15,7 +16,7 @@ ROWS_AT_ONCE = 1 << 13  # rows of a table: with some tens of components all of a
 
 
 @final
-class Batches(Sequence[tuple[Tensor, Tensor | None]]):
+class Batches(Sequence[tuple[Tensor, Inputs]]):
     """Rows of data and their inputs, in groups small enough for memory, longest first, or of ``batch_size``.
 
     ``ragged`` rows end where nothing more is observed along their second axis: each group is cut to its longest, with
@@ -23,7 +24,7 @@ class Batches(Sequence[tuple[Tensor, Tensor | None]]):
     they can be: a last group of one row would say next to nothing of all of them.
     """
 
-    def __init__(self, data: Tensor, inputs: Tensor | None, batch_size: int | None, *, ragged: bool) -> None:
+    def __init__(self, data: Tensor, inputs: Inputs, batch_size: int | None, *, ragged: bool) -> None:
         self.data, self.inputs = data, inputs
         steps = lengths(data) if ragged else None
         self.lengths = steps
@@ -38,16 +39,16 @@ class Batches(Sequence[tuple[Tensor, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> tuple[Tensor, Inputs]:  # type: ignore[override]
         if index >= len(self.groups):
             raise IndexError(index)
         group = self.groups[index]
-        x, u = self.data[group], None if self.inputs is None else self.inputs[group]
+        x, u = self.data[group], each(self.inputs, lambda part: part[group])
         if self.lengths is None:
             return x, u
         longest = max(1, int(self.lengths[group].max()))
-        timed = u is not None and u.ndim == 3 and u.shape[1] == self.steps
-        return x[:, :longest], u[:, :longest] if timed and u is not None else u
+        steps = self.steps
+        return x[:, :longest], each(u, lambda p: p[:, :longest] if p.ndim == 3 and p.shape[1] == steps else p)
 
     def turn(self, step: int) -> int:
         """Which batch comes at a step: every pass goes through all of them in a new order."""

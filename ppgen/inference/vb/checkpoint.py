@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.collapsed.base import Local
+from ppgen.data.parts import Inputs, each
 from ppgen.errors import FileError
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
@@ -53,7 +54,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, folder: Path, model: Conjugate, data: Tensor, inputs: Tensor | None, settings: Mapping[str, object]
+        self, folder: Path, model: Conjugate, data: Tensor, inputs: Inputs, settings: Mapping[str, object]
     ) -> None:
         self.folder, self.model, self.path = folder, model, folder / STATE
         self.identity = _identity(model, data, inputs, settings)
@@ -109,11 +110,11 @@ def described(start: Fit | str) -> str:
     return f"fit {total.hexdigest()}"
 
 
-def _identity(model: Conjugate, data: Tensor, inputs: Tensor | None, settings: Mapping[str, object]) -> dict[str, str]:
+def _identity(model: Conjugate, data: Tensor, inputs: Inputs, settings: Mapping[str, object]) -> dict[str, str]:
     parts = {
         "model": repr(_plain(model.config)) + type(model).__name__,
         "data": _digest(data),
-        **({} if inputs is None else {"inputs": _digest(inputs)}),
+        **({} if inputs is None else {"inputs": repr(each(inputs, _digest))}),
         "options": repr(dict(settings)),
         "torch": torch.__version__,
     }

@@ -88,7 +88,7 @@ def fit(
     ----------
     model : it is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
-    u : inputs of the model, (N, U) or (N, T, U); labelled ones follow the rows and names of ``x``.
+    u : inputs of the model, (N, U) or (N, T, U), or a dict of them by name; labelled ones follow the rows of ``x``.
     max_steps : at most this many steps a start.
     tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
         over a pass through the data) and, in full-batch mode, has less than 100,000 times as many nats left to gain in
