@@ -1,6 +1,7 @@
 """Whether a fit of syllables can be trusted: the checks of any fit, and what only recordings of movement can show."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def simulate(
     """
     often = table.index[table["instances"] >= FEW].to_list() or table.index.to_list()
     fit, fps = selected(study.pipeline.fit, often), float(study.pipeline.settings["fps"])
-    simulated = fit.posterior_predictive(dict(checked), draws=draws, random_seed=0)
+    simulated = cast(xr.DataArray, fit.posterior_predictive(dict(checked), draws=draws, random_seed=0))
     return replicates(simulated, checked, axes, fps), _gone(simulated, checked)
 
 

@@ -19,7 +19,7 @@ from ppgen.laws.subject import Subject, subject
 from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import name_of, run
-from ppgen.predictions.data_sites import data_site
+from ppgen.predictions.outcomes import outcomes
 from ppgen.programs.density import density, quiet
 from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_keywords, wrong_dims
@@ -132,7 +132,7 @@ def _counted(wrong: list[str], total: int, what: str) -> Check:
 
 def _data_first(one: Subject) -> Check:
     trace = run(one.model, one.theta, one.x, one.u)
-    data_site(one.model, trace, one.theta, one.x)
+    outcomes(one.model, trace, one.theta, one.x, one.u)
     return _counted([], 1, "data sites")
 
 

@@ -12,6 +12,7 @@ from ppgen.data.parts import Inputs, each
 from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import latent_sites, run
+from ppgen.predictions.outcomes import without_gaps
 from ppgen.predictions.row_terms import row_sites
 from ppgen.programs.density import density, home
 from ppgen.programs.memory import remember
@@ -146,15 +147,7 @@ def _data(task: Task) -> tuple[Tensor, Inputs, bool]:
     if not isinstance(task.model, Function):
         x, u = x[:ROWS], each(u, lambda part: part[:ROWS])
     gaps = bool(torch.isnan(x).any())
-    return _filled(x), u, gaps
-
-
-def _filled(x: Float[Tensor, "N *event"]) -> Float[Tensor, "N *event"]:
-    """Each gap holds a value that was observed in its column, zero where there was none."""
-    columns = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x[:, None]
-    seen = ~torch.isnan(columns)
-    first = columns.gather(0, seen.double().argmax(0, keepdim=True))
-    return torch.where(seen, columns, first.nan_to_num(0.0)).reshape(x.shape)
+    return without_gaps(x), u, gaps
 
 
 def _rows(value: Any, rows: Tensor, count: int) -> Any:  # noqa: ANN401 (an argument of a function)

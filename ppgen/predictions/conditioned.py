@@ -22,12 +22,13 @@ from ppgen.programs.scores import check_sites
 __all__ = ["conditioned", "latent_sites", "name_of", "observed_sites", "run"]
 
 
-def run(model: Model, theta: Theta, x: Tensor, u: Inputs) -> poutine.Trace:
+def run(model: Model, theta: Theta, x: Tensor, u: Inputs, *, tracked: bool = False) -> poutine.Trace:
     """Run the program at ``theta``; latent sites that it leaves out are drawn from their prior.
 
-    New tensors are of the type of the data, as they were when the program was fitted.
+    New tensors are of the type of the data, as they were when the program was fitted. Without ``tracked`` no gradient
+    is recorded.
     """
-    with torch.no_grad(), isolated(), _new_tensors(x.dtype):
+    with nullcontext() if tracked else torch.no_grad(), isolated(), _new_tensors(x.dtype):
         trace = poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
     check_sites(name_of(model), trace.nodes)
     return trace

@@ -20,7 +20,16 @@ from ppgen.predictions.over_draws import Theta
 from ppgen.programs.memory import digest, memory
 from ppgen.programs.scores import innermost, is_mapped
 
-__all__ = ["check_given", "check_rows_owned", "data_site", "owned_by_rows", "row_axis"]
+__all__ = [
+    "argument_of",
+    "check_given",
+    "check_rows_owned",
+    "data_site",
+    "is_data",
+    "of_data",
+    "owned_by_rows",
+    "row_axis",
+]
 
 ROUNDING = 1e-6  # relative, of data that a program keeps in float32
 
@@ -32,12 +41,12 @@ def data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> di
     ------
     FitError : there is none or several, or what it observes is not ``x``.
     """
-    observed = _of_data(trace, theta)
+    observed = of_data(trace, theta)
     alike = [name for name, site in observed.items() if _shape(site) == x.shape]
     if "x" not in observed and len(alike) != 1:
         raise FitError(
-            f'{name_of(model)}: one observed site must be named "x", got {sorted(observed)}; rename the data\'s site, '
-            "and let one site observe all of the data that are to be predicted"
+            f"{name_of(model)}: a site must observe the data x that it is asked about, got {sorted(observed)}, of "
+            "other values; observe x or columns of it as they are given, NaN filled"
         )
     name = "x" if "x" in observed else alike[0]
     value = observed[name]["value"]
@@ -54,7 +63,7 @@ def check_given(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> 
     rest = getattr(model, "rest", ())
     if not rest:
         return
-    observed = {name: site["value"] for name, site in _of_data(trace, theta).items()}
+    observed = {name: site["value"] for name, site in of_data(trace, theta).items()}
     values = {name: value for name, value in observed.items() if isinstance(value, Tensor)}
     if any(is_mapped(value) for value in values.values()):
         return  # it is made of parameters
@@ -78,7 +87,7 @@ def row_axis(model: Model, site: dict[str, Any], x: Tensor) -> int | None:
     if not axes or list(x.shape).count(len(x)) == 1 or _shape(site) is None or site["value"].numel() != x.numel():
         return axes[0] if axes else None
     first = site["fn"].event_dim - site["value"].ndim
-    if site["value"].shape == x.shape and _is_data(site["value"], x) and first in axes:
+    if site["value"].shape == x.shape and is_data(site["value"], x) and first in axes:
         return first
     raise FitError(
         f"{name_of(model)}: site {site['name']!r} must observe x as it is given, rows first in a plate of their own, "
@@ -109,7 +118,7 @@ def _row_plates(site: dict[str, Any], rows: int) -> Iterator[str]:
     return (frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == rows)
 
 
-def _of_data(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
+def of_data(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
     """Observed sites that could be data: a factor is none."""
     return {
         name: site for name, site in observed_sites(trace, theta).items() if not isinstance(innermost(site["fn"]), Unit)
@@ -120,7 +129,7 @@ def _shape(site: dict[str, Any]) -> torch.Size | None:
     return site["value"].shape if isinstance(site["value"], Tensor) else None
 
 
-def _is_data(value: Tensor, x: Tensor) -> bool:
+def is_data(value: Tensor, x: Tensor) -> bool:
     """Whether values are those of ``x`` where it was observed."""
     if value.numel() != x.numel():
         return False
@@ -130,23 +139,34 @@ def _is_data(value: Tensor, x: Tensor) -> bool:
 
 def _is_given(model: Model, theta: Theta, x: Tensor, name: str, value: Tensor) -> bool:
     """Whether a site observes ``x``: its values, and not those of another argument that happens to be the same."""
-    if not _is_data(value, x):
+    if not is_data(value, x):
         return False
     if _argument(model, value) is None:
         return True
     other = x.roll(1, 0)  # rows in another order are data too
     nodes: dict[str, Any] = dict(run(model, theta, other, None).nodes)
-    return name in nodes and _is_data(nodes[name]["value"], other)
+    return name in nodes and is_data(nodes[name]["value"], other)
+
+
+def argument_of(model: Model, value: object) -> Tensor | None:
+    """The other argument of a plain function that a site observes, NaN and all; None if it is none."""
+    number = _argument(model, value) if isinstance(value, Tensor) else None
+    if number is None or not isinstance(value, Tensor):
+        return None
+    given = _tensors(getattr(model, "rest", ())[number - 2])
+    return next(part for part in given if is_data(value, part.detach().to(value.dtype)))
 
 
 def _argument(model: Model, value: Tensor) -> int | None:
     """Number, from 1, of the other argument of a plain function that ``value`` is; None if it is none."""
     for number, given in enumerate(getattr(model, "rest", ()), 2):
-        if any(
-            _is_data(value, part.detach().to(value.dtype)) for part in tree_leaves(given) if isinstance(part, Tensor)
-        ):
+        if any(is_data(value, part.detach().to(value.dtype)) for part in _tensors(given)):
             return number
     return None
+
+
+def _tensors(given: object) -> list[Tensor]:
+    return [part for part in tree_leaves(given) if isinstance(part, Tensor)]
 
 
 def _not_given(model: Model, name: str, value: Tensor) -> str:

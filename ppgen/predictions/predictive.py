@@ -6,6 +6,7 @@ one about all draws at once. Summed-out latents are found by protocol alone: an 
 drawn from their posterior given the rest, or, in replicated data, from their prior where each row has its own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_given, check_rows_owned, data_site, owned_by_rows, row_axis
 from ppgen.predictions.discrete_sites import discrete
+from ppgen.predictions.outcomes import Outcome, filled, joined, outcomes
 from ppgen.predictions.over_draws import Theta, at, gather, over_draws
 from ppgen.predictions.summed_out import Latents, latents, summarized, unwrap
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
-from ppgen.programs.scores import innermost
 
 __all__ = [
     "Latents",
@@ -35,16 +36,20 @@ __all__ = [
     "forecast",
     "gather",
     "impute",
+    "imputed",
     "latent_sites",
     "latents",
     "log_joint",
     "log_likelihood",
+    "log_likelihoods",
     "missing_share",
+    "other_outcomes",
     "over_draws",
     "prior",
     "priors",
     "recorded",
     "replicate",
+    "replicates",
     "summarized",
 ]
 
@@ -84,7 +89,29 @@ def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -
             f"{name_of(model)}: the data must be sampled in a plate over its {len(x)} rows, found none; "
             "write `with pyro.plate(..., len(x)):` around its site"
         )
-    return sites.log_likelihood() if sites.plates else torch.stack(_scores(model, trace, sites.theta, x)).sum(0)
+    return (
+        sites.log_likelihood()
+        if sites.plates
+        else torch.stack(list(_scores(model, trace, sites.theta, x).values())).sum(0)
+    )
+
+
+def log_likelihoods(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Float[Tensor, " N"]]:
+    """The terms of `log_likelihood`, one for each observed site in the plate over rows.
+
+    Raises
+    ------
+    FitError : rows have latents of their own, so that their density is no sum over sites.
+    """
+    trace, theta = _run_with_discrete(model, theta, x, u, prior_of_rows=True)
+    check_given(model, trace, theta, x)
+    own = [*latent_sites(trace), *(owned_by_rows(trace, theta, x) if memory(model).data is not None else [])]
+    if own:
+        raise FitError(
+            f"{name_of(model)}: the density of each site is known where rows share all latents, got {own[0]!r} of each "
+            "row; ask for that of rows"
+        )
+    return _scores(model, trace, theta, x)
 
 
 def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event"]:
@@ -102,25 +129,32 @@ def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
 
 def impute(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:
     """``x`` with each NaN replaced by one draw given everything observed; the rest bit for bit, trailing NaN too."""
-    fn = data_distribution(model, theta, x, u=u, prior_of_rows=False)
-    if hasattr(fn, "impute"):
-        with torch.no_grad():
-            drawn = fn.impute(x)
-    elif _factorises(fn):
-        drawn = fn.sample()
-    else:
-        raise FitError(
-            f"{name_of(model)}: the distribution of the data must say how missing entries follow from observed ones, "
-            f"got {type(fn).__name__}; use one whose entries are independent given the parameters, or give it "
-            "`impute(x)`"
-        )
-    return torch.where(torch.isnan(x) & exists(model, x), _reshape(model, drawn, x), x)
+    return imputed(model, theta, x, u=u)["x"]
+
+
+def imputed(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
+    """`impute` of the data, as ``"x"``, and of each outcome that is another argument, by its site."""
+    found = _observed(model, theta, x, u, prior_of_rows=False)
+    drawn = {name: filled(model, one) for name, one in found.items()}
+    return _named(found, drawn, torch.where(exists(model, x), joined(found, drawn, x), x))
+
+
+def other_outcomes(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
+    """Values of the outcomes that are other arguments of a plain function, NaN and all, by their site."""
+    found = outcomes(model, run(model, theta, x, u), theta, x, u)
+    return {name: one.value for name, one in found.items() if one.place is None}
 
 
 def replicate(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:
     """One replicated data set of the shape of ``x``, NaN past the end of a sequence."""
-    drawn = data_distribution(model, theta, x, u=u).sample()
-    return torch.where(exists(model, x), _reshape(model, drawn, x), torch.nan)
+    return replicates(model, theta, x, u=u)["x"]
+
+
+def replicates(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
+    """`replicate` of the data, as ``"x"``, and of each outcome that is another argument, by its site."""
+    found = _observed(model, theta, x, u, prior_of_rows=True)
+    drawn = {name: _sampled(model, name, one) for name, one in found.items()}
+    return _named(found, drawn, torch.where(exists(model, x), joined(found, drawn, x), torch.nan))
 
 
 def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Inputs = None) -> Tensor:
@@ -173,10 +207,23 @@ def priors(model: Model, x: Tensor, n: int, *, u: Inputs = None) -> dict[str, Te
 
 
 def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None, prior_of_rows: bool = True) -> Any:  # noqa: ANN401
-    """Distribution of the data: that of site ``"x"``, else of the one observed site of the shape of ``x``.
+    """Distribution of all of the data, which one site observes; see `_run_with_discrete` for discrete sites."""
+    trace, theta = _run_with_discrete(model, theta, x, u, prior_of_rows=prior_of_rows)
+    return unwrap(data_site(model, trace, theta, x)["fn"])
 
-    Discrete sites that ``theta`` leaves out are drawn from their posterior given ``x``, those of a row from their
-    prior if ``prior_of_rows``.
+
+def _observed(model: Model, theta: Theta, x: Tensor, u: Inputs, *, prior_of_rows: bool) -> dict[str, Outcome]:
+    """What the program observes; see `_run_with_discrete` for discrete sites."""
+    trace, theta = _run_with_discrete(model, theta, x, u, prior_of_rows=prior_of_rows)
+    return outcomes(model, trace, theta, x, u)
+
+
+def _run_with_discrete(
+    model: Model, theta: Theta, x: Tensor, u: Inputs, *, prior_of_rows: bool
+) -> tuple[poutine.Trace, Theta]:
+    """A run and its draw: discrete sites that ``theta`` leaves out are drawn from their posterior given ``x``.
+
+    Those of a row come from their prior if ``prior_of_rows``.
     """
     trace = run(model, theta, x, u)
     sites = discrete(model, theta, x, u, trace)
@@ -184,31 +231,33 @@ def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)
     check_rows_owned(model, trace, theta, x)
-    return unwrap(data_site(model, trace, sites.theta, x)["fn"])
+    return trace, sites.theta
 
 
-def _scores(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> list[Tensor]:
+def _scores(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict[str, Tensor]:
     """Log-probability of each observed site in the plate over rows, per row."""
     with isolated():
         trace.compute_log_prob()
-    scores = []
-    for site in observed_sites(trace, theta).values():
+    scores = {}
+    for name, site in observed_sites(trace, theta).items():
         axis = row_axis(model, site, x)
         if axis is not None:
             score = site["log_prob"]
             score = score.expand(torch.broadcast_shapes(score.shape, (len(x),) + (1,) * (-axis - 1)))
-            scores.append(score.movedim(axis, 0).flatten(1).sum(-1) if score.ndim > 1 else score)
+            scores[name] = score.movedim(axis, 0).flatten(1).sum(-1) if score.ndim > 1 else score
     return scores
 
 
-def _factorises(fn: Any) -> bool:  # noqa: ANN401
-    """Whether entries are independent given the parameters."""
-    return len(innermost(fn).event_shape) == 0
+def _named(found: Mapping[str, Outcome], drawn: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """The data and the other outcomes, by name."""
+    return {"x": x, **{name: drawn[name] for name, one in found.items() if one.place is None}}
 
 
-def _reshape(model: Model, drawn: Tensor, x: Tensor) -> Tensor:
-    if drawn.numel() != x.numel():
+def _sampled(model: Model, name: str, one: Outcome) -> Tensor:
+    drawn: Tensor = one.fn.sample()
+    if drawn.numel() != one.value.numel():
         raise FitError(
-            f"{name_of(model)}: a replicate must have the shape of the data {tuple(x.shape)}, got {tuple(drawn.shape)}"
+            f"{name_of(model)}: a replicate must have the shape of the data {tuple(one.value.shape)}, got "
+            f"{tuple(drawn.shape)} from site {name!r}"
         )
-    return drawn.reshape(x.shape).to(x.dtype)
+    return drawn.reshape(one.value.shape)

@@ -119,8 +119,9 @@ def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | Non
     """Posterior of what the distribution of an observed site sums out; None where none does."""
     for site in observed_sites(trace, theta).values():
         if hasattr(fn := unwrap(site["fn"]), "latents"):
+            whole = site["value"].numel() == x.numel()
             with torch.no_grad():
-                return fn.latents(x)
+                return fn.latents(x if whole else site["value"])
     return None
 
 

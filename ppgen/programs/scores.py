@@ -114,7 +114,10 @@ def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a n
 
 def is_mapped(value: Tensor) -> bool:
     """Whether a value differs between the draws that a program is mapped over, so that nothing can be said of it."""
-    return bool(torch._C._functorch.is_batchedtensor(value))
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(value):
+        value = functorch.get_unwrapped(value)
+    return bool(functorch.is_batchedtensor(value))
 
 
 def innermost(fn: Any) -> Any:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """Answers of a fit about data: arrays first, then their labels. `Fit` says what each of them is."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,10 +25,22 @@ from ppgen.rng import private_stream
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
-__all__ = ["forecast", "impute", "latents", "log_likelihood", "posterior_predictive"]
+__all__ = [
+    "forecast",
+    "impute",
+    "latents",
+    "log_likelihood",
+    "outcome_dims",
+    "outcomes",
+    "posterior_predictive",
+    "predict",
+]
 
 AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
 DELAY = 2  # seconds before a progress bar is shown
+
+Named = Mapping[str, Tensor]
+"""The data, as ``"x"``, and other outcomes by the name of their site."""
 
 
 def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.Dataset:
@@ -50,16 +62,19 @@ def impute(
     """See `Fit.impute`."""
     observations, data, inputs = read(fit, x, u)
     hidden = torch.isnan(data) & predictive.exists(fit.model, data)
-    size = int(hidden.sum()) if sparse else data.numel()
+    others = {} if sparse else outcomes(fit, data, inputs)
+    size = int(hidden.sum()) if sparse else data.numel() + sum(value.numel() for value in others.values())
     require_memory("impute", draws, size, "pass sparse=True or fewer draws")
 
-    def fill(theta: predictive.Theta) -> Tensor:
+    def fill(theta: predictive.Theta) -> Named:
+        return predictive.imputed(fit.model, theta, data, u=inputs)
+
+    def fill_data(theta: predictive.Theta) -> Tensor:
         return predictive.impute(fit.model, theta, data, u=inputs)
 
-    keep = hidden if sparse else None
-    values = _predict(fit, "impute", fill, draws, random_seed, keep=keep, progressbar=progressbar)
     if not sparse:
-        return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
+        return _labelled(fit, observations, _predict(fit, "impute", fill, draws, random_seed, progressbar=progressbar))
+    values = _predict(fit, "impute", fill_data, draws, random_seed, keep=hidden, progressbar=progressbar)
     places = np.argwhere(hidden.numpy())
     coords = {
         dim: (
@@ -77,7 +92,8 @@ def predict(
     """See `Fit.predict`."""
     if not all(0 <= q <= 1 for q in quantiles):
         raise DataError(f"predict: quantiles must lie between 0 and 1, got {list(quantiles)}")
-    drawn = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
+    found = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
+    drawn = found["x"] if isinstance(found, xr.Dataset) else found
     hidden = torch.isnan(read(fit, x, u)[1]).numpy()
     one = drawn.isel(draw=0, drop=True)  # means of equal numbers round
     ends = xr.where(hidden, drawn.quantile(list(quantiles), "draw"), one)
@@ -102,34 +118,52 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     return answer.assign_coords(ahead=np.arange(1, horizon + 1))
 
 
-def posterior_predictive(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
+def posterior_predictive(
+    fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None
+) -> xr.DataArray | xr.Dataset:
     """See `Fit.posterior_predictive`."""
     observations, data, inputs = read(fit, x, u)
-    require_memory("posterior_predictive", draws, data.numel(), "pass fewer draws")
+    size = data.numel() + sum(value.numel() for value in outcomes(fit, data, inputs).values())
+    require_memory("posterior_predictive", draws, size, "pass fewer draws")
 
-    def replicate(theta: predictive.Theta) -> Tensor:
-        return predictive.replicate(fit.model, theta, data, u=inputs)
+    def replicate(theta: predictive.Theta) -> Named:
+        return predictive.replicates(fit.model, theta, data, u=inputs)
 
-    values = _predict(fit, "posterior_predictive", replicate, draws, random_seed)
-    return _label(fit, observations, values, ("draw", *_dims(observations))).rename(observations.name)
+    return _labelled(fit, observations, _predict(fit, "posterior_predictive", replicate, draws, random_seed))
 
 
-def log_likelihood(fit: "Fit", x: object, draws: int, *, u: object, per: str, random_seed: int | None) -> xr.DataArray:
+def outcomes(fit: "Fit", data: Tensor, inputs: Inputs) -> Named:
+    """Other outcomes than the data, by site; a program that observes nothing of the data is refused here."""
+    with private_stream(0):
+        return predictive.other_outcomes(fit.model, predictive.at(fit.posterior.draws(1), 0), data, u=inputs)
+
+
+def log_likelihood(
+    fit: "Fit", x: object, draws: int, *, u: object, per: str, random_seed: int | None
+) -> xr.DataArray | xr.Dataset:
     """See `Fit.log_likelihood`."""
-    if per not in ("row", "step"):
-        raise DataError(f'log_likelihood: per must be "row" or "step", got {per!r}; choose one')
+    if per not in ("row", "step", "site"):
+        raise DataError(f'log_likelihood: per must be "row", "step" or "site", got {per!r}; choose one')
     observations, data, inputs = read(fit, x, u)
     dims = _dims(observations)
     if per == "step" and dims[1:2] != ("time",):
         raise DataError(f'log_likelihood: per="step" is for data with time, got {", ".join(dims)}; ask for rows')
     require_memory("log_likelihood", draws, data.shape[: 1 + (per == "step")].numel(), "pass fewer draws")
-    one = steps.log_steps if per == "step" else predictive.log_likelihood
+    ways: dict[str, Callable[..., Any]] = {
+        "row": predictive.log_likelihood,
+        "step": steps.log_steps,
+        "site": predictive.log_likelihoods,
+    }
+    one = ways[per]
 
-    def score(theta: predictive.Theta) -> Tensor:
+    def score(theta: predictive.Theta) -> Any:  # noqa: ANN401 (a tensor, or one for each site)
         return one(fit.model, theta, data, u=inputs)
 
     with estimates() as said:
         values = _predict(fit, "log_likelihood", score, draws, random_seed)
+    if per == "site":
+        means = {name: torch.logsumexp(value, 0) - np.log(draws) for name, value in values.items()}
+        return xr.Dataset({name: _label(fit, observations, mean, dims[:1]) for name, mean in means.items()})
     if per == "row":
         mean = torch.logsumexp(values, 0) - np.log(draws)
         return _label(fit, observations, mean, dims[:1]).rename("log_likelihood").assign_attrs(said.attrs)
@@ -153,13 +187,13 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
 def _predict(
     fit: "Fit",
     who: str,
-    answer: Callable[[predictive.Theta], Tensor],
+    answer: Callable[[predictive.Theta], Any],
     draws: int,
     random_seed: int | None,
     *,
     keep: Tensor | None = None,
     progressbar: bool = True,
-) -> Tensor:
+) -> Any:  # noqa: ANN401 (what the answer is)
     """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.predictions.over_draws`."""
     hidden = not progressbar
     with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
@@ -168,6 +202,28 @@ def _predict(
 
 def _dims(observations: xr.DataArray) -> tuple[str, ...]:
     return tuple(map(str, observations.dims))
+
+
+def _labelled(fit: "Fit", observations: xr.DataArray, values: Named) -> xr.DataArray | xr.Dataset:
+    """Draws of the data, or of them and of each other outcome by its site."""
+    dims = _dims(observations)
+    found = _label(fit, observations, values["x"], ("draw", *dims)).rename(observations.name)
+    if len(values) == 1:
+        return found
+    own = {
+        name: _label(fit, observations, value, ("draw", *outcome_dims(name, value[0], observations)))
+        for name, value in values.items()
+        if name != "x"
+    }
+    return xr.Dataset({"x": found, **own})
+
+
+def outcome_dims(name: str, value: Tensor, observations: xr.DataArray) -> tuple[str, ...]:
+    """Names of the axes of another outcome: its rows are those of the data if there are as many."""
+    dims = [f"{name}_dim_{axis}" for axis in range(value.ndim)]
+    if value.ndim and len(value) == len(observations):
+        dims[0] = str(observations.dims[0])
+    return tuple(dims)
 
 
 def _label(fit: "Fit", observations: xr.DataArray, values: Tensor, dims: tuple[str, ...]) -> xr.DataArray:

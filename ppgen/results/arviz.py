@@ -22,6 +22,7 @@ from ppgen.data.inputs import INPUT, input_dims
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError
 from ppgen.predictions import predictive
+from ppgen.results.answers import outcome_dims, outcomes
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws
 from ppgen.results.reading import Read
@@ -53,9 +54,13 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     notes: dict[str, str] = {}
     if read is not None:
         observations, x, u = read
+        others = outcomes(fit, x, u)
         with estimates() as said:
-            groups |= _data_groups(fit, theta, x, u)
+            groups |= _data_groups(fit, theta, x, u, others)
         notes = said.attrs
+        rows = list(map(str, observations.dims[:1]))
+        dims |= dict.fromkeys(groups.get("log_likelihood", {}), rows)
+        dims |= {name: list(outcome_dims(name, value, observations)) for name, value in others.items()}
         dims |= {"x": list(map(str, observations.dims))}
         dims |= input_dims(u, fit.model.data_dims)
         _check_names(list(u) if isinstance(u, Mapping) else [], set(map(str, observations.dims)))
@@ -66,7 +71,7 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     _name_inputs(fit, tree)
     if read is None or "log_likelihood" not in tree:
         return tree
-    return _without_empty_rows(tree, read[1], str(read[0].dims[0]))
+    return _without_empty_rows(tree, str(read[0].dims[0]))
 
 
 def _name_inputs(fit: "Fit", tree: xr.DataTree) -> None:
@@ -101,29 +106,39 @@ def _sample_stats(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None, dr
     return {**stats, "lp": joint.reshape(stats["log_q"].shape)}
 
 
-def _without_empty_rows(tree: xr.DataTree, x: Tensor, row: str) -> xr.DataTree:
+def _without_empty_rows(tree: xr.DataTree, row: str) -> xr.DataTree:
     """Leave rows in which nothing was observed out of the log-likelihood: they have none, and break PSIS."""
-    seen = (~torch.isnan(x)).reshape(len(x), -1).any(1).nonzero()[:, 0].numpy()
+    observed = [value for value in tree["observed_data"].data_vars.values() if row in value.dims]
+    some = [value.notnull().any([dim for dim in value.dims if dim != row]).values for value in observed]
+    seen = np.flatnonzero(np.any(some, axis=0))
     tree["log_likelihood"] = xr.DataTree(tree["log_likelihood"].to_dataset().isel({row: seen}))
     return tree
 
 
-def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Inputs) -> dict[str, Group]:
+def _data_groups(
+    fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Inputs, others: Mapping[str, Tensor]
+) -> dict[str, Group]:
     """Likelihood, predictive and prior groups."""
     shape = next(iter(theta.values())).shape[:2]
     count = shape.numel()
-    require_memory("to_arviz", count + PRIOR_DRAWS, x.numel(), "pass fewer draws, or no x")
+    size = x.numel() + sum(value.numel() for value in others.values())
+    require_memory("to_arviz", count + PRIOR_DRAWS, size, "pass fewer draws, or no x")
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
     prior = predictive.priors(fit.model, x, min(count, PRIOR_DRAWS), u=u)
 
-    def likelihood(theta: predictive.Theta) -> Tensor:
-        return predictive.log_likelihood(fit.model, theta, x, u=u)
+    def likelihood(theta: predictive.Theta) -> dict[str, Tensor]:
+        return {"x": predictive.log_likelihood(fit.model, theta, x, u=u)}
 
-    def replicate(theta: predictive.Theta) -> Tensor:
-        return predictive.replicate(fit.model, theta, x, u=u)
+    def of_sites(theta: predictive.Theta) -> dict[str, Tensor]:
+        return predictive.log_likelihoods(fit.model, theta, x, u=u)
+
+    def replicate(theta: predictive.Theta) -> dict[str, Tensor]:
+        return predictive.replicates(fit.model, theta, x, u=u)
 
     constant = {} if u is None else {"constant_data": _numpy(u if isinstance(u, Mapping) else {"u": u})}
     likely = _unless_refused("log_likelihood", lambda: _answers(likelihood, flat, shape))
+    if likely and _has_several_sites(of_sites, flat):
+        likely["log_likelihood"] = {**_answers(of_sites, flat, shape), **likely["log_likelihood"]}
     prior_of_all = {**prior, **_deterministic(fit, prior, x, u)}
     return (
         likely
@@ -131,7 +146,7 @@ def _data_groups(fit: "Fit", theta: dict[str, Tensor], x: Tensor, u: Inputs) -> 
             "posterior_predictive": _answers(replicate, flat, shape),
             "prior": _numpy({site: value[None] for site, value in prior_of_all.items()}),
             "prior_predictive": _answers(replicate, prior, torch.Size([1, min(count, PRIOR_DRAWS)])),
-            "observed_data": _numpy({"x": x}),
+            "observed_data": _numpy({"x": x, **others}),
         }
         | constant
     )
@@ -178,8 +193,19 @@ def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]
         return {}
 
 
-def _answers(answer: Callable[[predictive.Theta], Tensor], draws: Mapping[str, Tensor], shape: torch.Size) -> Group:
-    return _numpy({"x": predictive.gather(answer, draws).unflatten(0, shape)})
+def _has_several_sites(of_sites: Callable[[predictive.Theta], dict[str, Tensor]], draws: Mapping[str, Tensor]) -> bool:
+    """Whether a row's density is that of several sites, each of which can be had."""
+    try:
+        return len(of_sites(predictive.at(draws, 0))) > 1
+    except FitError:
+        return False
+
+
+def _answers(
+    answer: Callable[[predictive.Theta], dict[str, Tensor]], draws: Mapping[str, Tensor], shape: torch.Size
+) -> Group:
+    found: dict[str, Tensor] = predictive.gather(answer, draws)
+    return _numpy({name: value.unflatten(0, shape) for name, value in found.items()})
 
 
 def _tree(

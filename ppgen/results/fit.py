@@ -88,7 +88,8 @@ class Fit:
         """Predictive draws of exactly the missing entries; observed entries are the data, bit for bit.
 
         Trailing NaN is the end of a sequence and stays NaN; see `forecast`. ``sparse`` gives a Dataset with ``x``
-        (draw, missing) and the place of each missing entry, which is all that a large recording needs.
+        (draw, missing) and the place of each missing entry, which is all that a large recording needs. Further outcomes
+        of a plain function come along as in `posterior_predictive`.
 
         Raises
         ------
@@ -124,8 +125,12 @@ class Fit:
 
     def posterior_predictive(
         self, x: object, draws: int = 500, *, u: object = None, random_seed: int | None = None
-    ) -> xr.DataArray:
-        """Replicated data sets of the shape of ``x`` (NaN past the end of a sequence), (draw, *dims of x)."""
+    ) -> xr.DataArray | xr.Dataset:
+        """Replicated data sets of the shape of ``x`` (NaN past the end of a sequence), (draw, *dims of x).
+
+        Of a plain function with further outcomes (sites that observe other arguments of it) a Dataset: ``x``, and each
+        of those by the name of its site. Entries of ``x`` that no site observes stay as they are.
+        """
         return answers.posterior_predictive(self, x, draws, u=u, random_seed=random_seed)
 
     def log_likelihood(
@@ -136,8 +141,11 @@ class Fit:
         u: object = None,
         per: str = "row",
         random_seed: int | None = None,
-    ) -> xr.DataArray:
+    ) -> xr.DataArray | xr.Dataset:
         """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta).
+
+        All observed sites of a row count. ``per="site"`` gives a Dataset with that of each by itself; their draws of
+        p(x | theta), not these means, sum to the row's.
 
         Where p(x | theta) has no closed form, it is estimated without bias, and ``attrs`` says so.
 

@@ -186,7 +186,7 @@ def test_a_vector_has_no_forecast():
         found.forecast(X[:, 0], 3, draws=5)
 
 
-def test_data_under_two_names_are_fitted_and_predictions_say_which_names_there_are():
+def test_data_under_two_names_are_predicted_and_other_data_are_refused_with_the_names_there_are():
     class Split(Once):
         def model(self, x, *, u=None, total=None):
             centre = pyro.sample("centre", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
@@ -194,9 +194,14 @@ def test_data_under_two_names_are_fitted_and_predictions_say_which_names_there_a
                 pyro.sample("left", dist.Normal(centre[0], 1.0), obs=x[:, 0])
                 pyro.sample("right", dist.Normal(centre[1], 1.0), obs=x[:, 1])
 
-    with pytest.raises(FitError, match=r"must be named \"x\", got \['left', 'right'\]; rename"):
-        fit(Split()).posterior_predictive(X, draws=5)
-    assert "rename" in str(ppgen.check(Split(), X, random_seed=0))
+    class Scaled(Split):
+        def model(self, x, *, u=None, total=None):
+            super().model(2 * x, u=u, total=total)
+
+    assert fit(Split()).posterior_predictive(X, draws=5).shape == (5, *X.shape)
+    assert ppgen.check(Split(), X, random_seed=0).table.set_index("check")["ok"]["same seed, same draws"]
+    with pytest.raises(FitError, match=r"observe the data x that it is asked about, got \['left', 'right'\]"):
+        fit(Scaled()).posterior_predictive(X, draws=5)
 
 
 def test_a_parameter_of_another_shape_at_prediction_is_named():

@@ -336,5 +336,5 @@ def test_steps_of_a_series_are_scored_one_by_one_and_sum_to_its_density(hmm_fit,
     np.testing.assert_allclose(found.sel(sequence="mouse")[5:9], 0, atol=1e-12)
     with pytest.raises(DataError, match='per="step" is for data with time, got row, target; ask for rows'):
         line[0].log_likelihood(line[1], u=line[2], per="step")
-    with pytest.raises(DataError, match='per must be "row" or "step", got \'steps\''):
+    with pytest.raises(DataError, match='per must be "row", "step" or "site", got \'steps\''):
         hmm_fit.log_likelihood(recordings, per="steps")
