@@ -26,10 +26,12 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
+import xarray as xr
 from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppgen.data.arrays import as_observations
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 
@@ -79,6 +81,15 @@ class Model(nn.Module, ABC):
         if "_mean_field" not in self.__dict__:
             self.__dict__["_mean_field"] = AutoNormal(self.model)
         self.__dict__["_mean_field"](x, u=u, total=total)
+
+    def observations(self, x: object) -> xr.DataArray:
+        """Data as people hold them, as one labelled array with the axes ``data_dims``; NaN is what was not observed.
+
+        Every engine and every answer of a fit reads ``x`` by this, and gives its values to `model`. By default it takes
+        all that :func:`ppgen.data.as_observations` takes. A model whose data come in another form (documents in a
+        sparse matrix, say) reads them here, and arrays of the form that it answers with as well.
+        """
+        return as_observations(x, dims=self.data_dims)
 
     def check(self, x: Tensor) -> None:  # noqa: B027 (a model without demands has nothing to refuse)
         """Refuse data that this model cannot take, in words."""

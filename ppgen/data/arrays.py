@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,18 @@ import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
+from scipy.sparse import issparse
 from torch import Tensor
 
 from ppgen.data.indexes import check_times, index_labels, shared_labels
 from ppgen.data.tables import as_frame, real_numbers
+from ppgen.data.views import beside
 from ppgen.errors import DataError
 
 __all__ = ["as_observations", "lengths", "like", "to_tensor"]
 
 DIMS = ("sequence", "time", "feature")
+LARGEST_DENSE = 2**30  # bytes of a sparse matrix, made dense
 
 
 def as_observations(
@@ -39,6 +43,9 @@ def as_observations(
         - a DataFrame or Series of numbers (booleans are 0 and 1, a missing entry of any type is NaN): where there are
           three dims one sequence, rows are the second dim, columns the third; where there are two, rows and columns;
           where there is one, the only column;
+        - where there are two dims, neither of them time, a dict of tables {view: rows and columns} side by side, their
+          rows matched by label; see :func:`ppgen.data.views.beside`;
+        - a sparse matrix, of scipy or torch, that takes no more than 1 GB when dense; what it does not hold is zero;
         - a DataArray with these dims by name (the first may be absent), or a Dataset that holds just one.
     dims
         Names of the axes. The meaning of an axis is never guessed from its length.
@@ -56,8 +63,8 @@ def as_observations(
     Raises
     ------
     DataError
-        Wrong number of axes or dim names, text, objects, complex numbers, infinite values, or dates that do not go
-        forward; said in words.
+        Wrong number of axes or dim names, a sparse matrix that would be too large, text, objects, complex numbers,
+        infinite values, or dates that do not go forward; said in words.
 
     Examples
     --------
@@ -70,6 +77,9 @@ def as_observations(
         array = _from_xarray(x, dims, name)
     elif isinstance(x, pd.DataFrame | pd.Series):
         array = _from_table(x, dims, name)
+    elif isinstance(x, Mapping) and _is_views(x, dims):
+        read = {str(view): as_observations(one, dims=dims, name=f"{name}[{view!r}]") for view, one in x.items()}
+        array = beside(read, name)
     elif isinstance(x, Mapping):
         array = _from_ragged(list(x.values()), dims, name, labels=[str(k) if not _scalar(k) else k for k in x])
     elif isinstance(x, list | tuple):
@@ -144,6 +154,8 @@ def _from_table(x: pd.DataFrame | pd.Series, dims: tuple[str, ...], name: str) -
     if len(dims) == 3:
         return _from_table(x, dims[1:], name).expand_dims(dims[0])
     frame = as_frame(x)
+    if any(isinstance(kind, pd.SparseDtype) for kind in frame.dtypes):
+        _check_dense_size(frame.shape, name)
     _check_table(frame, dims, name)
     values = real_numbers(f"{name}:", frame)
     coords: dict[str, Any] = {}
@@ -223,8 +235,10 @@ def _with_times(array: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
+    if issparse(x) or (isinstance(x, Tensor) and x.layout != torch.strided):
+        x = _dense(x, name)
     if isinstance(x, Tensor):
-        x = x.detach().cpu().to_dense().resolve_conj().numpy()
+        x = x.detach().cpu().resolve_conj().numpy()
     if not isinstance(x, np.ndarray):
         raise DataError(
             f"{name}: must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got {type(x).__name__}"
@@ -234,6 +248,25 @@ def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
             f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; add or name axes"
         )
     return xr.DataArray(_floats(x, name), dims=dims)
+
+
+def _is_views(x: Mapping[Any, Any], dims: tuple[str, ...]) -> bool:
+    """Whether a dict holds tables of rows, not rows."""
+    return len(dims) == 2 and "time" not in dims and any(getattr(one, "ndim", 1) == 2 for one in x.values())
+
+
+def _dense(x: Any, name: str) -> object:  # noqa: ANN401 (a sparse matrix of torch or scipy)
+    _check_dense_size(x.shape, name)
+    return x.to_dense() if isinstance(x, Tensor) else x.toarray()
+
+
+def _check_dense_size(shape: Sequence[int], name: str) -> None:
+    size = math.prod(shape) * 8
+    if size > LARGEST_DENSE:
+        raise DataError(
+            f"{name}: a sparse matrix must take {LARGEST_DENSE / 2**30:.0f} GB at most when dense, as this model reads "
+            f"it, got {tuple(shape)}, {size / 2**30:.1f} GB; select rows or columns, or use a model of sparse data"
+        )
 
 
 def _floats(x: np.ndarray, name: str) -> np.ndarray:

@@ -6,9 +6,11 @@ from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
+import xarray as xr
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from ppgen.data.arrays import as_observations
 from ppgen.data.parts import Inputs
 from ppgen.model import Model
 from ppgen.programs.memory import NAME
@@ -16,6 +18,7 @@ from ppgen.programs.memory import NAME
 __all__ = ["Function", "cast", "copy_model", "make_local", "moved", "owner", "private"]
 
 M = TypeVar("M", bound=Model)
+TAKEN = ("x", "chain", "draw")  # names of axes that answers have for themselves
 
 
 @final
@@ -39,6 +42,14 @@ class Function(Model):
     @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         return {}
+
+    def observations(self, x: object) -> xr.DataArray:
+        """Data with their own names of axes where they have some, but for those that answers have for themselves."""
+        dims = self.data_dims
+        if isinstance(x, xr.DataArray) and x.ndim == len(dims):
+            x = x.rename({dim: own for dim, own in zip(x.dims, dims, strict=True) if dim in TAKEN})
+            dims = tuple(map(str, x.dims))
+        return as_observations(x, dims=dims)
 
     def model(self, x: Tensor, *, u: Inputs = None, total: int | None = None) -> None:
         """The function, with its other arguments as they were."""

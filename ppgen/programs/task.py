@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.data.arrays import to_tensor
 from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
 from ppgen.data.parts import rejoined
 from ppgen.errors import DataError
@@ -78,7 +78,7 @@ def read(
     check_keywords(who, model.model, f"{type(model).__name__}.model", ("u",))
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")
-    observations = as_observations(args[0], dims=model.data_dims)
+    observations = model.observations(args[0])
     names = None
     if beside is not None and beside.observations is not None and beside.inputs is not None:
         observations = aligned_features(who, observations, labels_of(beside.observations))

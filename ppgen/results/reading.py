@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import xarray as xr
 from torch import Tensor
 
-from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.data.arrays import to_tensor
 from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Read", "read"]
 
-TAKEN = ("x", "chain", "draw")  # names that answers have for themselves
-
 Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
 
@@ -27,17 +25,13 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     """Read ``x`` and ``u`` as the fit's model takes them.
 
     Named features and inputs are brought into the order of the fit, and rows of ``u`` into that of the rows of ``x``.
-    Rows of ``x`` stay where they are. Dims of the data of a plain function are called as they came.
+    Rows of ``x`` stay where they are.
 
     Raises
     ------
     DataError : data or inputs that the fit cannot be asked about, in words.
     """
-    dims = fit.model.data_dims
-    if isinstance(fit.model, Function) and isinstance(x, xr.DataArray) and x.ndim == len(dims):
-        x = x.rename({dim: own for dim, own in zip(x.dims, dims, strict=True) if dim in TAKEN})
-        dims = tuple(map(str, x.dims))
-    observations = aligned_features("Fit", as_observations(x, dims=dims), fit.labels)
+    observations = aligned_features("Fit", fit.model.observations(x), fit.labels)
     data = to_tensor(observations)
     fit.model.check(data)
     inputs = read_inputs("Fit", u, observations, fit.labels)

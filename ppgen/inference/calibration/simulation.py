@@ -15,7 +15,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data.arrays import as_observations, to_tensor
+from ppgen.data.arrays import to_tensor
 from ppgen.data.inputs import read_inputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
@@ -77,7 +77,7 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
     if isinstance(model, Model):
         if len(args) != 1:
             raise DataError(f"calibrate: a model takes template data x and nothing else, got {len(args)} arguments")
-        labelled = as_observations(args[0], dims=model.data_dims)
+        labelled = model.observations(args[0])
         x = to_tensor(labelled)
         model = copy_model(model)
         model.check(x)
