@@ -8,7 +8,7 @@ import pandas as pd
 
 from ppgen.errors import DataError
 
-__all__ = ["check_times", "index_labels", "shared_labels"]
+__all__ = ["check_times", "index_labels", "plain_labels", "shared_labels"]
 
 UNEVEN = 1.5  # times the shortest step is the longest of an even axis, as that of months
 
@@ -23,6 +23,12 @@ def index_labels(index: pd.Index) -> np.ndarray:
     if isinstance(index, pd.DatetimeIndex) and index.tz is not None:
         index = index.tz_convert("UTC").tz_localize(None)
     return np.asarray(index, dtype=str) if index.inferred_type == "string" else index.to_numpy()
+
+
+def plain_labels(labels: object) -> list[int | float | bool | str]:
+    """Labels of any kind as numbers and text, which any file can hold."""
+    values = np.asarray(labels)
+    return [one if values.dtype.kind in "biuf" else str(one) for one in values.tolist()]
 
 
 def shared_labels(labels: Sequence[np.ndarray | None], name: str) -> np.ndarray | None:

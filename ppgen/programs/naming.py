@@ -4,23 +4,40 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
 
 from ppgen.errors import DataError
 from ppgen.model import Model
+from ppgen.programs.program import Function
+from ppgen.rng import private_stream
 
 __all__ = ["check_dims", "check_guide", "check_keywords", "wrong_dims"]
 
 
-def check_dims(who: str, model: Model, shapes: Mapping[str, Sequence[int]], *, whole: bool = True) -> None:
+def check_dims(
+    who: str,
+    model: Model,
+    shapes: Mapping[str, Sequence[int]],
+    program: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    whole: bool = True,
+) -> None:
     """Refuse ``dims`` and ``coords`` that do not fit the shapes of sites, before a run is paid for.
 
-    Without the ``whole`` data, as in a minibatch, only axes are counted: their lengths may be those of a part.
+    Without the ``whole`` data, as in a minibatch, only axes are counted: their lengths may be those of a part. Names
+    for a plain function may also be of what it records and learns, which a run of its ``program`` shows.
 
     Raises
     ------
-    DataError : see `wrong_dims`.
+    DataError : see `wrong_dims`; or names for what the function does not have.
     """
+    if isinstance(model, Function) and (model.coords or set(model.dims) - set(shapes)):
+        shapes = {**_all_shapes(program, args), **shapes}
+        _check_known(who, model, shapes)
     if wrong := wrong_dims(model, shapes, whole=whole):
         raise DataError(f"{who}: {wrong[0]}")
 
@@ -52,6 +69,30 @@ def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]], *, whole: bool
                 f"coords of axis {axis!r} must be {sizes[axis][1]} labels, got {len(labels)}; write one for each"
             )
     return wrong
+
+
+def _all_shapes(program: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, torch.Size]:
+    """Shapes of everything that a program samples, records and learns, but for what it observes."""
+    with private_stream(0), torch.no_grad():
+        nodes: dict[str, Any] = dict(poutine.trace(program).get_trace(*args).nodes)
+    found = {}
+    for name, site in nodes.items():
+        recorded = site["type"] == "sample" and site["infer"].get("_deterministic")
+        latent = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        if (recorded or latent or site["type"] == "param") and isinstance(site["value"], Tensor):
+            found[name] = site["value"].shape
+    return found
+
+
+def _check_known(who: str, model: Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    if unknown := sorted(set(model.dims) - set(shapes)):
+        raise DataError(
+            f"{who}: dims must name sites that the function samples or records, {sorted(shapes)}, got {unknown}; data "
+            "bring names of their own, as a DataFrame or a DataArray"
+        )
+    axes = {axis for names in model.dims.values() for axis in names}
+    if unknown := sorted(set(model.coords) - axes):
+        raise DataError(f"{who}: coords must label axes of dims, {sorted(axes)}, got {unknown}; name them in dims")
 
 
 def check_keywords(who: str, program: Callable[..., Any], name: str, keywords: Sequence[str]) -> None:

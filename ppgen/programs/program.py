@@ -1,7 +1,7 @@
 """Programs as engines take them: a plain Pyro function as a `Model`, and arguments of any kind as tensors."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ppgen.data.arrays import as_observations
+from ppgen.data.indexes import plain_labels
 from ppgen.data.parts import Inputs
 from ppgen.model import Model
 from ppgen.programs.memory import NAME
@@ -26,13 +27,21 @@ class Function(Model):
     """``function(*args)`` as a model of its first argument, the rest held fixed; without arguments, of nothing.
 
     Such a fit can be asked for `diagnose` and `to_arviz`; and, where the first argument is the data and is sampled in
-    a plate over its rows, for predictions.
+    a plate over its rows, for predictions. ``dims`` and ``coords`` are names of axes, as those of a `Model`.
     """
 
     data_dims: ClassVar[tuple[str, ...]] = ("row",)
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
         super().__init__()
+        self._dims = {site: (axes,) if isinstance(axes, str) else tuple(axes) for site, axes in (dims or {}).items()}
+        self._coords = {axis: plain_labels(labels) for axis, labels in (coords or {}).items()}
         self.function, self.takes_data = function, bool(args)
         self.rest = tuple(_as_tensor(value) for value in args[1:])  # as engines give them to the function
         make_local([self])
@@ -41,7 +50,11 @@ class Function(Model):
 
     @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
-        return {}
+        return self._dims
+
+    @property
+    def coords(self) -> Mapping[str, Sequence[Any]]:
+        return self._coords
 
     def observations(self, x: object) -> xr.DataArray:
         """Data with their own names of axes where they have some, but for those that answers have for themselves."""

@@ -1,6 +1,6 @@
 """What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -56,11 +56,19 @@ class Task:
 
 
 def read(
-    who: str, model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, *, beside: Task | None = None
+    who: str,
+    model: Model | Callable[..., Any],
+    args: tuple[Any, ...],
+    u: object,
+    *,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    beside: Task | None = None,
 ) -> Task:
     """Read what an engine was called with: a `Model`, its data and inputs; or a function and its arguments.
 
     Named features and inputs of what is looked at ``beside`` the data of a task are brought into the order of those.
+    ``dims`` and ``coords`` name the axes of a function's sites.
 
     Raises
     ------
@@ -72,9 +80,11 @@ def read(
         if u is not None:
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
         args = as_arguments(who, model, args)
-        function = Function(private(model), args)
+        function = Function(private(model), args, dims, coords)
         remember(function, data=digest(args[0]) if args else None)
         return Task(function, None, args, {})
+    if dims is not None or coords is not None:
+        raise DataError(f"{who}: dims and coords are for functions; write {type(model).__name__}.dims and .coords")
     check_keywords(who, model.model, f"{type(model).__name__}.model", ("u",))
     if len(args) != 1:
         raise DataError(f"{who}: a model takes its data x and nothing else in order, got {len(args)} arguments")

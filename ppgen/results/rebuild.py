@@ -91,6 +91,7 @@ def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str,
         "function": _name(model.function),
         "captured": _captured(model.function),
         "arguments": {"rest": rest, "takes_data": model.takes_data, "data_dims": list(model.data_dims)},
+        "axes": {"dims": {site: list(axes) for site, axes in model.dims.items()}, "coords": dict(model.coords)},
     }
 
 
@@ -102,7 +103,9 @@ def _rebuild_function(description: Mapping[str, Any], tensors: Mapping[str, Tens
     _check_captured(name, description.get("captured", {}), _captured(given))
     arguments = description["arguments"]
     rest = tuple(_decode(value, tensors, {}) for value in arguments["rest"])
-    model = Function(private(given), (None, *rest) if arguments["takes_data"] else ())
+    axes = description.get("axes", {"dims": {}, "coords": {}})  # fits saved before had none
+    args = (None, *rest) if arguments["takes_data"] else ()
+    model = Function(private(given), args, axes["dims"], axes["coords"])
     model.__dict__["data_dims"] = tuple(arguments["data_dims"])
     return model
 

@@ -67,6 +67,8 @@ def test_every_engine_and_answer_reads_data_as_the_model_says(engine):
     assert found["word"].values.tolist() == ["cat", "dog"]
     assert fit.log_likelihood(DOCUMENTS[:3], draws=10).sizes == {"document": 3}
     assert len(fit.diagnose(DOCUMENTS).table)
+    for tree in (fit.to_arviz(draws=3), fit.to_arviz(DOCUMENTS, draws=3)):
+        assert tree["posterior"]["word"].values.tolist() == ["cat", "dog"]
 
 
 def test_calibration_and_the_laws_read_data_as_the_model_says():

@@ -286,6 +286,6 @@ def test_latents_of_rows_go_with_their_rows(model, data):
 
 def test_the_page_on_own_models_runs_and_its_model_keeps_the_laws(capsys):
     page = (Path(__file__).parents[2] / "docs" / "models" / "your_own.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     exec(compile(code.replace("batch_size=50", "batch_size=50, max_steps=5, progressbar=False"), "page", "exec"), {})
     assert capsys.readouterr().out.startswith("No problem found: 10 of 10 checks passed.")

@@ -29,6 +29,7 @@ from ppgen.inference.calibration.posteriors import ENGINES, Drawn, Engine, draw
 from ppgen.inference.calibration.quantities import Quantity, evaluated, imputed, log_likelihoods, parameters
 from ppgen.inference.calibration.ranks import effective_sizes, pit, verdict
 from ppgen.inference.calibration.simulation import Data, Joint, Simulated, joint, stacked
+from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.rng import private_stream
 
@@ -78,6 +79,7 @@ class Calibration:
         self.to_arviz().to_netcdf(Path(path), engine="h5netcdf")
 
 
+@known_keywords("calibrate")
 def calibrate(
     model: Model | Callable[..., Any],
     *args: Any,  # noqa: ANN401 (the program's own)

@@ -23,6 +23,7 @@ from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.programs.arguments import as_arguments
 from ppgen.programs.density import Density, density, quiet
+from ppgen.programs.naming import check_keywords
 from ppgen.programs.program import copy_model
 from ppgen.rng import private_stream
 
@@ -77,6 +78,7 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
     if isinstance(model, Model):
         if len(args) != 1:
             raise DataError(f"calibrate: a model takes template data x and nothing else, got {len(args)} arguments")
+        check_keywords("calibrate", model.model, f"{type(model).__name__}.model", ("u",))
         labelled = model.observations(args[0])
         x = to_tensor(labelled)
         model = copy_model(model)

@@ -9,7 +9,7 @@ References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancour
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -29,9 +29,10 @@ from ppgen.inference.mcmc.sampling import Run, first_tuning
 from ppgen.inference.mcmc.starts import Start, pathfinder, uniform
 from ppgen.inference.mcmc.store import MEMORY, Arrays, Saved
 from ppgen.inference.vb.checkpoint import described
+from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
-from ppgen.programs.density import Density, density, home
+from ppgen.programs.density import Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.task import read
@@ -51,10 +52,13 @@ CHUNK = 1 << 22  # numbers of draws that are converted at a time
 DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
 
 
+@known_keywords("mcmc")
 def fit(
     model: Model | Callable[..., Any],
     *args: Any,  # noqa: ANN401 (the program's own)
     u: object = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
     draws: int | None = None,
     min_ess: float | None = None,
     tune: int | None = None,
@@ -82,6 +86,8 @@ def fit(
         observed; of a function its arguments.
     u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
         numbers stay whole (an index of a group, say).
+    dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
+        a `Model` says them itself.
     draws : kept draws of each chain, exactly so many; with ``min_ess``, at most.
     min_ess : stop when the least effective size (bulk, tail and mean of every entry of every site, labels aligned, and
         of the log density) is so large, after 100 draws or more. Without ``draws`` it is 1000, and a chain has at most
@@ -127,11 +133,13 @@ def fit(
     place = as_device("mcmc", device) or home(model, args)
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
-    task = read("mcmc", model, args, u)
+    task = read("mcmc", model, args, u, dims=dims, coords=coords)
     with private_stream(random_seed) as seed, held(folder, "mcmc"):
         program = task.model.function if isinstance(task.model, Function) else task.model
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
-        check_dims("mcmc", task.model, {name: site.shape for name, site in target.sites.items()})
+        with quiet(target.dtype, target.device):
+            shapes = {name: site.shape for name, site in target.sites.items()}
+            check_dims("mcmc", task.model, shapes, target.program, target.args)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=0)

@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, named_guide
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.parallel import group, own_device, world_size
 from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
+from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.density import density, home, quiet
@@ -67,10 +68,13 @@ MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed d
 Guide = str | Callable[..., Any] | None
 
 
+@known_keywords("svi")
 def fit(
     model: Model | Callable[..., Any],
     *args: Any,  # noqa: ANN401 (the program's own)
     u: object = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
     guide: Guide = None,
     max_steps: int | None = None,
     lr: float | None = None,
@@ -102,6 +106,8 @@ def fit(
         observed; of a function its arguments.
     u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
         numbers stay whole (an index of a group, say).
+    dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
+        a `Model` says them itself.
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
         as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
         without one gets ``"mean_field"``.
@@ -154,7 +160,7 @@ def fit(
     folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
     dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
-    task = _read(model, args, u, as_dtype("svi", dtype), place)
+    task = _read(model, args, u, as_dtype("svi", dtype), place, dims=dims, coords=coords)
     _check_batch(task, options, world_size())
     guide = _beside(guide, model, task)
     outside = _held_out(task, held_out, held_out_u, dtype, place)
@@ -242,10 +248,10 @@ def _climb(
 
 def _read(
     model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
-    *, beside: Task | None = None,
+    **more: Any,  # noqa: ANN401 (what `read` takes beside these)
 ) -> Task:  # fmt: skip
     """What is fitted, in one type on one device; a model is told how many rows there are."""
-    task = read("svi", model, args, u, beside=beside).to(device, dtype)
+    task = read("svi", model, args, u, **more).to(device, dtype)
     if task.observations is not None:
         check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))
     return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
@@ -291,7 +297,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
-    check_dims("svi", model, objective.plan.shapes, whole=batch_size is None)
+    check_dims("svi", model, objective.plan.shapes, program, args, whole=batch_size is None)
     parameters = Parameters(objective, declared)
     if not parameters.leaves:
         raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")

@@ -34,6 +34,7 @@ from ppgen.errors import DataError, FitError
 from ppgen.expecting import first_factors, observed_given
 from ppgen.inference.vb.batches import Batches
 from ppgen.inference.vb.checkpoint import Checkpoint, State, described
+from ppgen.keywords import known_keywords
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.isolated import isolated
@@ -65,6 +66,7 @@ class Options:
     entries: int = 1
 
 
+@known_keywords("vb")
 def fit(
     model: Conjugate,
     x: object,
