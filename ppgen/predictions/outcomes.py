@@ -137,14 +137,24 @@ def _places(model: Model, theta: Theta, x: Tensor, u: Inputs, names: list[str]) 
 
     tangent: Any = vjp(marked, data, has_aux=True)
     marks, pull, values = tangent
-    found = {}
-    for name in names:
-        place = _place(pull(_only(name, marks))[0].reshape(-1), values[name], data)
-        if place is not None:
-            found[name] = place
+    slopes = {name: pull(_only(name, marks))[0].reshape(-1) for name in names}
+    places = {name: _place(slopes[name], values[name], data) for name in names}
+    found = {name: place for name, place in places.items() if place is not None}
+    _check_all_found(model, {name: slope for name, slope in slopes.items() if name not in found}, found)
     if found and not any(is_mapped(value) for value in theta.values()):  # nothing can be said of those
         _check_separate(model, theta, data, u, found)
     return found
+
+
+def _check_all_found(model: Model, slopes: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Refuse a site that observes something else of entries that no other site observes: they would be left alone."""
+    own = torch.cat([place.reshape(-1) for place in places.values()]) if places else None
+    for name, slope in slopes.items():
+        if own is not None and bool((slope.index_fill(0, own, 0.0) != 0).any()):
+            raise FitError(
+                f"{name_of(model)}: site {name!r} must observe entries of x as they are given, got other values of "
+                "them; observe x itself, NaN filled, and put a change of units into the distribution"
+            )
 
 
 def _check_separate(model: Model, theta: Theta, data: Tensor, u: Inputs, places: Mapping[str, Tensor]) -> None:
@@ -177,7 +187,12 @@ def _numbers(value: Tensor) -> Tensor:
 
 
 def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
-    """Where the numbered values are in the data, by the slope of their sum; None where they are not all there."""
+    """Where the numbered values are in the data, by the slope of their sum; None where they are not all there.
+
+    Values of another type have no slope: they are looked for among the columns.
+    """
+    if not value.is_floating_point():
+        return _place_of_whole_numbers(value, data)
     place = torch.full((value.numel(),), -1, device=data.device)
     entries = slope.nonzero()[:, 0]
     numbers = slope[entries].round().long() - 1
@@ -187,3 +202,15 @@ def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
     if bool((place < 0).any()) or not is_data(value.reshape(-1), data.reshape(-1)[place]):
         return None
     return place.reshape(value.shape)
+
+
+def _place_of_whole_numbers(value: Tensor, data: Tensor) -> Tensor | None:
+    """Where columns of whole numbers are among those of the data; None where they are not, or could be several."""
+    if not value.ndim or len(value) != len(data):
+        return None
+    columns, wanted = data.reshape(len(data), -1), value.reshape(len(data), -1)
+    same = (columns[:, None] == wanted[:, :, None]).all(0)  # (of the site, of the data)
+    if bool((same.sum(1) != 1).any()):
+        return None
+    numbers = torch.arange(data.numel(), device=data.device).reshape(columns.shape)
+    return numbers[:, same.to(torch.int64).argmax(1)].reshape(value.shape)

@@ -29,8 +29,8 @@ def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) 
     DataError : text or objects among them, by the name of the argument.
     """
     names = _names(function, len(args))
-    rows = _labels(args[0], 0) if args else None
-    return tuple(_as_tensor(who, name, value, rows) for name, value in zip(names, args, strict=True))
+    rows = [None, *[_labels(args[0], 0)] * (len(args) - 1)] if args else []  # the first stays as it is
+    return tuple(_as_tensor(who, *one) for one in zip(names, args, rows, strict=True))
 
 
 def _names(function: Callable[..., Any], count: int) -> list[str]:

@@ -207,3 +207,8 @@ def test_tables_of_a_function_follow_the_rows_of_its_data_along_every_axis():
     np.testing.assert_array_equal(read.args[1]["near"], distance.loc[list("cab"), list("cab")])
     assert read.args[1]["dose"].tolist() == [7, 8, 9]
     assert read.args[1]["n"] == 3
+
+
+def test_the_first_argument_stays_as_it_is():
+    square = pd.DataFrame(np.arange(4.0).reshape(2, 2), index=["a", "b"], columns=["b", "a"])
+    np.testing.assert_array_equal(task.read("mcmc", groups, (square, None), None).args[0], square)

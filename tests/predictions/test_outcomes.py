@@ -220,14 +220,64 @@ def test_a_site_that_depends_on_another_is_refused():
     assert fit.log_likelihood(x).shape == (N,)
 
 
-def shifted(x, u):
+class Counted(ppgen.Model):
+    """Whole numbers, converted, beside a real one."""
+
+    data_dims = ("row", "feature")
+    dims = {"a": (), "b": (), "m": ("side",)}
+    config = {}
+
+    def model(self, x, *, u=None, total=None):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 2.0))
+        pyro.sample("b", dist.Normal(x.new_zeros(()), 2.0))
+        pyro.sample("m", dist.Normal(x.new_zeros(2), 2.0).to_event(1))
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            seen, kind = filled(x[:, 1], 0.0)
+            logits = torch.stack([a, a + 1, a + 2])
+            pyro.sample("kind", dist.Categorical(logits=logits).mask(seen), obs=kind.long())
+            seen, height = filled(x[:, 0], 0.0)
+            pyro.sample("height", dist.Normal(a, 1.0).mask(seen), obs=height)
+
+
+def test_whole_numbers_are_found_among_the_columns():
+    table = pd.DataFrame({"height": HEIGHT, "kind": (np.arange(N) % 3).astype(float)})
+    table.loc[:9, "kind"] = np.nan
+    done = known(Counted(), table).impute(table, draws=50, random_seed=0)
+    assert set(np.unique(done.sel(feature="kind"))) == {0.0, 1.0, 2.0}
+    np.testing.assert_array_equal(done.isel(draw=3, row=slice(10, None)), table[10:])
+
+
+def in_other_units(x, first, second):
     a = pyro.sample("a", dist.Normal(0.0, 2.0))
     with pyro.plate("row", len(x)):
-        pyro.sample("first", dist.Normal(a, 1.0), obs=x[:, 0] - 1)
-        pyro.sample("second", dist.Normal(a, 1.0), obs=2 * x[:, 1])
+        pyro.sample("first", dist.Normal(a, 1.0), obs=first(x[:, 0]))
+        pyro.sample("second", dist.Normal(a, 1.0), obs=second(x[:, 1]))
 
 
-def test_columns_in_other_units_are_refused():
-    fit = svi.fit(shifted, torch.tensor(PAIRS), 1.0, max_steps=5, draws=20, progressbar=False, random_seed=0)
-    with pytest.raises(FitError, match="a site must observe the data x that it is asked about, got .*columns of it"):
-        fit.posterior_predictive(torch.tensor(PAIRS))
+def same(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (same, "site 'second' must observe entries of x as they are given, got other values of them"),
+        (torch.square, "a site must observe the data x that it is asked about, got .*columns of it"),
+    ],
+)
+def test_columns_in_other_units_are_refused(first, message):
+    x = torch.tensor(PAIRS)
+    fit = svi.fit(
+        in_other_units,
+        x,
+        first,
+        torch.square,
+        max_steps=5,
+        draws=20,
+        progressbar=False,
+        random_seed=0,
+        compile="traced",
+    )
+    for ask in (fit.posterior_predictive, fit.impute):
+        with pytest.raises(FitError, match=message):
+            ask(x)
