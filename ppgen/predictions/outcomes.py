@@ -135,13 +135,19 @@ def _places(model: Model, theta: Theta, x: Tensor, u: Inputs, names: list[str]) 
         values = {name: sites[name]["value"] for name in names}
         return {name: (value * _numbers(value)).sum().to(data.dtype) for name, value in values.items()}, values
 
-    tangent: Any = vjp(marked, data, has_aux=True)
+    mapped = any(is_mapped(value) for value in theta.values())
+    try:
+        tangent: Any = vjp(marked, data, has_aux=True)
+    except (RuntimeError, TypeError, NotImplementedError):
+        if mapped:
+            raise  # each draw by itself may do
+        return {}  # a program that leaves torch has no gradient: one site must observe all of the data
     marks, pull, values = tangent
     slopes = {name: pull(_only(name, marks))[0].reshape(-1) for name in names}
     places = {name: _place(slopes[name], values[name], data) for name in names}
     found = {name: place for name, place in places.items() if place is not None}
     _check_all_found(model, {name: slope for name, slope in slopes.items() if name not in found}, found)
-    if found and not any(is_mapped(value) for value in theta.values()):  # nothing can be said of those
+    if found and not mapped:  # nothing can be said of mapped values
         _check_separate(model, theta, data, u, found)
     return found
 

@@ -62,8 +62,8 @@ def impute(
     """See `Fit.impute`."""
     observations, data, inputs = read(fit, x, u)
     hidden = torch.isnan(data) & predictive.exists(fit.model, data)
-    others = {} if sparse else outcomes(fit, data, inputs)
-    size = int(hidden.sum()) if sparse else data.numel() + sum(value.numel() for value in others.values())
+    others = sum(value.numel() for value in outcomes(fit, data, inputs).values())
+    size = int(hidden.sum()) if sparse else data.numel() + others
     require_memory("impute", draws, size, "pass sparse=True or fewer draws")
 
     def fill(theta: predictive.Theta) -> Named:

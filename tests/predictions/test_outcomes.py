@@ -281,3 +281,28 @@ def test_columns_in_other_units_are_refused(first, message):
     for ask in (fit.posterior_predictive, fit.impute):
         with pytest.raises(FitError, match=message):
             ask(x)
+
+
+class Outside(ppgen.Model):
+    """A program that leaves torch on the way to a second observed site."""
+
+    data_dims = ("row",)
+    dims = {"a": ()}
+    config = {}
+
+    def model(self, x, *, u=None, total=None):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 2.0))
+        few = torch.as_tensor(np.isnan(x.numpy()).mean())
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            seen, whole = filled(x, 0.0)
+            pyro.sample("x", dist.Normal(a, 1.0).mask(seen), obs=whole)
+        pyro.sample("share", dist.Normal(torch.sigmoid(a), 1.0), obs=few)
+
+
+def test_a_program_without_gradients_is_answered_where_one_site_observes_all():
+    x = pd.Series(HEIGHT).where(np.arange(N) > 4)
+    given = task.read("test", Outside(), (x,), None)
+    draws = Draws({"a": torch.ones(2, 10).double()})
+    fit = fit_result(given.model, draws, pd.DataFrame(), {"engine": "mcmc"}, given.observations, given.inputs)
+    assert np.isfinite(fit.impute(x, draws=5)).all()
+    assert fit.posterior_predictive(x, draws=5).shape == (5, N)
