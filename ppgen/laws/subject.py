@@ -17,6 +17,7 @@ from ppgen.predictions.row_terms import row_sites
 from ppgen.programs.density import density, home
 from ppgen.programs.memory import remember
 from ppgen.programs.program import Function
+from ppgen.programs.rows import at_rows
 from ppgen.programs.task import Task
 
 __all__ = ["Subject", "subject"]
@@ -93,10 +94,8 @@ class Subject:
             name: value.index_select(self.owned[name], rows) if name in self.owned else value
             for name, value in self.theta.items()
         }
-        model = self.model
-        if isinstance(model, Function):
-            model = Function(model.function, (self.x, *(_rows(value, rows, len(self.x)) for value in model.rest)))
-        return replace(self, model=model, x=self.x[rows], u=each(self.u, lambda part: part[rows]), theta=theta)
+        model, x, u = at_rows(self.model, self.x, self.u, rows)
+        return replace(self, model=model, x=x, u=u, theta=theta)
 
     def with_gaps(self) -> "Subject":
         """The same data with entries hidden: the first, and of series a frame, a feature and the end of one too."""
@@ -148,9 +147,3 @@ def _data(task: Task) -> tuple[Tensor, Inputs, bool]:
         x, u = x[:ROWS], each(u, lambda part: part[:ROWS])
     gaps = bool(torch.isnan(x).any())
     return without_gaps(x), u, gaps
-
-
-def _rows(value: Any, rows: Tensor, count: int) -> Any:  # noqa: ANN401 (an argument of a function)
-    if isinstance(value, dict):
-        return {name: _rows(part, rows, count) for name, part in value.items()}
-    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == count else value

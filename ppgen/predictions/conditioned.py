@@ -19,7 +19,7 @@ from ppgen.programs.memory import memory
 from ppgen.programs.parameters import Placed
 from ppgen.programs.scores import check_sites
 
-__all__ = ["conditioned", "latent_sites", "name_of", "observed_sites", "run"]
+__all__ = ["conditioned", "latent_sites", "name_of", "new_tensors", "observed_sites", "run"]
 
 
 def run(model: Model, theta: Theta, x: Tensor, u: Inputs, *, tracked: bool = False) -> poutine.Trace:
@@ -28,14 +28,15 @@ def run(model: Model, theta: Theta, x: Tensor, u: Inputs, *, tracked: bool = Fal
     New tensors are of the type of the data, as they were when the program was fitted. Without ``tracked`` no gradient
     is recorded.
     """
-    with nullcontext() if tracked else torch.no_grad(), isolated(), _new_tensors(x.dtype):
+    with nullcontext() if tracked else torch.no_grad(), isolated(), new_tensors(x.dtype):
         trace = poutine.trace(conditioned(model, theta)).get_trace(x, u=u)
     check_sites(name_of(model), trace.nodes)
     return trace
 
 
 @contextmanager
-def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
+def new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that are made inside have this type if they say nothing else."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype if dtype.is_floating_point else before)
     try:

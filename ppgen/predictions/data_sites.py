@@ -103,7 +103,9 @@ def owned_by_rows(trace: poutine.Trace, theta: Theta, x: Tensor) -> list[str]:
 
 
 def check_rows_owned(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> None:
-    """Refuse other data than that of the fit where a site has a value for each of its rows."""
+    """Refuse other data than that of the fit where a site has a value for each row, and the program takes no others."""
+    if memory(model).row_sites:
+        return
     own = owned_by_rows(trace, theta, x)
     known = memory(model).data
     if own and known is not None and known != digest(x):

@@ -10,6 +10,7 @@ draws from the same posterior, but not under ``vmap``.
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -100,9 +101,15 @@ class Discrete:
         rows = len(self.x)
         return _by_row(trace, rows) - _by_row(trace, rows, observed_sites(trace, self.theta))
 
-    def _enumerated(self, theta: Theta) -> poutine.Trace:
+    def log_rows(self, plates: Collection[str]) -> Tensor:
+        """Log density (N,) of everything in ``plates`` over the rows, summed over the values of sites there."""
+        trace = self._enumerated(self.theta, tracked=True)
+        symbols = {trace.plate_to_symbol[name] for name in plates if name in trace.plate_to_symbol}
+        return _sum_rows(trace, len(self.x), symbols)
+
+    def _enumerated(self, theta: Theta, *, tracked: bool = False) -> poutine.Trace:
         program = enumerating(conditioned(self.model, theta, enumerated=True), self.depth)
-        with torch.no_grad(), isolated():
+        with nullcontext() if tracked else torch.no_grad(), isolated():
             trace = poutine.trace(program).get_trace(self.x, u=self.u)
             trace.compute_log_prob()
             trace.pack_tensors()
@@ -127,7 +134,10 @@ def _by_row(trace: poutine.Trace, rows: int, without: Collection[str] = ()) -> T
     sites: dict[str, Any] = dict(trace.nodes)
     frames = {f.name: f for site in sites.values() if site["type"] == "sample" for f in _frames(site)}
     alike = sorted((f for f in frames.values() if f.size == rows), key=lambda frame: frame.dim)
-    symbols = [trace.plate_to_symbol[frame.name] for frame in alike]
+    return _sum_rows(trace, rows, [trace.plate_to_symbol[frame.name] for frame in alike], without)
+
+
+def _sum_rows(trace: poutine.Trace, rows: int, symbols: Collection[str], without: Collection[str] = ()) -> Tensor:
     scores = []
     tree = contract_tensor_tree(_factors(trace, without), _summed(trace), ring=Sums())
     for ordinal, terms in tree.items():

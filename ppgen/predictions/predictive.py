@@ -21,6 +21,7 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_given, check_rows_owned, data_site, owned_by_rows, row_axis
 from ppgen.predictions.discrete_sites import discrete
+from ppgen.predictions.local_sites import PROPOSALS, local, with_local, with_prior
 from ppgen.predictions.outcomes import Outcome, filled, joined, outcomes
 from ppgen.predictions.over_draws import Theta, at, gather, over_draws
 from ppgen.predictions.summed_out import Latents, latents, summarized, unwrap
@@ -28,6 +29,7 @@ from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
 
 __all__ = [
+    "PROPOSALS",
     "Latents",
     "Theta",
     "at",
@@ -55,7 +57,7 @@ __all__ = [
 
 
 def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, ""]:
-    """Log p(theta, x), latents summed out, in the units of the sites."""
+    """Log p(theta, x), latents summed out, in the units of the sites; rows' own latents must be in ``theta``."""
     trace = run(model, theta, x, u)
     check_given(model, trace, theta, x)
     check_rows_owned(model, trace, theta, x)
@@ -66,18 +68,25 @@ def log_joint(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Flo
         return torch.as_tensor(trace.log_prob_sum())
 
 
-def log_likelihood(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Float[Tensor, " N"]:
+def log_likelihood(
+    model: Model, theta: Theta, x: Tensor, *, u: Inputs = None, proposals: int = PROPOSALS
+) -> Float[Tensor, " N"]:
     """Log p(x | theta) of each row of ``x``: every observed site inside the plate over rows.
 
-    Discrete sites of a row are summed out. One that rows share is a parameter, drawn from its posterior given ``x``.
+    Discrete sites of a row are summed out, its own continuous ones integrated out by so many weighted ``proposals``. A
+    discrete site that rows share is a parameter, drawn from its posterior given ``x``.
     """
+    own = local(model, theta, x, u)
+    if own is not None:
+        return own.log_likelihood(proposals)
     trace = run(model, theta, x, u)
     check_given(model, trace, theta, x)
-    own = owned_by_rows(trace, theta, x) if memory(model).data is not None else []
-    if own:  # of a fit, whose draws have seen the rows
+    seen_rows = owned_by_rows(trace, theta, x) if memory(model).data is not None else []
+    if seen_rows:  # of a fit whose program cannot be run with other rows
         raise FitError(
             f"{name_of(model)}: log_likelihood must be of rows whose own latents are summed out, got draws of "
-            f"site {own[0]!r} for each row, made knowing it; sum that site out (see ppgen.distributions)"
+            f"site {seen_rows[0]!r} for each row, made knowing it; let the plate over rows take len(x) of them, or sum "
+            "that site out (see ppgen.distributions)"
         )
     sites = discrete(model, theta, x, u, trace)
     if shared := sites.outside(len(x)):
@@ -105,7 +114,11 @@ def log_likelihoods(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) 
     """
     trace, theta = _run_with_discrete(model, theta, x, u, prior_of_rows=True)
     check_given(model, trace, theta, x)
-    own = [*latent_sites(trace), *(owned_by_rows(trace, theta, x) if memory(model).data is not None else [])]
+    own = [
+        *memory(model).of_rows,
+        *latent_sites(trace),
+        *(owned_by_rows(trace, theta, x) if memory(model).data is not None else []),
+    ]
     if own:
         raise FitError(
             f"{name_of(model)}: the density of each site is known where rows share all latents, got {own[0]!r} of each "
@@ -177,6 +190,7 @@ def forecast(model: Model, theta: Theta, x: Tensor, horizon: int, *, u: Inputs =
 
 def recorded(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
     """Values of the program's ``pyro.deterministic`` sites; of discrete sites that were summed out one draw goes in."""
+    theta = with_local(model, theta, x, u)
     trace = run(model, theta, x, u)
     if not _deterministic(trace):
         return {}
@@ -221,10 +235,11 @@ def _observed(model: Model, theta: Theta, x: Tensor, u: Inputs, *, prior_of_rows
 def _run_with_discrete(
     model: Model, theta: Theta, x: Tensor, u: Inputs, *, prior_of_rows: bool
 ) -> tuple[poutine.Trace, Theta]:
-    """A run and its draw: discrete sites that ``theta`` leaves out are drawn from their posterior given ``x``.
+    """A run and its draw: latents that ``theta`` leaves out are drawn from their posterior given ``x``.
 
-    Those of a row come from their prior if ``prior_of_rows``.
+    What a row owns comes from its prior if ``prior_of_rows``.
     """
+    theta = (with_prior if prior_of_rows else with_local)(model, theta, x, u)
     trace = run(model, theta, x, u)
     sites = discrete(model, theta, x, u, trace)
     if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):

@@ -1,6 +1,6 @@
 """The terms of a log density that belong to one row of the data: of sites in the plate over rows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from ppgen.programs.isolated import isolated
 __all__ = ["log_joint_rows", "row_scores", "row_sites"]
 
 
-def row_scores(sites: Iterable[Any], rows: int) -> list[Float[Tensor, " N"]]:
-    """Log-probability per row of each site in a plate of that size; sites must have theirs computed."""
+def row_scores(sites: Iterable[Any], rows: int, plates: Collection[str] | None = None) -> list[Float[Tensor, " N"]]:
+    """Log-probability per row, once computed, of each site in one of ``plates``, or else in a plate of that size."""
     scores = []
     for site in sites:
-        axis = _axis(site, rows)
+        axis = _axis(site, rows, plates)
         if axis is not None:
             score = site["log_prob"]
             score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
@@ -55,7 +55,9 @@ def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -
     return torch.stack(row_scores(sites, len(x))).sum(0)
 
 
-def _axis(site: Any, rows: int) -> int | None:  # noqa: ANN401 (a node of a trace)
+def _axis(site: Any, rows: int, plates: Collection[str] | None = None) -> int | None:  # noqa: ANN401 (a node)
     """Axis of the plate over rows; None for a site outside it."""
-    frames = site["cond_indep_stack"]
-    return min((f.dim for f in frames if f.vectorized and f.size == rows and rows > 1), default=None)
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if plates is not None:
+        return min((frame.dim for frame in frames if frame.name in plates), default=None)
+    return min((frame.dim for frame in frames if frame.size == rows and rows > 1), default=None)

@@ -18,6 +18,7 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_rows_owned
 from ppgen.predictions.discrete_sites import Discrete, discrete
+from ppgen.predictions.local_sites import PROPOSALS, Local, local
 from ppgen.predictions.over_draws import Theta, at, gather, over_draws
 from ppgen.programs.scores import WRAPPERS
 
@@ -93,26 +94,80 @@ class _Joint:
         return own | ({} if self.rest is None else self.rest.sample())
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Posterior means of what each row owns, a draw of it, and the posterior of what is summed out given that draw."""
+
+    own: Local
+    means: Mapping[str, Tensor]
+    drawn: Mapping[str, Tensor]
+    rest: Posterior | None
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        found = {} if self.rest is None else dict(self.rest.dims)
+        for name, value in self.drawn.items():
+            axes = tuple(self.own.model.dims.get(name, self._numbered(name, value.ndim)))
+            found |= {name: axes, f"{name}_draw": axes}
+        return found
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        return {**self.means, **({} if self.rest is None else self.rest.marginals)}
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        return {} if self.rest is None else self.rest.mode
+
+    def sample(self) -> dict[str, Tensor]:
+        drawn = {f"{name}_draw": value for name, value in self.drawn.items()}
+        return drawn | ({} if self.rest is None else self.rest.sample())
+
+    def _numbered(self, name: str, count: int) -> tuple[str, ...]:
+        axes = [f"{name}_dim_{axis}" for axis in range(count)]
+        if name in self.own.sites:
+            axes[self.own.sites[name].axis] = self.own.model.data_dims[0]
+        return tuple(axes)
+
+
 def posterior_of(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior:
-    """Posterior of everything that is summed out, at one draw of the parameters.
+    """Posterior of everything that is summed out, and of what each row owns, at one draw of the parameters.
 
     Raises
     ------
-    FitError : nothing is.
+    FitError : there is nothing of the kind.
     """
-    trace = run(model, theta, x, u)
-    check_rows_owned(model, trace, theta, x)
-    sites = discrete(model, theta, x, u, trace)
-    if sites.plates:
-        rest, drawn = sites.draw(list(sites.plates))
-        return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))
-    found = _collapsed(trace, theta, x)
+    own = local(model, theta, x, u)
+    if own is not None:
+        return _of_rows(own, theta)
+    found = _summed(model, theta, x, u)
     if found is None:
         raise FitError(
             f"{name_of(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
             "whose `latents(x)` gives them"
         )
     return found
+
+
+def _of_rows(own: Local, theta: Theta) -> "_Rows":
+    if own.is_known(theta):
+        values = {name: theta[name] for name in own.sites}
+        return _Rows(own, values, values, _summed(own.model, theta, own.x, own.u))
+    weighed = own.weighed(PROPOSALS)
+    drawn = weighed.resampled()
+    return _Rows(own, weighed.means(), drawn, _summed(own.model, {**own.theta, **drawn}, own.x, own.u))
+
+
+def _summed(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior | None:
+    """Posterior of discrete sites and of what distributions sum out; None where there is nothing of the kind."""
+    trace = run(model, theta, x, u)
+    check_rows_owned(model, trace, theta, x)
+    sites = discrete(model, theta, x, u, trace)
+    if sites.plates:
+        rest, drawn = sites.draw(list(sites.plates))
+        return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))
+    return _collapsed(trace, theta, x)
 
 
 def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | None:

@@ -1,10 +1,12 @@
 """What a fitted model remembers of its fit: which data it was, by a digest, and what ``pyro.param`` statements learnt.
 
+Where each row has latents of its own it also remembers which these are, and the guide that proposes them for any rows.
+
 The data themselves are not kept.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -22,10 +24,18 @@ NAME = "_memory"  # of a model's own; a copy that is to be fitted anew has none
 @final
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Digest of the data (of a function: of its first argument), and parameters by name; nothing of an unfitted one."""
+    """Digest of the data (of a function: of its first argument), and parameters by name; nothing of an unfitted one.
+
+    ``of_rows`` are continuous latent sites with a value for each row, and ``row_sites`` what is known of them (once it
+    was looked at); ``guide`` is a trained guide that reads the rows, with what its ``pyro.param`` statements learnt.
+    """
 
     data: str | None = None
     params: Mapping[str, Tensor] = field(default_factory=dict)
+    of_rows: tuple[str, ...] = ()
+    row_sites: Mapping[str, Any] | None = None
+    guide: Callable[..., Any] | None = None
+    guide_params: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def memory(model: Model) -> Memory:

@@ -37,6 +37,7 @@ class Site:
     place: slice
     transform: Transform
     plates: Mapping[str, int]
+    plate_dims: Mapping[str, int]
     event_dim: int
 
     @property
@@ -132,9 +133,11 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
             enumerated.append(name)
             continue
         transform, free = first[1][name]
-        plates = {frame.name: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
+        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+        plates, dims = ({frame.name: getattr(frame, key) for frame in frames} for key in ("size", "dim"))
         place = slice(start, start + free.numel())
-        sites[name] = Site(name, node["value"].shape, free.shape, place, transform, plates, node["fn"].event_dim)
+        shapes = node["value"].shape, free.shape
+        sites[name] = Site(name, *shapes, place, transform, plates, dims, node["fn"].event_dim)
         start += free.numel()
     _check_same(sites, first[1], second[1])
     if not sites:

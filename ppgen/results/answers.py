@@ -1,6 +1,7 @@
 """Answers of a fit about data: arrays first, then their labels. `Fit` says what each of them is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.model import Conjugate
 from ppgen.predictions import predictive, steps
+from ppgen.predictions.local_sites import pooled
+from ppgen.programs.memory import memory
 from ppgen.results.numbering import names
-from ppgen.results.posterior import Factors
+from ppgen.results.posterior import NOTHING, Draws, Factors
 from ppgen.results.reading import read
 from ppgen.rng import private_stream
 
@@ -34,6 +37,7 @@ __all__ = [
     "outcomes",
     "posterior_predictive",
     "predict",
+    "shares_nothing",
 ]
 
 AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
@@ -72,9 +76,11 @@ def impute(
     def fill_data(theta: predictive.Theta) -> Tensor:
         return predictive.impute(fit.model, theta, data, u=inputs)
 
+    how: dict[str, Any] = {"rows": (data, inputs), "progressbar": progressbar}
+
     if not sparse:
-        return _labelled(fit, observations, _predict(fit, "impute", fill, draws, random_seed, progressbar=progressbar))
-    values = _predict(fit, "impute", fill_data, draws, random_seed, keep=hidden, progressbar=progressbar)
+        return _labelled(fit, observations, _predict(fit, "impute", fill, draws, random_seed, **how))
+    values = _predict(fit, "impute", fill_data, draws, random_seed, keep=hidden, **how)
     places = np.argwhere(hidden.numpy())
     coords = {
         dim: (
@@ -113,7 +119,7 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     def ahead(theta: predictive.Theta) -> Tensor:
         return predictive.forecast(fit.model, theta, data, horizon, u=inputs)
 
-    values = _predict(fit, "forecast", ahead, draws, random_seed)
+    values = _predict(fit, "forecast", ahead, draws, random_seed, rows=(data, inputs))
     answer = _label(fit, observations, values, ("draw", *dims)).rename(observations.name)
     return answer.assign_coords(ahead=np.arange(1, horizon + 1))
 
@@ -149,8 +155,10 @@ def log_likelihood(
     if per == "step" and dims[1:2] != ("time",):
         raise DataError(f'log_likelihood: per="step" is for data with time, got {", ".join(dims)}; ask for rows')
     require_memory("log_likelihood", draws, data.shape[: 1 + (per == "step")].numel(), "pass fewer draws")
+    alone = per == "row" and shares_nothing(fit)  # then all draws are the same, and their proposals are made at once
+    count = 1 if alone else draws
     ways: dict[str, Callable[..., Any]] = {
-        "row": predictive.log_likelihood,
+        "row": partial(predictive.log_likelihood, proposals=draws // count * predictive.PROPOSALS),
         "step": steps.log_steps,
         "site": predictive.log_likelihoods,
     }
@@ -160,12 +168,12 @@ def log_likelihood(
         return one(fit.model, theta, data, u=inputs)
 
     with estimates() as said:
-        values = _predict(fit, "log_likelihood", score, draws, random_seed)
+        values = _predict(fit, "log_likelihood", score, count, random_seed)
     if per == "site":
         means = {name: torch.logsumexp(value, 0) - np.log(draws) for name, value in values.items()}
         return xr.Dataset({name: _label(fit, observations, mean, dims[:1]) for name, mean in means.items()})
     if per == "row":
-        mean = torch.logsumexp(values, 0) - np.log(draws)
+        mean = torch.logsumexp(values, 0) - np.log(len(values))
         return _label(fit, observations, mean, dims[:1]).rename("log_likelihood").assign_attrs(said.attrs)
     exists = predictive.exists(fit.model, data).flatten(2).any(-1)
     mean = torch.where(exists, steps.averaged(values), torch.nan)
@@ -181,6 +189,8 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
                 return predictive.summarized(exact[0], draws)
     posterior = fit.numbered_posterior
     theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
+    if shares_nothing(fit):
+        theta = pooled(fit.model, data, inputs, max(draws, AVERAGED))
     return predictive.latents(fit.model, theta, data, draws, u=inputs)
 
 
@@ -192,12 +202,24 @@ def _predict(
     random_seed: int | None,
     *,
     keep: Tensor | None = None,
+    rows: tuple[Tensor, predictive.Inputs] | None = None,
     progressbar: bool = True,
 ) -> Any:  # noqa: ANN401 (what the answer is)
-    """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.predictions.over_draws`."""
+    """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.predictions.over_draws`.
+
+    Where the ``rows`` (data and inputs) share nothing, a draw is one of what they own.
+    """
     hidden = not progressbar
     with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
-        return predictive.gather(answer, fit.posterior.draws(draws), keep=keep, done=bar.update)
+        theta = fit.posterior.draws(draws)
+        if rows is not None and NOTHING in theta:
+            theta = pooled(fit.model, *rows, draws)
+        return predictive.gather(answer, theta, keep=keep, done=bar.update)
+
+
+def shares_nothing(fit: "Fit") -> bool:
+    """Whether each row owns all latents, so that every draw of the parameters is the same."""
+    return isinstance(fit.posterior, Draws) and set(fit.posterior.sites) <= set(memory(fit.model).of_rows)
 
 
 def _dims(observations: xr.DataArray) -> tuple[str, ...]:

@@ -22,9 +22,11 @@ from ppgen.data.inputs import INPUT, input_dims
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError
 from ppgen.predictions import predictive
-from ppgen.results.answers import outcome_dims, outcomes
+from ppgen.programs.memory import memory
+from ppgen.results.answers import outcome_dims, outcomes, shares_nothing
+from ppgen.results.checks import with_rows
 from ppgen.results.numbering import names
-from ppgen.results.posterior import Draws
+from ppgen.results.posterior import NOTHING, Draws, Factors
 from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 Group = dict[str, np.ndarray]
+Chains = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,11 @@ PRIOR_DRAWS = 500
 
 def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     """DataTree of ``fit``, with at most ``draws`` draws of each chain; ``read`` holds the data, if it is at hand."""
-    theta = fit.posterior.chains(draws)
+    shared = fit.posterior.chains(draws)
+    theta, stats = _with_rows(fit, read, shared, _records(fit, draws))
     _check_names(list(theta), {axis for axes in fit.model.dims.values() for axis in axes})
     groups = {"posterior": _numpy({**theta, **_recorded(fit, theta, read)})}
-    stats = _sample_stats(fit, theta, read, draws)
+    stats = _sample_stats(fit, theta, read, stats)
     groups |= {"sample_stats": _numpy(stats)} if stats else {}
     dims = {site: list(names) for site, names in fit.model.dims.items()}
     coords: dict[str, Any] = names(fit)
@@ -56,7 +60,7 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
         observations, x, u = read
         others = outcomes(fit, x, u)
         with estimates() as said:
-            groups |= _data_groups(fit, theta, x, u, others)
+            groups |= _data_groups(fit, shared, x, u, others)
         notes = said.attrs
         rows = list(map(str, observations.dims[:1]))
         dims |= dict.fromkeys(groups.get("log_likelihood", {}), rows)
@@ -92,12 +96,28 @@ def _check_names(sites: list[str], axes: set[str]) -> None:
         )
 
 
-def _sample_stats(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None, draws: int) -> Mapping[str, Tensor]:
+def _records(fit: "Fit", draws: int) -> dict[str, Tensor]:
+    return fit.posterior.chain_stats(draws) if isinstance(fit.posterior, Draws) else {}
+
+
+def _with_rows(fit: "Fit", read: Read | None, theta: dict[str, Tensor], stats: dict[str, Tensor]) -> Chains:
+    """Draws and records, with those of what rows own where a guide knows of it."""
+    if read is None or memory(fit.model).guide is None:
+        return theta, stats
+    sites = memory(fit.model).row_sites or {}
+    numbers = sum(site.free_shape.numel() for site in sites.values()) * len(read[1])
+    require_memory("to_arviz", len(next(iter(stats.values()))[0]), numbers, "pass fewer draws")
+    flat, records = ({name: value[0] for name, value in part.items()} for part in (theta, stats))  # of one chain
+    whole, records = with_rows(fit, read, (flat, records))
+    return {name: value[None] for name, value in whole.items()}, {name: value[None] for name, value in records.items()}
+
+
+def _sample_stats(
+    fit: "Fit", theta: dict[str, Tensor], read: Read | None, stats: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """What the sampler recorded; of a variational fit the log densities of ``theta`` under q, and under the model."""
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
-    if isinstance(fit.posterior, Draws):
-        stats = fit.posterior.chain_stats(draws)
-    else:
+    if isinstance(fit.posterior, Factors):
         stats = {"log_q": fit.posterior.log_prob(flat)[None]}
     if read is None or "log_q" not in stats:
         return stats
@@ -129,6 +149,12 @@ def _data_groups(
     def likelihood(theta: predictive.Theta) -> dict[str, Tensor]:
         return {"x": predictive.log_likelihood(fit.model, theta, x, u=u)}
 
+    def likely_rows() -> Group:
+        if not shares_nothing(fit):
+            return _answers(likelihood, flat, shape)
+        once = predictive.log_likelihood(fit.model, {}, x, u=u, proposals=count * predictive.PROPOSALS)
+        return _numpy({"x": once.expand(*shape, len(x))})
+
     def of_sites(theta: predictive.Theta) -> dict[str, Tensor]:
         return predictive.log_likelihoods(fit.model, theta, x, u=u)
 
@@ -136,7 +162,7 @@ def _data_groups(
         return predictive.replicates(fit.model, theta, x, u=u)
 
     constant = {} if u is None else {"constant_data": _numpy(u if isinstance(u, Mapping) else {"u": u})}
-    likely = _unless_refused("log_likelihood", lambda: _answers(likelihood, flat, shape))
+    likely = _unless_refused("log_likelihood", likely_rows)
     if likely and _has_several_sites(of_sites, flat):
         likely["log_likelihood"] = {**_answers(of_sites, flat, shape), **likely["log_likelihood"]}
     prior_of_all = {**prior, **_deterministic(fit, prior, x, u)}
@@ -223,4 +249,4 @@ def _tree(
 
 
 def _numpy(values: Mapping[str, Tensor]) -> Group:
-    return {name: value.numpy(force=True) for name, value in values.items()}
+    return {name: value.numpy(force=True) for name, value in values.items() if name != NOTHING}

@@ -10,16 +10,18 @@ from torch import Tensor
 from ppgen.diagnostics import checks as diagnostics
 from ppgen.diagnostics.verdict import Check, Report, report
 from ppgen.predictions import predictive
+from ppgen.predictions.local_sites import completed
 from ppgen.predictions.row_terms import log_joint_rows, row_sites
+from ppgen.programs.memory import memory
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import arbitrary_names
-from ppgen.results.posterior import Draws, Factors, evenly
+from ppgen.results.posterior import NOTHING, Draws, Factors, evenly
 from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "with_rows"]
 
 Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -88,7 +90,7 @@ def _posterior_checks(fit: "Fit", read: Read | None, draws: int, notes: list[str
     elif read is None:
         yield from diagnostics.check_compared()
     else:
-        yield from _weighed_checks(fit, read, _draws(fit, draws, notes), notes)
+        yield from _weighed_checks(fit, read, with_rows(fit, read, _draws(fit, draws, notes)), notes)
 
 
 def _weighed_checks(fit: "Fit", read: Read, drawn: Drawn, notes: list[str]) -> Iterator[Check]:
@@ -141,6 +143,16 @@ def _draws(fit: "Fit", draws: int, notes: list[str]) -> Drawn:
         notes.append(f"Of draws={draws:,} the fit holds {posterior.size:,}, which were used.")
     count = min(draws, posterior.size)
     return posterior.draws(count), posterior.draw_stats(count)
+
+
+def with_rows(fit: "Fit", read: Read, drawn: Drawn) -> Drawn:
+    """Draws of q with those of what rows own, where a guide proposes these for any rows."""
+    (_, x, u), (theta, stats) = read, drawn
+    if memory(fit.model).guide is None:
+        return drawn
+    whole, log_q_rows = completed(fit.model, theta, x, u)
+    whole.pop(NOTHING, None)
+    return whole, {**stats, "log_q": stats["log_q"] + log_q_rows.sum(-1), "log_q_rows": log_q_rows}
 
 
 def _uncertain(posterior: Draws | Factors, theta: dict[str, Tensor], notes: list[str]) -> dict[str, np.ndarray]:

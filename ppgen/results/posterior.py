@@ -11,7 +11,9 @@ from ppgen.errors import FitError
 from ppgen.families.family import Natural
 from ppgen.model import Factor
 
-__all__ = ["Draws", "Factors"]
+__all__ = ["NOTHING", "Draws", "Factors"]
+
+NOTHING = ""  # the name of draws of no site
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +74,7 @@ class Draws:
 
     Parameters
     ----------
-    sites : {site: (C, S, *event)}.
+    sites : {site: (C, S, *event)}; none where each row owns all latents, of which a guide knows for any rows.
     stats : what the sampler recorded, {name: (C, S)}.
     """
 
@@ -95,7 +97,7 @@ class Draws:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of chains, and of draws in each."""
-        first = next(iter(self.sites.values()))
+        first = next(iter({**self.sites, **self.stats}.values()))
         return first.shape[0], first.shape[1]
 
     @property
@@ -105,13 +107,20 @@ class Draws:
         return chains * length
 
     def draws(self, n: int) -> dict[str, Tensor]:
-        """``n`` draws spread evenly over all chains, {site: (n, *event)}; some repeat when there are fewer."""
+        """``n`` draws spread evenly over all chains, {site: (n, *event)}; some repeat when there are fewer.
+
+        Without a site there are ``n`` of nothing, under a name that no site has.
+        """
+        if not self.sites:
+            return {NOTHING: torch.zeros(n, 0)}
         index = evenly(self.size, n)
         return {site: value.flatten(0, 1)[index] for site, value in self.sites.items()}
 
     def chains(self, n: int) -> dict[str, Tensor]:
-        """At most ``n`` draws of each chain, spread evenly, {site: (C, S, *event)}."""
+        """At most ``n`` draws of each chain, spread evenly, {site: (C, S, *event)}; of no site as in `draws`."""
         index = evenly(self.shape[1], min(n, self.shape[1]))
+        if not self.sites:
+            return {NOTHING: torch.zeros(self.shape[0], len(index), 0)}
         return {site: value[:, index] for site, value in self.sites.items()}
 
     def draw_stats(self, n: int) -> dict[str, Tensor]:

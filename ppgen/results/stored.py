@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.errors import FileError
+from ppgen.errors import FileError, FitError
 from ppgen.model import Conjugate, Factor, Model
 from ppgen.programs.memory import memory, remember
 from ppgen.results.posterior import Draws, Factors
@@ -35,12 +35,19 @@ def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors |= {f"model/{key}": value for key, value in program_state(fit.model).items()}
     known = memory(fit.model)
     tensors |= {f"params/{name}": value for name, value in known.params.items()}
+    tensors |= {f"guide_params/{name}": value for name, value in known.guide_params.items()}
     content = {
         "model": description,
         "posterior": _store_posterior(fit.posterior, tensors),
         "labels": {dim: _store_labels(dim, labels, tensors) for dim, labels in fit.labels.items()},
         "attrs": dict(fit.attrs),
-        "memory": {"data": known.data, "params": list(known.params)},
+        "memory": {
+            "data": known.data,
+            "params": list(known.params),
+            "of_rows": list(known.of_rows),
+            "guide": _kind(fit.model),
+            "guide_params": list(known.guide_params),
+        },
     }
     return content, tensors
 
@@ -54,12 +61,45 @@ def restore_parts(
             model = rebuild(content["model"], tensors, given)
             _load_state(model, tensors)
             posterior = _restore_posterior(content["posterior"], tensors, model)
-            known = content.get("memory", {"data": None, "params": []})  # fits saved before had none
-            remember(model, data=known["data"], params={name: tensors[f"params/{name}"] for name in known["params"]})
+            _restore_memory(model, content.get("memory", {"data": None, "params": []}), tensors)  # once there was none
         labels = {dim: _restore_labels(dim, kind, tensors) for dim, kind in content["labels"].items()}
         return model, posterior, dict(content["attrs"]), labels
     except (KeyError, AttributeError, TypeError) as error:
         raise FileError(f"load: the folder must hold a fit that ppgen saved, something is missing ({error})") from error
+
+
+def _kind(model: Model) -> str:
+    """Whose guide a fitted model remembers: the model's own, one from elsewhere, or none."""
+    guide = memory(model).guide
+    if guide is None:
+        return "none"
+    if guide == model.guide:
+        return "model"
+    log.warning(
+        "save: the guide of %s is not its own and is not saved, so that the loaded fit answers for no rows; write it "
+        "as the model's method `guide`",
+        type(model).__name__,
+    )
+    return "other"
+
+
+def _restore_memory(model: Model, known: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    remember(
+        model,
+        data=known["data"],
+        params={name: tensors[f"params/{name}"] for name in known["params"]},
+        of_rows=tuple(known.get("of_rows", ())),
+        guide={"model": model.guide, "other": lost_guide}.get(known.get("guide", "none")),
+        guide_params={name: tensors[f"guide_params/{name}"] for name in known.get("guide_params", ())},
+    )
+
+
+def lost_guide(*_: object, **__: object) -> None:
+    """Stands for a guide that is not part of a saved fit."""
+    raise FitError(
+        "load: rows own latents, of which the guide of the fit knew, and it was not saved, for it is no method of the "
+        "model; write it as the model's `guide`, fit and save again"
+    )
 
 
 def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:

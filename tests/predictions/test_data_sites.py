@@ -127,23 +127,23 @@ def test_arguments_that_no_file_can_hold_are_refused_by_save(tmp_path):
         fitted(square, x, torch.clone).save(tmp_path / "fit")
 
 
-def schools(y, sigma):
-    mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfNormal(5.0))
-    with pyro.plate("school", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
+def fixed_rows(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("school", 12):
+        theta = pyro.sample("theta", dist.Normal(mu, 1.0))
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def test_rows_with_values_of_their_own_are_answered_for_the_data_of_the_fit_only(tmp_path, caplog):
+def test_rows_of_a_program_that_takes_no_others_are_answered_for_the_data_of_the_fit_only(tmp_path, caplog):
     sigma = torch.ones(12, dtype=torch.float64)
-    fit = fitted(schools, Y, sigma)
+    fit = fitted(fixed_rows, Y, sigma)
     assert fit.posterior_predictive(Y).shape == (500, 12)
     with pytest.raises(FitError, match="log_likelihood must be of rows whose own latents are summed out.*'theta'"):
         fit.log_likelihood(Y)
     assert "log_likelihood" not in fit.to_arviz(Y, draws=5)
     assert "the group log_likelihood is left out" in caplog.text
     fit.save(tmp_path / "fit")
-    for one in (fit, ppgen.load(tmp_path / "fit", model=schools)):
+    for one in (fit, ppgen.load(tmp_path / "fit", model=fixed_rows)):
         with pytest.raises(FitError, match="x must be the data of the fit, for site 'theta' has a value for each"):
             one.posterior_predictive(Y + 1)
 

@@ -35,6 +35,7 @@ from ppgen.predictions.predictive import missing_share
 from ppgen.programs.density import Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
+from ppgen.programs.rows import remember_row_sites
 from ppgen.programs.task import read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
@@ -163,6 +164,7 @@ def fit(
             run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved, enough)
             run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
+        remember_row_sites(task)
     attrs = {
         "engine": "mcmc",
         "sampler": sampler,

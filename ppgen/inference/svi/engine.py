@@ -47,8 +47,9 @@ from ppgen.programs.density import density, home, quiet
 from ppgen.programs.memory import remember
 from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_dims, check_guide, check_keywords
-from ppgen.programs.parameters import Parameters, declared_by, learnt_by
+from ppgen.programs.parameters import Parameters, Placed, declared_by, learnt_by
 from ppgen.programs.program import Function, make_local, moved, owner
+from ppgen.programs.rows import reads_rows, remember_row_sites
 from ppgen.programs.sites import learn
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
@@ -190,7 +191,8 @@ def fit(
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
-        sites, stats = objective.draw(draws, task.args, task.kwargs, declared)
+        own = _remember_rows(task, objective.programs[1], declared)
+        sites, stats = objective.draw(draws, task.args, task.kwargs, declared, own)
         remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
     attrs = {
         "engine": "svi",
@@ -302,6 +304,18 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     if not parameters.leaves:
         raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
     return objective, parameters, named
+
+
+def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Tensor]) -> frozenset[str]:
+    """Plates over the rows, where these own latents that a guide knows of for any rows, which the model remembers."""
+    sites = remember_row_sites(task)
+    if not sites:
+        return frozenset()
+    with Placed(declared):
+        if not reads_rows(guide, task.model, task.args[0], task.kwargs.get("u"), sites):
+            return frozenset()
+    remember(task.model, guide=guide, guide_params=learnt_by(guide, task.args, task.kwargs, declared))
+    return frozenset(site.plate for site in sites.values())
 
 
 def _beside(guide: Guide, model: object, task: Task) -> Guide:

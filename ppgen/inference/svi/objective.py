@@ -12,7 +12,7 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -176,26 +176,35 @@ class Objective(nn.Module):
         return found.mean()
 
     def draw(
-        self, n: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
+        self,
+        n: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        declared: Mapping[str, Tensor],
+        without: Collection[str] = (),
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density ``log_q`` (n,).
 
-        Where the guide draws sites in the plate over rows, ``log_q_rows`` (n, rows) is the density of those.
+        Where the guide draws sites in the plate over rows, ``log_q_rows`` (n, rows) is the density of those. What lies
+        in the plates ``without`` is left out of all three.
 
         All at once where the guide allows it (see `over_draws`); fewer than ``n`` where they would not fit.
         """
 
+        def kept(_: object, site: Any) -> bool:  # noqa: ANN401 (a node of a trace)
+            return not any(frame.name in without for frame in site["cond_indep_stack"])
+
         def once(_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             with Placed(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
-                values = {name: site["value"] for name, site in latent_sites(trace).items()}
-                trace.compute_log_prob()
-                log_q = torch.as_tensor(trace.log_prob_sum())
-                return values, {"log_q": log_q, **_of_rows(trace, args)}
+                values = {name: site["value"] for name, site in latent_sites(trace).items() if kept(name, site)}
+                trace.compute_log_prob(kept)
+                log_q = torch.as_tensor(trace.log_prob_sum(kept), dtype=_type_of(values))
+                return values, {"log_q": log_q, **({} if without else _of_rows(trace, args))}
 
         with torch.no_grad():
             size = sum(value.numel() for value in once(None)[0].values())
-            n, asked = max(1, min(n, DRAWN // size)), n
+            n, asked = max(1, min(n, DRAWN // max(1, size))), n
             if n < asked:
                 log.warning("svi: %d of %d draws are kept, for each holds %d numbers", n, asked, size)
             found: tuple[dict[str, Tensor], dict[str, Tensor]] = gather(once, {"": torch.empty(n)})
@@ -236,6 +245,10 @@ def _run(
     """Traces of both programs at one draw of the guide: the model's, the guide's."""
     q = poutine.trace(guide).get_trace(*args, **kwargs)
     return poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs), q
+
+
+def _type_of(values: Mapping[str, Tensor]) -> torch.dtype:
+    return next((value.dtype for value in values.values() if value.is_floating_point()), torch.float64)
 
 
 def _of_rows(trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, Tensor]:

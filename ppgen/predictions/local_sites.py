@@ -1,0 +1,205 @@
+r"""Latent sites that each row of the data owns, for any rows: proposed by a guide, weighed by the model.
+
+Let :math:`q` propose values :math:`h` of a row's own sites. With the weights
+:math:`w_r = p(x, h_r \mid \theta) / q(h_r)` of its draws,
+
+.. math::
+    \log p(x \mid \theta) \approx \log \tfrac 1 R \textstyle\sum_r w_r, \qquad
+    p(h \mid x, \theta) \approx \textstyle\sum_r w_r \delta_{h_r} / \sum_r w_r,
+
+the first without bias before its logarithm. See :mod:`ppgen.predictions.proposals` for what proposes. Such sites are no
+parameters: other data get values of their own.
+
+References: Burda, Grosse & Salakhutdinov (2016); Mattei & Frellsen (2019), for entries that are missing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.collapsed import estimated
+from ppgen.data.parts import Inputs
+from ppgen.errors import FitError
+from ppgen.model import Model
+from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
+from ppgen.predictions.discrete_sites import discrete
+from ppgen.predictions.over_draws import Theta, gather
+from ppgen.predictions.proposals import Mixture, OfGuide, mixture
+from ppgen.predictions.row_terms import row_scores
+from ppgen.programs.isolated import isolated
+from ppgen.programs.memory import digest, memory, remember
+from ppgen.programs.rows import RowSite, at_rows, row_sites
+
+__all__ = ["PROPOSALS", "Local", "Weighed", "completed", "local", "pooled", "remember_rows", "with_local", "with_prior"]
+
+PROPOSALS = 64  # values proposed for each row at one draw of the parameters
+LEAST_POOL = 1024  # where rows share nothing, so that all draws come from the same proposals
+MOST_NUMBERS = 1 << 24  # of the data of all proposals that are weighed at once
+
+
+def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
+    """Let a fitted model know which sites its rows own: before it is asked about ``x``, and outside of vmap."""
+    known = memory(model)
+    if known.of_rows and known.row_sites is None:
+        remember(model, row_sites=row_sites(model, x, u))
+
+
+def local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local | None":
+    """What each row of ``x`` owns, at the parameters in ``theta``; None where rows own nothing.
+
+    Values of a row's own sites in ``theta`` are those of the rows of the fit, and left out.
+    """
+    known = memory(model)
+    if not known.row_sites:
+        return None
+    shared = {name: value for name, value in theta.items() if name not in known.row_sites}
+    return Local(model, shared, x, u, known.row_sites)
+
+
+def with_local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
+    """``theta`` with a value for each row: the fit's own for its data, else one draw from the posterior given ``x``."""
+    own = local(model, theta, x, u)
+    if own is None or own.is_known(theta):
+        return theta
+    return own.draw()
+
+
+class Weighed(NamedTuple):
+    """Proposals of a row's own sites, rows first: ``values`` {site: (n, N, ...)}, and their log weights (n, N).
+
+    ``axes`` say where the program has the rows of a value, from the right.
+    """
+
+    values: Mapping[str, Tensor]
+    log_weight: Float[Tensor, "n N"]
+    axes: Mapping[str, int]
+
+    def resampled(self) -> dict[str, Tensor]:
+        """One value for each row, drawn by weight, as the program lays it out."""
+        pick = dist.Categorical(logits=self.log_weight.mT).sample()
+        rows = torch.arange(len(pick), device=pick.device)
+        return {name: value[pick, rows].movedim(0, self.axes[name]) for name, value in self.values.items()}
+
+    def means(self) -> dict[str, Tensor]:
+        """The posterior mean of each row, as the program lays it out."""
+        weight = self.log_weight.softmax(0)
+        found = {}
+        for name, value in self.values.items():
+            shaped = weight.reshape(*weight.shape, *(1,) * (value.ndim - 2))
+            found[name] = (shaped * value).sum(0).movedim(0, self.axes[name])
+        return found
+
+
+def completed(
+    model: Model, draws: Mapping[str, Tensor], x: Tensor, u: Inputs
+) -> tuple[dict[str, Tensor], Float[Tensor, "S N"]]:
+    """Draws {site: (S, ...)} of what rows share, with one proposal of the guide for each row: and its log densities."""
+
+    def proposed(theta: Theta) -> tuple[Theta, Tensor]:
+        own = local(model, theta, x, u)
+        assert own is not None
+        found = OfGuide(own).draw(1)
+        return {**own.theta, **found.values}, found.log_q
+
+    found: tuple[dict[str, Tensor], Tensor] = gather(proposed, draws)
+    return found
+
+
+def pooled(model: Model, x: Tensor, u: Inputs, n: int) -> dict[str, Tensor]:
+    """``n`` draws {site: (n, ...)} of what rows own, where they share nothing: from one pool of proposals."""
+    own = local(model, {}, x, u)
+    assert own is not None
+    with torch.no_grad():
+        weighed = own.weighed(max(n, LEAST_POOL))
+        drawn = [weighed.resampled() for _ in range(n)]
+    return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+
+def with_prior(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
+    """``theta`` with a value for each row: the fit's own for its data, else one draw from the prior of new rows."""
+    own = local(model, theta, x, u)
+    if own is None or own.is_known(theta):
+        return theta
+    sites = latent_sites(run(model, own.theta, x, u))
+    return {**own.theta, **{name: sites[name]["value"] for name in own.sites}}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Local:
+    """The ``sites`` of the rows of ``x``, given the parameters ``theta`` that rows share."""
+
+    model: Model
+    theta: Theta
+    x: Tensor
+    u: Inputs
+    sites: Mapping[str, RowSite]
+
+    def is_known(self, theta: Theta) -> bool:
+        """Whether ``theta`` has values of the sites that were drawn given these rows.
+
+        Where a guide reads the rows, the fit itself keeps none, so that those in ``theta`` were drawn for the answer.
+        """
+        known = memory(self.model)
+        held = all(name in theta for name in self.sites)
+        return held and (known.guide is not None or known.data == digest(self.x))
+
+    def log_likelihood(self, n: int = PROPOSALS) -> Float[Tensor, " N"]:
+        """Log p(x | theta) of each row, estimated from ``n`` proposals."""
+        said = estimated.wanted()
+        if said is not None:
+            said.words = "estimated from weighted proposals of each row's own latents"
+        return self.weighed(n).log_weight.logsumexp(0) - math.log(n)
+
+    def draw(self, n: int = PROPOSALS) -> Theta:
+        """The parameters, and one value for each row, resampled from ``n`` proposals."""
+        return {**self.theta, **self.weighed(n).resampled()}
+
+    def weighed(self, n: int) -> Weighed:
+        """``n`` proposals of every site of each row, and their weights."""
+        size = max(1, MOST_NUMBERS // max(1, self.x.numel()))
+        mixed = mixture(self)
+        parts = [self._weighed(mixed, min(size, n - start)) for start in range(0, n, size)]
+        values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+        return Weighed(values, torch.cat([part.log_weight for part in parts]), parts[0].axes)
+
+    @property
+    def plates(self) -> frozenset[str]:
+        """Names of the plates over the rows."""
+        return frozenset(site.plate for site in self.sites.values())
+
+    def tiled(self, n: int) -> "Local":
+        """The same of all rows ``n`` times over, one after the other."""
+        rows = torch.arange(len(self.x), device=self.x.device).repeat(n)
+        model, x, u = at_rows(self.model, self.x, self.u, rows)
+        return replace(self, model=model, x=x, u=u)
+
+    def log_rows(self, values: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
+        """Log p(h, x | theta) of each row at ``values`` of its own sites; a gradient is recorded."""
+        theta = {**self.theta, **values}
+        trace = run(self.model, theta, self.x, self.u, tracked=True)
+        sites = discrete(self.model, theta, self.x, self.u, trace)
+        if shared := [name for name, frames in sites.plates.items() if self.plates.isdisjoint(f.name for f in frames)]:
+            raise FitError(
+                f"{name_of(self.model)}: a program whose rows own {sorted(self.sites)} must have no discrete site that "
+                f"rows share, got {shared[0]!r}; put it into the plate over rows, or make it continuous"
+            )
+        if sites.plates:
+            return sites.log_rows(self.plates)
+        with isolated():
+            trace.compute_log_prob()
+        own = [*observed_sites(trace, theta).values(), *(trace.nodes[name] for name in values)]
+        return torch.stack(row_scores(own, len(self.x), self.plates)).sum(0)
+
+    def _weighed(self, mixed: Mixture, n: int) -> Weighed:
+        found = mixed.draw(n)
+        log_weight = self.tiled(n).log_rows(found.values) - found.log_q
+        values = {name: value.movedim(found.axes[name], 0) for name, value in found.values.items()}
+        shaped = {name: value.unflatten(0, (n, -1)) for name, value in values.items()}
+        return Weighed(shaped, log_weight.unflatten(0, (n, -1)), found.axes)

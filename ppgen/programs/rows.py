@@ -1,0 +1,142 @@
+"""Rows of the data that a program is run with: fewer, more, or in another order; and which sites each row owns."""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+from torch.distributions.transforms import Transform
+
+from ppgen.data.parts import Inputs, each
+from ppgen.errors import PpgenError
+from ppgen.model import Model
+from ppgen.programs.density import quiet
+from ppgen.programs.memory import memory, remember
+from ppgen.programs.program import Function
+from ppgen.programs.sites import Site, learn
+from ppgen.programs.task import Task
+
+__all__ = ["RowSite", "at_rows", "called", "reads_rows", "remember_row_sites", "row_sites"]
+
+FEW = 2  # least number of rows that a program is tried with
+UNABLE = (PpgenError, RuntimeError, ValueError, IndexError)  # what a program raises that cannot take other rows
+
+
+class RowSite(NamedTuple):
+    """A site with a value for each row: its plate, the axis of its value that numbers the rows, from the right.
+
+    ``free_axis`` is that axis of its unconstrained value, ``free_shape`` the shape of one row's, ``transform`` the way
+    from there to its own units.
+    """
+
+    plate: str
+    axis: int
+    free_axis: int
+    free_shape: torch.Size
+    transform: Transform
+
+    def free(self, value: Tensor) -> Float[Tensor, "N d"]:
+        """Unconstrained numbers of a value that the program laid out."""
+        laid = self.transform.inv(value).movedim(self.free_axis, 0)
+        return laid.reshape(len(laid), -1)
+
+    def constrained(self, free: Float[Tensor, "N d"]) -> tuple[Tensor, Float[Tensor, " N"]]:
+        """The value of unconstrained numbers, as the program lays it out, and the log Jacobian of each row."""
+        laid = free.reshape(-1, *self.free_shape).movedim(0, self.free_axis)
+        value = self.transform(laid)
+        jacobian = self.transform.log_abs_det_jacobian(laid, value)
+        axis = self.free_axis + laid.ndim - jacobian.ndim
+        return value, jacobian.movedim(axis, 0).reshape(len(free), -1).sum(-1)
+
+
+def at_rows(model: Model, x: Tensor, u: Inputs, rows: Tensor) -> tuple[Model, Tensor, Inputs]:
+    """The model, data and inputs of chosen rows; of a function also each argument that is as long as ``x``."""
+    if isinstance(model, Function):
+        known = memory(model)
+        model = Function(model.function, (x, *(_chosen(value, rows, len(x)) for value in model.rest)))
+        remember(model, **vars(known))
+    return model, x[rows], each(u, lambda part: part[rows])
+
+
+def called(model: Model, x: Tensor, u: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the programs of a model, or of a function, are called with."""
+    return ((x, *model.rest), {}) if isinstance(model, Function) else ((x,), {"u": u})
+
+
+def row_sites(model: Model, x: Tensor, u: Inputs) -> dict[str, RowSite]:
+    """Continuous latent sites that have a value for each row: their plate is as long as there are rows, whatever these.
+
+    A program that cannot be run with another number of rows has none.
+    """
+    program = model.function if isinstance(model, Function) else model.model
+    if not x.ndim or not len(x) or not getattr(model, "takes_data", True):
+        return {}
+    counts, found = _counts(x), []
+    for count in counts:
+        args, kwargs = _first_rows(model, x, u, count)
+        try:
+            with quiet(x.dtype):
+                found.append(learn(program, args, kwargs).sites)
+        except UNABLE:
+            return {}
+    few, more = found
+    plates = {
+        name: next((plate for plate, n in site.plates.items() if (n, more[name].plates.get(plate)) == counts), None)
+        for name, site in few.items()
+        if name in more
+    }
+    return {name: _row_site(few[name], plate, counts[0]) for name, plate in plates.items() if plate is not None}
+
+
+def remember_row_sites(task: Task) -> dict[str, RowSite]:
+    """Let the model of a task know which sites its rows own, and give them back."""
+    x = task.args[0] if task.args else None
+    sites = row_sites(task.model, x, task.kwargs.get("u")) if isinstance(x, Tensor) else {}
+    remember(task.model, of_rows=tuple(sites), row_sites=sites)
+    return sites
+
+
+def reads_rows(guide: Callable[..., Any], model: Model, x: Tensor, u: Inputs, sites: Collection[str]) -> bool:
+    """Whether a guide says of any rows what their ``sites`` may be: it draws as many values as it is given rows."""
+    count = next(n for n in _counts(x) if n != len(x))
+    args, kwargs = _first_rows(model, x, u, count)
+    try:
+        with torch.no_grad():
+            nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*args, **kwargs).nodes)
+    except UNABLE:
+        return False
+    return all(name in nodes and _is_whole(nodes[name], count) for name in sites)
+
+
+def _first_rows(model: Model, x: Tensor, u: Inputs, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for the programs with so many rows, the first ones again where there are fewer."""
+    return called(*at_rows(model, x, u, torch.arange(count, device=x.device) % len(x)))
+
+
+def _row_site(site: Site, plate: str, rows: int) -> RowSite:
+    free_event = site.event_dim + len(site.free_shape) - len(site.shape)
+    dim = site.plate_dims[plate]
+    free_axis = dim - free_event
+    shape = list(site.free_shape)
+    del shape[free_axis]
+    return RowSite(plate, dim - site.event_dim, free_axis, torch.Size(shape), site.transform)
+
+
+def _is_whole(site: Any, rows: int) -> bool:  # noqa: ANN401 (a node of a trace)
+    """Whether a site has the shape of its distribution, in a plate over so many rows."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    return site["value"].shape == site["fn"].shape() and any(frame.size == rows for frame in frames)
+
+
+def _counts(x: Tensor) -> tuple[int, int]:
+    """Two numbers of rows that are no size of the data."""
+    free = [n for n in range(FEW, FEW + x.ndim + 3) if n not in x.shape]
+    return free[0], free[1]
+
+
+def _chosen(value: Any, rows: Tensor, count: int) -> Any:  # noqa: ANN401 (an argument of a function)
+    if isinstance(value, dict):
+        return {name: _chosen(part, rows, count) for name, part in value.items()}
+    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == count else value

@@ -1,0 +1,330 @@
+"""Latents that each row owns: answers for the rows of the fit, for others, and for another number of them."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import ppgen
+from ppgen.errors import FitError
+from ppgen.inference import mcmc, svi
+from ppgen.model import Model
+from ppgen.programs.rows import row_sites
+
+NOISE = 0.5
+LOADINGS = torch.tensor([[0.9, -0.4, 1.2, 0.3, 0.0], [0.2, 1.1, -0.5, 0.7, 1.0]], dtype=torch.float64)
+
+
+class Linear(Model):
+    """Factor analysis as a linear autoencoder: h ~ N(0, I), x ~ N(W h + b, NOISE²), so that every answer is known."""
+
+    data_dims = ("row", "feature")
+    dims = {"h": ("row", "latent")}
+
+    def __init__(self, features=5, latent=2):
+        super().__init__()
+        self.features, self.latent = features, latent
+        self.decoder = nn.Linear(latent, features).double()
+        self.encoder = nn.Linear(2 * features, 2 * latent).double()
+
+    @property
+    def config(self):
+        return {"features": self.features, "latent": self.latent}
+
+    def model(self, x, *, u=None, total=None):
+        seen = ~torch.isnan(x)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(len(x), self.latent), 1.0).to_event(1))
+            noise = dist.Normal(self.decoder(h), NOISE).mask(seen)
+            pyro.sample("x", noise.to_event(1), obs=torch.where(seen, x, 0.0))
+
+    def guide(self, x, *, u=None, total=None):
+        seen = ~torch.isnan(x)
+        mean, log_scale = self.encoder(torch.cat([torch.where(seen, x, 0.0), seen.to(x)], -1)).chunk(2, -1)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            pyro.sample("h", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+def simulated(rows, seed, missing=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    x = h @ LOADINGS + NOISE * torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    return torch.where(torch.rand(x.shape, generator=generator) < missing, torch.nan, x)
+
+
+def parts(model):
+    weight, bias = model.decoder.weight.detach(), model.decoder.bias.detach()
+    return weight, bias, weight @ weight.T + NOISE**2 * torch.eye(len(bias), dtype=torch.float64)
+
+
+def exact_likelihood(model, x):
+    _, bias, covariance = parts(model)
+    found = torch.zeros(len(x), dtype=torch.float64)
+    for row, seen in enumerate(~torch.isnan(x)):
+        if seen.any():
+            found[row] = MultivariateNormal(bias[seen], covariance[seen][:, seen]).log_prob(x[row, seen])
+    return found
+
+
+def exact_gap(model, row):
+    """Mean and covariance of the missing entries of a row, given the others."""
+    _, bias, covariance = parts(model)
+    seen = ~torch.isnan(row)
+    gain = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, ~seen]).T
+    return bias[~seen] + gain @ (row - bias)[seen], covariance[~seen][:, ~seen] - gain @ covariance[seen][:, ~seen]
+
+
+X = simulated(200, 0)
+
+
+def fitted(model, *args, engine=svi, **options):
+    settings = {"max_steps": 1500, "lr": 0.02, "early_stopping": False, "schedule": "cosine", "draws": 100}
+    options = (settings if engine is svi else {}) | options
+    return engine.fit(model, *args, random_seed=0, progressbar=False, **options)
+
+
+@pytest.fixture(scope="module")
+def amortised():
+    return fitted(Linear(), X)
+
+
+@pytest.fixture(scope="module")
+def alone(amortised):
+    """The same decoder, and a guide that knows the rows of the fit alone."""
+    return fitted(amortised.model, X, guide="mean_field", max_steps=200, draws=20)
+
+
+@pytest.fixture(params=["amortised", "alone"])
+def fit(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("rows", [200, 201, 7, 1])
+def test_likelihoods_are_exact_for_any_rows(fit, rows):
+    """Within .02 nats of each row, the mean within .01."""
+    x = simulated(rows, 1)
+    off = torch.tensor(fit.log_likelihood(x, random_seed=0).values) - exact_likelihood(fit.model, x)
+    assert float(off.abs().max()) < 0.02
+    assert abs(float(off.mean())) < 0.01
+
+
+def test_likelihoods_of_the_rows_of_the_fit_are_exact(fit):
+    found = fit.log_likelihood(X, random_seed=0)
+    off = torch.tensor(found.values) - exact_likelihood(fit.model, X)
+    assert float(off.abs().max()) < 0.03
+    assert abs(float(off.mean())) < 0.002
+    assert "weighted proposals" in found.attrs["log_likelihood"]
+
+
+def test_latents_of_new_rows_are_their_posterior(fit):
+    x = simulated(6, 2)
+    found = fit.latents(x, draws=2000, random_seed=0)
+    weight, bias, _ = parts(fit.model)
+    for row in range(6):
+        seen = ~torch.isnan(x[row])
+        precision = torch.eye(2, dtype=torch.float64) + weight[seen].T @ weight[seen] / NOISE**2
+        mean = torch.linalg.solve(precision, weight[seen].T @ (x[row] - bias)[seen] / NOISE**2)
+        spread = precision.inverse().diagonal().sqrt()
+        torch.testing.assert_close(torch.tensor(found.h.values[row]), mean, atol=0.1 * float(spread.max()), rtol=0)
+        drawn = torch.tensor(found.h_draw.values[:, row])
+        torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
+        torch.testing.assert_close(drawn.mean(0), mean, atol=0.15 * float(spread.max()), rtol=0)
+    assert found.h.dims == ("row", "latent")
+    assert found.h_draw.dims == ("draw", "row", "latent")
+
+
+def test_gaps_of_new_rows_are_drawn_given_the_rest(fit):
+    x = simulated(4, 3, missing=0.0)
+    x[0, 1:3] = x[2, 4] = torch.nan
+    drawn = torch.tensor(fit.impute(x, draws=3000, random_seed=0).values)
+    for row in (0, 2):
+        mean, covariance = exact_gap(fit.model, x[row])
+        gaps = drawn[:, row, torch.isnan(x[row])]
+        spread = covariance.diagonal().sqrt()
+        assert bool(((gaps.mean(0) - mean).abs() < 0.12 * spread).all())
+        torch.testing.assert_close(torch.cov(gaps.T).reshape(covariance.shape), covariance, rtol=0.15, atol=0.02)
+    assert drawn[:, 1].equal(x[1].expand(3000, 5))
+
+
+def test_new_rows_are_replicated_from_the_prior_of_what_they_own(amortised):
+    drawn = torch.tensor(amortised.posterior_predictive(simulated(3, 4), draws=6000, random_seed=0).values)
+    _, bias, covariance = parts(amortised.model)
+    torch.testing.assert_close(drawn[:, 1].mean(0), bias, atol=0.12, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn[:, 1].T), covariance, atol=0.15, rtol=0.1)
+
+
+def test_a_guide_that_reads_rows_leaves_none_of_their_values_in_the_fit(amortised, alone):
+    assert not amortised.posterior.sites
+    assert amortised.posterior.size == 100
+    assert alone.posterior.sites["h"].shape == (1, 20, 200, 2)
+
+
+def test_its_report_and_its_tree_are_about_the_rows_they_are_given(amortised):
+    x = simulated(40, 5)
+    assert "Pareto k-hat of rows" in amortised.diagnose(x, random_seed=0).table["check"].values
+    tree = amortised.to_arviz(x, random_seed=0)
+    assert tree["posterior"]["h"].shape == (1, 100, 40, 2)
+    assert tree["log_likelihood"]["x"].shape == (1, 100, int((~torch.isnan(x)).any(1).sum()))
+    assert amortised.to_arviz()["posterior"].to_dataset().sizes == {} or "h" not in amortised.to_arviz()["posterior"]
+
+
+def test_a_saved_fit_answers_the_same(amortised, tmp_path):
+    amortised.save(tmp_path / "fit")
+    again, x = ppgen.load(tmp_path / "fit", model=Linear), simulated(9, 6)
+    for ask in ("log_likelihood", "impute", "latents"):
+        assert getattr(again, ask)(x, random_seed=1).identical(getattr(amortised, ask)(x, random_seed=1))
+
+
+def test_a_guide_from_elsewhere_is_not_saved_which_is_said(tmp_path, caplog):
+    model = Linear()
+    fit = fitted(model, X, guide=Linear().guide, max_steps=20)
+    assert fit.log_likelihood(simulated(3, 7)).shape == (3,)
+    fit.save(tmp_path / "fit")
+    assert "the guide of Linear is not its own and is not saved" in caplog.text
+    with pytest.raises(FitError, match="it was not saved, for it is no method of the model"):
+        ppgen.load(tmp_path / "fit", model=Linear).log_likelihood(simulated(3, 7))
+
+
+def schools(y, sigma):
+    mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfNormal(5.0))
+    with pyro.plate("school", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def test_what_rows_own_is_integrated_out_at_every_draw_of_what_they_share():
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
+    fit = fitted(schools, y, sigma, engine=mcmc, draws=50, chains=16)
+    theta = fit.posterior.draws(200)
+    for data in (y, y.flip(0) + 3):
+        exact = dist.Normal(theta["mu"][:, None], (theta["tau"][:, None] ** 2 + sigma**2).sqrt()).log_prob(data)
+        found = torch.tensor(fit.log_likelihood(data, random_seed=0).values)
+        torch.testing.assert_close(found, exact.logsumexp(0) - math.log(200), atol=0.02, rtol=0)
+    shrunk = theta["tau"][:, None] ** 2 / (theta["tau"][:, None] ** 2 + sigma**2)
+    mean = (theta["mu"][:, None] * (1 - shrunk) + shrunk * (y + 3)).mean(0)
+    torch.testing.assert_close(torch.tensor(fit.latents(y + 3, random_seed=0).theta.values), mean, atol=0.15, rtol=0)
+
+
+class Counts(Model):
+    """A rate per row, beside a switch that is summed out: counts are a mixture of two negative binomials."""
+
+    data_dims = ("row",)
+    dims = {"share": (), "rate": ("row",)}
+    config = {}
+
+    def model(self, x, *, u=None, total=None):
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        seen = ~torch.isnan(x)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            z = pyro.sample("z", dist.Bernoulli(share))
+            rate = pyro.sample("rate", dist.Gamma(3.0, torch.where(z > 0, 0.2, 2.0)))
+            pyro.sample("x", dist.Poisson(rate).mask(seen), obs=torch.where(seen, x, 0.0))
+
+
+def test_positive_latents_of_rows_beside_discrete_ones_are_integrated_out():
+    x = torch.tensor([0.0, 1, 3, 12, 20, 2, 15, math.nan, 1, 9], dtype=torch.float64)
+    fit = fitted(Counts(), x, engine=mcmc, draws=60, chains=16)
+    share = fit.posterior.draws(200)["share"]
+    new = torch.tensor([0.0, 4.0, 17.0, math.nan], dtype=torch.float64)
+    terms = [dist.GammaPoisson(torch.tensor(3.0).double(), b).log_prob(new.nan_to_num()) for b in (2.0, 0.2)]
+    exact = torch.logaddexp((1 - share)[:, None].log() + terms[0], share[:, None].log() + terms[1])
+    exact = (exact.logsumexp(0) - math.log(200)).where(~torch.isnan(new), 0.0)
+    found = torch.tensor(fit.log_likelihood(new, random_seed=0).values)
+    torch.testing.assert_close(found, exact, atol=0.04, rtol=0)
+
+
+class Grid(Model):
+    """A value per row and column, rows on the left: h ~ N(0, 1), x ~ N(h, 1), so that x ~ N(0, 2)."""
+
+    data_dims = ("row", "feature")
+    dims = {"h": ("row", "feature")}
+    config = {}
+
+    def model(self, x, *, u=None, total=None):
+        with pyro.plate("row", total or len(x), subsample_size=len(x), dim=-2), pyro.plate("column", 3, dim=-1):
+            h = pyro.sample("h", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+
+def test_rows_may_be_any_axis_of_a_grid_of_plates():
+    x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert row_sites(Grid(), x, None)["h"].axis == -2
+    fit = fitted(Grid(), x, guide="mean_field", max_steps=50, draws=10)
+    for data in (x, torch.cat([x, x + 1])):
+        exact = dist.Normal(0.0, math.sqrt(2)).log_prob(data).sum(-1)
+        torch.testing.assert_close(torch.tensor(fit.log_likelihood(data).values), exact, atol=0.02, rtol=0)
+
+
+class Wide(Linear):
+    """More than is searched, and no guide but by name."""
+
+    def __init__(self):
+        super().__init__(latent=65)
+
+    def guide(self, x, *, u=None, total=None):
+        raise NotImplementedError
+
+
+def test_rows_that_own_much_need_a_guide_that_reads_them():
+    fit = fitted(Wide(), X[:20], guide="mean_field", max_steps=5, draws=5)
+    with pytest.raises(FitError, match=r"rows that own 65 numbers \(h\) must have a guide that reads them"):
+        fit.log_likelihood(X[:20])
+
+
+class Declared(Linear):
+    """A guide whose scale is a parameter of Pyro's."""
+
+    def guide(self, x, *, u=None, total=None):
+        scale = pyro.param("scale", torch.tensor(3.0, dtype=torch.float64), constraint=dist.constraints.positive)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            pyro.sample("h", dist.Normal(self.encoder(torch.nan_to_num(x).repeat(1, 2))[:, :2], scale).to_event(1))
+
+
+def test_what_pyro_param_learnt_in_a_guide_is_kept(tmp_path):
+    fit = fitted(Declared(), X, max_steps=300)
+    assert float(fit.model.__dict__["_memory"].guide_params["scale"]) < 1.5
+    fit.save(tmp_path / "fit")
+    again = ppgen.load(tmp_path / "fit", model=Declared)
+    x = simulated(5, 8)
+    assert again.log_likelihood(x, random_seed=0).identical(fit.log_likelihood(x, random_seed=0))
+
+
+class Shared(Model):
+    """A mean that rows share beside a value of each, both drawn by one guide."""
+
+    data_dims = ("row",)
+    dims = {"mean": (), "h": ("row",)}
+    config = {}
+
+    def __init__(self):
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(1).double())
+        self.slope = nn.Parameter(torch.zeros(1).double())
+
+    def model(self, x, *, u=None, total=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            h = pyro.sample("h", dist.Normal(mean, 1.0))
+            pyro.sample("x", dist.Normal(h, 0.5), obs=x)
+
+    def guide(self, x, *, u=None, total=None):
+        mean = pyro.sample("mean", dist.Normal(self.centre[0], 0.1))
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            pyro.sample("h", dist.Normal(mean + self.slope * (x - mean), 0.45))
+
+
+def test_a_guide_proposes_given_what_rows_share():
+    x = 2 + 1.1 * torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fit = fitted(Shared(), x, max_steps=600)
+    assert set(fit.posterior.sites) == {"mean"}
+    mean = fit.posterior.draws(100)["mean"]
+    new = x[:5] - 1
+    exact = dist.Normal(mean[:, None], math.sqrt(1.25)).log_prob(new).logsumexp(0) - math.log(100)
+    found = torch.tensor(fit.log_likelihood(new, draws=100, random_seed=0).values)
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+    assert fit.diagnose(x, random_seed=0).table is not None
