@@ -55,11 +55,12 @@ def local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local | None":
 
     Values of a row's own sites in ``theta`` are those of the rows of the fit, and left out.
     """
-    known = memory(model)
-    if not known.row_sites:
-        return None
-    shared = {name: value for name, value in theta.items() if name not in known.row_sites}
-    return Local(model, shared, x, u, known.row_sites)
+    return _local(model, theta, x, u) if memory(model).row_sites else None
+
+
+def _local(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> "Local":
+    sites = memory(model).row_sites or {}
+    return Local(model, {name: value for name, value in theta.items() if name not in sites}, x, u, sites)
 
 
 def with_local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
@@ -102,8 +103,7 @@ def completed(
     """Draws {site: (S, ...)} of what rows share, with one proposal of the guide for each row: and its log densities."""
 
     def proposed(theta: Theta) -> tuple[Theta, Tensor]:
-        own = local(model, theta, x, u)
-        assert own is not None
+        own = _local(model, theta, x, u)
         found = OfGuide(own).draw(1)
         return {**own.theta, **found.values}, found.log_q
 
@@ -113,10 +113,8 @@ def completed(
 
 def pooled(model: Model, x: Tensor, u: Inputs, n: int) -> dict[str, Tensor]:
     """``n`` draws {site: (n, ...)} of what rows own, where they share nothing: from one pool of proposals."""
-    own = local(model, {}, x, u)
-    assert own is not None
     with torch.no_grad():
-        weighed = own.weighed(max(n, LEAST_POOL))
+        weighed = _local(model, {}, x, u).weighed(max(n, LEAST_POOL))
         drawn = [weighed.resampled() for _ in range(n)]
     return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
 
