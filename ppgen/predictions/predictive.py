@@ -154,6 +154,7 @@ def imputed(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[
 
 def other_outcomes(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
     """Values of the outcomes that are other arguments of a plain function, NaN and all, by their site."""
+    theta = with_prior(model, theta, x, u)
     found = outcomes(model, run(model, theta, x, u), theta, x, u)
     return {name: one.value for name, one in found.items() if one.place is None}
 
