@@ -10,6 +10,7 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
 from ppgen.predictions.discrete_sites import discrete
 from ppgen.predictions.over_draws import Theta
+from ppgen.programs.memory import memory
 
 __all__ = ["averaged", "log_steps"]
 
@@ -21,6 +22,11 @@ def log_steps(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Flo
     ------
     FitError : the data does not come from one distribution that knows.
     """
+    if own := memory(model).of_rows:
+        raise FitError(
+            f"{name_of(model)}: densities of steps need rows without latents of their own, got {own[0]!r} of each row; "
+            "ask for those of rows"
+        )
     trace = run(model, theta, x, u)
     seen = observed_sites(trace, theta)
     fns = [site["fn"] for site in seen.values()]
