@@ -58,7 +58,7 @@ def local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local | None":
     return _local(model, theta, x, u) if memory(model).row_sites else None
 
 
-def _local(model: Model, theta: Theta, x: Tensor, u: Tensor | None) -> "Local":
+def _local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local":
     sites = memory(model).row_sites or {}
     return Local(model, {name: value for name, value in theta.items() if name not in sites}, x, u, sites)
 
