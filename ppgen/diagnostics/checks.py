@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from ppgen.diagnostics.chain_checks import check_chains, check_labels, check_modes, check_sampler
 from ppgen.diagnostics.importance import check_importance, check_moments, check_rows
-from ppgen.diagnostics.verdict import UNSEEN, Check, Report, report
+from ppgen.diagnostics.verdict import POINT, UNSEEN, Check, Report, report
 
 __all__ = [
     "Check",
@@ -39,6 +39,7 @@ __all__ = [
     "check_missing",
     "check_modes",
     "check_moments",
+    "check_point",
     "check_restarts",
     "check_rows",
     "check_sampler",
@@ -113,6 +114,18 @@ def check_missing(share: float) -> Iterator[Check]:
         f"<= {MISSING_SHARE:.0%}",
         share <= MISSING_SHARE,
         "more is imagined than seen: check the data, and that gaps do not depend on what they hide",
+    )
+
+
+def check_point() -> Iterator[Check]:
+    """Stands for the comparison of widths, of which a point estimate has none."""
+    yield Check(
+        POINT,
+        0.0,
+        "a distribution",
+        False,
+        "one value stands for the whole posterior, and predictions are too sure by what is not known of it: use "
+        'guide="mean_field" or "full_rank", or mcmc.fit, where that matters',
     )
 
 

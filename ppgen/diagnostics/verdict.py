@@ -8,10 +8,11 @@ from typing import NamedTuple, final
 
 import pandas as pd
 
-__all__ = ["MODES", "UNSEEN", "Check", "Report", "report"]
+__all__ = ["MODES", "POINT", "UNSEEN", "Check", "Report", "report"]
 
 MODES = "modes"  # the check whose advice is part of the verdict
 UNSEEN = "comparison with the posterior"  # the check that stands for those which could not be made
+POINT = "uncertainty"  # the check that a point estimate has not
 WIDTH = 120  # of a line of passed checks
 PLAIN = ("none of ", "the same ")  # how thresholds of yes or no begin: a passed one needs no number
 
@@ -75,11 +76,15 @@ def _words(checks: Sequence[Check], failed: Sequence[Check]) -> str:
     if not failed:
         return f"No problem found: {len(checks)} of {len(checks)} checks passed."
     unseen = "".join(f" Not shown: {check.advice}." for check in failed if check.check == UNSEEN)
-    names = ", ".join(dict.fromkeys(check.check.split(" of ")[0] for check in failed if check.check != UNSEEN))
-    count = sum(check.check != UNSEEN for check in failed)
+    names = ", ".join(
+        dict.fromkeys(check.check.split(" of ")[0] for check in failed if check.check not in (UNSEEN, POINT))
+    )
+    count = sum(check.check not in (UNSEEN, POINT) for check in failed)
     if count:
         return f"Not to be trusted as it is: {count} of {len(checks)} checks failed ({names}).{unseen}"
     passed = len(checks) - len(failed)
+    if any(check.check == POINT for check in failed):
+        return f"A point estimate, without uncertainty: {passed} checks of how it was found passed."
     said = f"{passed} check{'' if passed == 1 else 's'} passed"
     return f"Not shown to be good: {said}, but the one that matters was not made.{unseen}"
 

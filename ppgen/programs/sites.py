@@ -112,7 +112,7 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
 
     Parameters
     ----------
-    minibatch : plates may be subsampled, if there is no latent site in them.
+    minibatch : plates may be subsampled, if there is no continuous latent site in them.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _check_whole(nodes: Mapping[str, Any], *, minibatch: bool) -> None:
         name: node for name, node in nodes.items() if site_is_subsample(node) and len(node["value"]) < node["fn"].size
     }
     for name, node in nodes.items():
-        if minibatch and _latent(node):
+        if minibatch and _latent(node) and not is_discrete(node["fn"]):
             inside = [frame.name for frame in node["cond_indep_stack"] if frame.name in cut]
             if inside:
                 raise DataError(

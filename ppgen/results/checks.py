@@ -87,6 +87,8 @@ def _posterior_checks(fit: "Fit", read: Read | None, draws: int, notes: list[str
     finite = _finite_share(fit.posterior)
     if finite < 1.0:
         yield from diagnostics.check_finite(finite)
+    elif _is_point(fit.posterior):
+        yield from diagnostics.check_point()
     elif read is None:
         yield from diagnostics.check_compared()
     else:
@@ -131,6 +133,15 @@ def _finite_share(posterior: Draws | Factors) -> float:
         values += list(posterior.points.values())
     bad = sum(int((~torch.isfinite(value)).sum()) for value in values)
     return 1 - bad / max(1, sum(value.numel() for value in values))
+
+
+def _is_point(posterior: Draws | Factors) -> bool:
+    """Whether every draw is the same: q is one value, which it has not drawn from any density."""
+    return (
+        isinstance(posterior, Draws)
+        and bool((posterior.stats["log_q"] == 0).all())
+        and all(bool((value == value[:1, :1]).all()) for value in posterior.sites.values())
+    )
 
 
 def _draws(fit: "Fit", draws: int, notes: list[str]) -> Drawn:

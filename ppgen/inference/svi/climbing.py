@@ -8,10 +8,14 @@ A rough guide is found by few draws, and by growing parts of the rows where the 
 all of them. The end is judged by draws that were not climbed: where their gradient says that the mean or the width
 would move, the run goes on with more draws.
 
+A point has no width. Its unit is what the curvature climbed so far says of the posterior's: the run has settled when
+the top is a small part of that away.
+
 References: Burroni, Domke & Sheldon (2024) and Giordano, Ingram & Broderick (2024) for fixed draws; Amari (1998) for
 the natural gradient.
 """
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, final
@@ -22,9 +26,9 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import FitError
-from ppgen.inference.ascent import Ascent, Pair
+from ppgen.inference.ascent import Ascent, Pair, dot
 from ppgen.inference.svi.fixed_draws import FixedDraws, matched_normals
-from ppgen.inference.svi.guides import FlatGuide, FullRank, LowRank, NormalGuide
+from ppgen.inference.svi.guides import FlatGuide, FullRank, LowRank, NormalGuide, Point
 from ppgen.inference.svi.training import read_checkpoint
 from ppgen.programs.parameters import Parameters
 from ppgen.storage.folder import write_tensors
@@ -40,6 +44,8 @@ GROWTH, FIRST_ROWS = 8, 1000  # of the parts of the rows
 ROUGH_DRAWS, DRAWS, MOST_DRAWS = 16, 64, 1024
 ERROR, WORST = 0.03, 3  # root mean square of the natural gradient over fresh draws that will do; its largest entry's
 HISTORY = ("elbo", "gradient_norm", "draws", "rows")
+
+log = logging.getLogger(__name__)
 
 
 def first_draws(guide: FlatGuide) -> int:
@@ -85,10 +91,10 @@ class Climb:
     @property
     def elbo(self) -> float:
         """The newest bound."""
-        return self.records[-1][0]
+        return float(self.up.value)
 
     @property
-    def _last(self) -> bool:
+    def whole(self) -> bool:
         """Whether all rows are climbed, by draws enough."""
         return self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
 
@@ -103,7 +109,23 @@ class Climb:
 
     def finish(self) -> None:
         """Give the parameters their final values."""
-        self._put(self.up.v[0])
+        self.put()
+        self.warn()
+
+    def put(self) -> None:
+        """Give the parameters the present values."""
+        self.parameters.store([self.up.v[0]])
+
+    def warn(self) -> None:
+        """Say in the log where a point has no density to be the largest of."""
+        if isinstance(self.guide, Point) and self.over and not self.converged:
+            log.warning(
+                "svi: the density must have a maximum, after %d steps it still rises%s; if it has none (as where a "
+                'scale goes to zero), write a prior that falls there, or use guide="mean_field" or mcmc.fit; else '
+                "raise max_steps",
+                self.steps,
+                self.guide.farthest(),
+            )
 
     def history(self) -> pd.DataFrame:
         """Step, bound in nats over the draws and rows of that step, norm of its gradient, draws, rows."""
@@ -113,7 +135,8 @@ class Climb:
 
     def words(self) -> dict[str, Any]:
         """What was done, for the attributes of a fit."""
-        return {"converged": self.converged, "optimizer": "L-BFGS over fixed draws", "particles": self.draws}
+        done = {"converged": self.converged, "optimizer": "L-BFGS over fixed draws", "particles": self.draws}
+        return {**done, "restart_elbos": [self.elbo]}
 
     def _seed(self, seed: int) -> None:
         self.seed = seed
@@ -133,9 +156,6 @@ class Climb:
         good = torch.isfinite(value) & torch.isfinite(gradient).all()
         return torch.where(good, value, -math.inf)[None], gradient[None]
 
-    def _put(self, vector: Tensor) -> None:
-        self.parameters.store([vector])
-
     def _framed(self) -> Ascent:
         """Ascent in the guide's own frame, from where it is."""
         if isinstance(self.guide, NormalGuide):
@@ -146,24 +166,24 @@ class Climb:
 
     def _move(self) -> None:
         """Move the frame to where the guide is; when it has settled, go on to more rows, other draws, or the end."""
-        self._put(self.up.v[0])
+        self.put()
         before, self.up = self.up, self._framed()
-        own = ~self._of_guide()
-        self.up.diagonal[:, own] = before.diagonal[:, own]
-        last = self._last
+        framed = self._of_guide() if isinstance(self.guide, NormalGuide) else torch.zeros_like(self._of_guide())
+        self.up.diagonal[:, ~framed] = before.diagonal[:, ~framed]
+        last = self.whole
         lost = self.gained <= self._least_gain()
         self.stuck = self.stuck + 1 if lost else 0
         self.quiet = self.quiet + 1 if self.gained <= FLAT else 0
         self.gained = 0.0
         small = ROUGH if not last else NOISE if lost else FEW
-        if last and isinstance(self.guide, LowRank) and self.quiet >= PATIENCE:
+        if last and isinstance(self.guide, LowRank | Point) and self.quiet >= PATIENCE:
             small = ERROR
-        if self._natural(self.up.gradient[0]) <= small:
+        if self._natural(before) <= small:
             self._settled(last)
 
     def _least_gain(self) -> float:
         """Nats that are more than rounding; in the rough, more than a mean or a width would notice."""
-        return max(LOST * (1 + abs(float(self.up.value))), 0.0 if self._last else FLAT)
+        return max(LOST * (1 + abs(float(self.up.value))), 0.0 if self.whole else FLAT)
 
     def _settled(self, last: bool) -> None:
         """Go on with more rows, more draws, or come to the end."""
@@ -204,11 +224,13 @@ class Climb:
         leaves = self.parameters.leaves.values()
         return torch.cat([torch.full((leaf.numel(),), id(leaf) in ids) for leaf in leaves])
 
-    def _natural(self, gradient: Tensor) -> float:
-        """Largest entry of the natural gradient; a guide without a width is judged by what it gains."""
+    def _natural(self, before: Ascent) -> float:
+        """Largest entry of the natural gradient; of a point its length, by the curvature met ``before`` the move."""
+        if isinstance(self.guide, Point):
+            return math.sqrt(max(0.0, float(dot(before.times(before.gradient), before.gradient))))
         if not isinstance(self.guide, NormalGuide):
-            return 0.0
-        return float(gradient[self._of_guide()].abs().max())
+            return 0.0  # a Laplace guide ends by Newton steps of its own
+        return float(self.up.gradient[0, self._of_guide()].abs().max())
 
     def save(self, path: Path | None) -> None:
         """Write a checkpoint, where there is a place for it."""
@@ -246,6 +268,11 @@ class Climb:
         self.up = Ascent(tensors["up/v"], tensors["up/value"], tensors["up/gradient"], MEMORY, pairs)
         self.up.diagonal = tensors["up/diagonal"]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the bound is, where the climb stands."""
+        return math.isfinite(self.elbo)
+
     def check(self) -> None:
         """Refuse a start at which the bound is not finite.
 
@@ -253,7 +280,7 @@ class Climb:
         ------
         FitError : it is not, with the site at fault.
         """
-        if not bool(torch.isfinite(self.up.value).all()):
+        if not self.is_finite:
             _, declared = self.parameters.split(self.parameters.flat())
             site = self.bound.objective.bad_site(self.bound.task.args, self.bound.task.kwargs, declared)
             where = f' (site "{site}")' if site else ""

@@ -36,9 +36,10 @@ from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.bound import Bound
 from ppgen.inference.svi.climbing import Climb, first_draws
 from ppgen.inference.svi.fixed_draws import FixedDraws
-from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, named_guide
+from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, Point, named_guide
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.parallel import group, own_device, world_size
+from ppgen.inference.svi.restarts import Restarts
 from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
@@ -64,6 +65,7 @@ __all__ = ["fit"]
 
 
 LR, MOST_STEPS, STEPS = 0.01, 100_000, 10_000
+MOST_CLIMBED = 1000  # steps to a maximum, by default: a density without one is climbed for ever
 MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
 
 Guide = str | Callable[..., Any] | None
@@ -87,6 +89,7 @@ def fit(
     particles: int | None = None,
     averaging: bool = False,
     early_stopping: bool = True,
+    n_init: int = 1,
     held_out: object = None,
     held_out_u: object = None,
     draws: int = 1000,
@@ -109,10 +112,11 @@ def fit(
         numbers stay whole (an index of a group, say).
     dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
         a `Model` says them itself.
-    guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, or a guide of your own, called
-        as the model is (a module of its own is trained itself, not a copy). None is the model's own; a model
-        without one gets ``"mean_field"``.
-    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``.
+    guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, ``"map"`` (one value of every
+        site, where their density in their own units is largest), or a guide of your own, called as the model is (a
+        module of its own is trained itself, not a copy). None is the model's own; a model without one gets
+        ``"mean_field"``.
+    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 up to a maximum.
     lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
         asks for them, also with a guide by name.
     optimizer : a class of ``torch.optim``, or any function of ``(parameters, lr=)``; Adam by default.
@@ -125,11 +129,13 @@ def fit(
     particles : draws of the guide a step, made at once; 1 by default.
     averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
     early_stopping : stop when the guide has settled; without it all steps are taken.
+    n_init : starts of a guide by name without options of small steps: the first near the middle, the others drawn from
+        the prior; the highest end is kept, and ``attrs["restart_elbos"]`` holds all.
     batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them. A guide by name takes
         as many such batches together as fit in 130 MB, and at the end all rows.
     held_out : observations whose bound is looked at every 200 steps, instead of that of the data; the parameters with
         the best are given back. ``held_out_u`` are their inputs.
-    draws : draws of the trained guide to keep.
+    draws : draws of the trained guide to keep; of ``"map"`` there is one.
     compile : see :meth:`ppgen.programs.density.Density.batch`; a program that cannot be traced runs eagerly with
         ``"auto"``, which the log says.
     dtype : of parameters and data while training; that of the model's parameters by default, else float64. The fit
@@ -155,8 +161,11 @@ def fit(
         lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
         particles=particles, averaging=averaging, early_stopping=early_stopping,
     )  # fmt: skip
-    max_steps = (MOST_STEPS if early_stopping else STEPS) if max_steps is None else max_steps
-    _check_options({"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every}, compile, guide)
+    if max_steps is None:
+        most = MOST_CLIMBED if guide == "map" and options.unset else MOST_STEPS
+        max_steps = most if early_stopping else STEPS
+    counts = {"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every, "n_init": n_init}
+    _check_options(counts, compile, guide)
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
@@ -170,9 +179,17 @@ def fit(
         objective, parameters, named = _prepare(task, guide, options.batch_size)
         more = (compile, str(dtype), random_seed, _behaviour(task, objective, parameters))
         identity = _identity(task, outside, options, guide, more)
-        run: Run | Climb | None = None
+        run: Run | Climb | Restarts | None = None
         if options.unset and outside is None and processes.size == 1:
-            run = _climb(task, objective, parameters, named, cast(Mode, compile), options, max_steps, seed, identity)
+            run = _climb(
+                task, objective, parameters, named, cast(Mode, compile), options, n_init,
+                max_steps=max_steps, seed=seed, identity=identity,
+            )  # fmt: skip
+        if run is None and n_init > 1:
+            raise DataError(
+                f"svi: n_init must be 1 but for a guide by name over fixed draws, got {n_init}; leave lr and the other "
+                "options of small steps out, or fit several times with seeds of your own"
+            )
         if run is None:
             bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
             run = Run(
@@ -180,7 +197,7 @@ def fit(
                 held_out=outside is not None, local=objective.plan.local, rise=RISE * objective.plan.numbers**0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
-        built = run.bound.built if isinstance(run, Climb) else bound.built
+        built = bound.built if isinstance(run, Run) else run.bound.built
         saved = None if folder is None else folder / "svi.safetensors"
         run.resume(saved)
         with limited(built.threads):
@@ -192,7 +209,7 @@ def fit(
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
         own = _remember_rows(task, objective.programs[1], declared)
-        sites, stats = objective.draw(draws, task.args, task.kwargs, declared, own)
+        sites, stats = objective.draw(1 if isinstance(named, Point) else draws, task.args, task.kwargs, declared, own)
         remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
     attrs = {
         "engine": "svi",
@@ -210,7 +227,7 @@ def fit(
     posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     history = run.history()
-    if isinstance(named, Laplace):  # what it climbs is no bound
+    if isinstance(named, Laplace | Point):  # what they climb is no bound
         history = history.rename(columns={"elbo": "log_joint", "fixed_elbo": "fixed_log_joint"})
     return fit_result(_plain(task.model), posterior, history, attrs, labels, task.inputs)
 
@@ -222,12 +239,14 @@ def _climb(
     guide: nn.Module | None,
     mode: Mode,
     options: Options,
+    n_init: int,
+    *,
     max_steps: int,
     seed: int,
     identity: str,
-) -> Climb | None:
+) -> Climb | Restarts | None:
     """A run over fixed draws, where the guide is one by name and the program itself draws nothing; else None."""
-    if not isinstance(guide, NormalGuide | Laplace) or parameters.types != (torch.float64,):
+    if not isinstance(guide, NormalGuide | Laplace | Point) or parameters.types != (torch.float64,):
         return None
     if parameters.flat()[0].numel() - sum(value.numel() for value in guide.parameters()) > MOST_OWN:
         return None
@@ -243,9 +262,16 @@ def _climb(
     )
     if bound.is_random():
         return None
-    run = Climb(bound, parameters, guide, max_steps=max_steps, seed=seed, identity=identity)
+
+    def begin(seed: int) -> Climb:
+        return Climb(bound, parameters, guide, max_steps=max_steps, seed=seed, identity=identity)
+
+    run = begin(seed)
     run.check()
-    return run
+    if n_init == 1:
+        return run
+    prior = partial(task.program, *task.args, **task.kwargs)
+    return Restarts(run, begin, prior, parameters, guide, n_init)
 
 
 def _read(
@@ -339,7 +365,7 @@ def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:
     guide.to(dtype)
 
 
-def _train(run: Run | Climb, saved: Path | None, every: int, progressbar: bool) -> bool:
+def _train(run: Run | Climb | Restarts, saved: Path | None, every: int, progressbar: bool) -> bool:
     """Step until settled or out of steps; whether it was interrupted. The checkpoint keeps the last good state."""
     with tqdm(total=run.max_steps, initial=run.steps, desc="svi", disable=not progressbar, delay=1) as bar:
         try:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from ppgen.errors import DataError, FitError
 from ppgen.programs.sites import Site
 
-__all__ = ["NAMES", "FlatGuide", "FullRank", "Laplace", "LowRank", "NormalGuide", "named_guide"]
+__all__ = ["NAMES", "FlatGuide", "FullRank", "Laplace", "LowRank", "NormalGuide", "Point", "named_guide"]
 
 Sites = Mapping[str, Site]
 
 FIRST_SPREAD, FIRST_SCALE = 0.1, 0.1  # of the unconstrained means at the start, and of each draw around them
+FARTHEST = 20.0  # unconstrained number that stands for a draw of the prior on the edge of its support
 LARGEST = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a matrix in memory
 STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS = 1e-4, 20, 1e-9, 64
 
@@ -73,6 +74,17 @@ class FlatGuide(nn.Module, ABC):
         if self.noise is not None:
             return self.noise
         return torch.randn(self.noise_size, **_like(self.centre))
+
+    def site_at(self, index: int) -> str:
+        """The site that an entry of the vector belongs to."""
+        return next(name for name, site in self.sites.items() if site.place.start <= index < site.place.stop)
+
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Move the centre to values of the sites."""
+        for name, site in self.sites.items():
+            free = site.transform.inv(values[name]).reshape(-1)
+            self.centre[site.place] = free.nan_to_num(0.0, FARTHEST, -FARTHEST)
 
     @abstractmethod
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -253,14 +265,41 @@ class Laplace(FlatGuide):
         precision = -(hessian + hessian.T) / 2
         factor, failed = torch.linalg.cholesky_ex(precision)
         if int(failed) or not bool(torch.isfinite(factor).all()):
-            index = max(int(failed) - 1, 0)
-            site = next(name for name, one in self.sites.items() if one.place.start <= index < one.place.stop)
+            site = self.site_at(max(int(failed) - 1, 0))
             raise FitError(
                 f"svi: the curvature at the mode must be that of a maximum, it is not (site {site!r}); take more "
                 'steps, tighten the priors, or use guide="mean_field"'
             )
         covariance: Tensor = torch.cholesky_inverse(factor)
         return torch.linalg.cholesky(covariance)
+
+
+@final
+class Point(FlatGuide):
+    """One value of every site, where the density of the sites in their own units is largest: maximum a posteriori.
+
+    Unlike the mode of `Laplace`, which is that of the unconstrained vector; Pyro's ``AutoDelta`` means the same.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.noise_size = 0
+
+    def forward(self, *_: object, **__: object) -> None:
+        """Put every site at its value."""
+        v = self.draw()[0]
+        for name, site in self.sites.items():
+            value = site.transform(v[site.place].reshape(site.free_shape))
+            pyro.sample(name, dist.Delta(value, event_dim=value.ndim))
+
+    def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
+        return self.centre, self.centre.new_zeros(())
+
+    def farthest(self) -> str:
+        """Say which site is nearest to the edge of its support, in words for a message; empty if none has one."""
+        bounded = {name: site for name, site in self.sites.items() if not _is_identity(site)}
+        out = {name: float(self.centre.detach()[site.place].abs().max()) for name, site in bounded.items()}
+        return f", and site {max(out, key=lambda name: out[name])!r} is far out" if out else ""
 
 
 @final
@@ -353,6 +392,7 @@ _KINDS: dict[str, Callable[[Sites], FlatGuide]] = {
     "low_rank": LowRank,
     "laplace": Laplace,
     "flow": Flow,
+    "map": Point,
 }
 
 NAMES = tuple(_KINDS)
