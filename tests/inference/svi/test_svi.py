@@ -14,7 +14,7 @@ import torch
 
 from ppgen.errors import DataError, FileError, FitError
 from ppgen.inference import svi
-from ppgen.inference.svi import objective, training
+from ppgen.inference.svi import engine, objective, training
 from ppgen.model import Model
 
 
@@ -600,3 +600,49 @@ def test_two_processes_reach_the_parameters_of_one_with_the_whole_batch(tmp_path
         for mine, wanted in zip(values, one, strict=True):
             torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9)
     assert math.isfinite(float(one[0]))
+
+
+class Mixture(Model):
+    """Two normals, their label of each row summed out; NaN is not observed."""
+
+    data_dims = ("row",)
+    dims = {"mu": ("component",)}
+
+    def model(self, x, *, u=None, total=None):
+        mu = pyro.sample("mu", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+        seen = ~torch.isnan(x)
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(mu[z], 1.0).mask(seen), obs=torch.where(seen, x, 0.0))
+
+
+def mixed(rows):
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.where(torch.rand(rows, generator=generator) < 0.3, -2.0, 2.0)
+    x = (centre + torch.randn(rows, generator=generator)).double()
+    x[::7] = torch.nan
+    return x
+
+
+def test_the_bounds_of_minibatches_of_a_mixture_are_on_average_that_of_all_rows():
+    """Labels are summed out of each row before its batch is scaled up; the guide has the same fixed noise for all."""
+    task = engine._read(Mixture(), (mixed(60),), None, torch.float64, torch.device("cpu"))
+    with engine.quiet(torch.float64):
+        made, _, _ = engine._prepare(task, None, 12)
+        noise = torch.tensor([[0.3, -1.2], [-0.7, 0.1]]).double()
+        assert made.plan.summed == ("z",)
+        whole = made.averaged(task.args, task.kwargs, {}, noise)
+        parts = [made.averaged((part,), task.kwargs, {}, noise) for part in task.args[0].split(12)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
+def test_a_mixture_in_minibatches_ends_where_it_does_whole():
+    x = mixed(200)
+    whole, parts = (run(Mixture(), x, batch_size=size, max_steps=None) for size in (None, 20))
+    assert parts.attrs["gradients"] == {"mu": "reparameterised", "z": "summed out"}
+    torch.testing.assert_close(parts.posterior.sites["mu"], whole.posterior.sites["mu"], atol=1e-3, rtol=0)
+    assert parts.latents(x)["z"].shape == (200, 2)
+    small = run(Mixture(), x, batch_size=20, lr=0.01)
+    slow = run(Mixture(), x, batch_size=20, lr=0.01, compile="eager")
+    torch.testing.assert_close(small.posterior.sites["mu"], slow.posterior.sites["mu"])
+    assert small.attrs["compile"] == "traced"
