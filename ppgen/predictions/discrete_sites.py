@@ -31,7 +31,7 @@ from ppgen.programs.enumeration import Sums, enumerating
 from ppgen.programs.isolated import isolated
 from ppgen.programs.sites import LARGEST_SUPPORT
 
-__all__ = ["Discrete", "discrete"]
+__all__ = ["Discrete", "discrete", "sum_rows"]
 
 
 def discrete(model: Model, theta: Theta, x: Tensor, u: Inputs, trace: poutine.Trace) -> "Discrete":
@@ -105,7 +105,7 @@ class Discrete:
         """Log density (N,) of everything in ``plates`` over the rows, summed over the values of sites there."""
         trace = self._enumerated(self.theta, tracked=True)
         symbols = {trace.plate_to_symbol[name] for name in plates if name in trace.plate_to_symbol}
-        return _sum_rows(trace, len(self.x), symbols)
+        return sum_rows(trace, len(self.x), symbols)
 
     def _enumerated(self, theta: Theta, *, tracked: bool = False) -> poutine.Trace:
         program = enumerating(conditioned(self.model, theta, enumerated=True), self.depth)
@@ -134,10 +134,14 @@ def _by_row(trace: poutine.Trace, rows: int, without: Collection[str] = ()) -> T
     sites: dict[str, Any] = dict(trace.nodes)
     frames = {f.name: f for site in sites.values() if site["type"] == "sample" for f in _frames(site)}
     alike = sorted((f for f in frames.values() if f.size == rows), key=lambda frame: frame.dim)
-    return _sum_rows(trace, rows, [trace.plate_to_symbol[frame.name] for frame in alike], without)
+    return sum_rows(trace, rows, [trace.plate_to_symbol[frame.name] for frame in alike], without)
 
 
-def _sum_rows(trace: poutine.Trace, rows: int, symbols: Collection[str], without: Collection[str] = ()) -> Tensor:
+def sum_rows(trace: poutine.Trace, rows: int, symbols: Collection[str], without: Collection[str] = ()) -> Tensor:
+    """Log density (N,) of everything in the plates of these symbols, of a trace whose tensors are packed.
+
+    Discrete sites are summed out; sites ``without`` are left out, and so are those in no such plate.
+    """
     scores = []
     tree = contract_tensor_tree(_factors(trace, without), _summed(trace), ring=Sums())
     for ordinal, terms in tree.items():

@@ -22,7 +22,7 @@ from torch import Tensor
 from ppgen.errors import DataError, FitError
 from ppgen.programs.sites import Program
 
-__all__ = ["Sums", "enumerated_log_prob", "enumerating", "expected_bound"]
+__all__ = ["Sums", "enumerated_log_prob", "enumerating", "expected_bound", "unscaled"]
 
 MOST_VALUES = 1 << 20  # joint values of sites that depend on each other
 
@@ -62,7 +62,7 @@ def enumerated_log_prob(trace: poutine.Trace) -> Float[Tensor, ""]:
             continue
         plates = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         factors = scaled.setdefault(float(site["scale"]), OrderedDict())
-        factors.setdefault(plates, []).append(_unscaled(site))
+        factors.setdefault(plates, []).append(unscaled(site))
     _check_one_scale(scaled.values(), enumerated)
     for scale, factors in scaled.items():
         total = total + scale * contract_to_tensor(factors, enumerated, ring=Sums())
@@ -79,7 +79,7 @@ def expected_bound(p: poutine.Trace, q: poutine.Trace) -> Float[Tensor, ""]:
     p.pack_tensors()
     q.pack_tensors(p.plate_to_symbol)
     weights = {
-        site["infer"]["_dim_to_symbol"][site["infer"]["_enumerate_dim"]]: _unscaled(site)
+        site["infer"]["_dim_to_symbol"][site["infer"]["_enumerate_dim"]]: unscaled(site)
         for site in _sites(q)
         if "_enumerate_dim" in site["infer"]
     }
@@ -95,7 +95,7 @@ def _sites(trace: poutine.Trace) -> Iterator[Any]:
     return (site for site in sites.values() if site["type"] == "sample" and not site_is_subsample(site))
 
 
-def _unscaled(site: Any) -> Any:  # noqa: ANN401 (a node of a trace; a tensor that names its axes)
+def unscaled(site: Any) -> Any:  # noqa: ANN401 (a node of a trace; a tensor that names its axes)
     """Masked log density without its scale."""
     packed = site["packed"]["log_prob"]
     if isinstance(site["scale"], float | int) and site["scale"] == 1:

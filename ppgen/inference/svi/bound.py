@@ -1,7 +1,8 @@
 """A bound and its gradient as functions of flat parameters and a batch: traced, compiled or eager."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -76,32 +77,43 @@ class Bound:
     def _baselines(self) -> Tensor:
         return torch.zeros(len(self.objective.plan.scored))
 
+    @property
+    def _particles(self) -> int:
+        """Draws that the bound is averaged over: those of an importance-weighted bound are inside it."""
+        return self.options.particles if self.objective.weighted is None else 1
+
     def _graph(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Bound, baselines and gradients of minus the bound; all particles at once."""
-        return self._gradient(inputs, self.options.particles)
+        return self._gradient(inputs, self._particles, at_once=True)
 
     def _eager(self, *inputs: Tensor) -> Sequence[Tensor]:
         """The same, one particle after the other."""
-        particles = self.options.particles
-        found = [self._gradient(inputs, 1) for _ in range(particles)]
+        particles = self._particles
+        found = [self._gradient(inputs, 1, at_once=False) for _ in range(particles)]
         return found[0] if particles == 1 else [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
 
-    def _gradient(self, inputs: Sequence[Tensor], particles: int) -> Sequence[Tensor]:
+    def _gradient(self, inputs: Sequence[Tensor], particles: int, *, at_once: bool) -> Sequence[Tensor]:
         baselines, data = inputs[self.types], inputs[self.types + 1 :]
 
         def estimate(flat: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            surrogate, bound, means = self._estimate(flat, baselines, data, particles)
+            call = (*self.task.call(data), baselines, particles, at_once)
+            surrogate, bound, means = self._estimate(flat, *call)
             return -surrogate, (bound, means)
 
         return gradients_of(estimate, inputs[: self.types])
 
     def _estimate(
-        self, flat: Sequence[Tensor], baselines: Tensor, data: Sequence[Tensor], particles: int
+        self,
+        flat: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        baselines: Tensor,
+        particles: int,
+        at_once: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own, declared = self.parameters.split(flat)
-        found: tuple[Tensor, Tensor, Tensor] = functional_call(
-            self.objective, own, (*self.task.call(data), declared, baselines, particles)
-        )
+        call = (args, kwargs, declared, baselines, particles, at_once)
+        found: tuple[Tensor, Tensor, Tensor] = functional_call(self.objective, own, call)
         return found
 
     def _looked_at(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -119,15 +131,17 @@ class Bound:
     ) -> Callable[[Sequence[Tensor]], float]:
         """The bound of rows that are looked at, always by the same random numbers."""
 
-        def by(particles: int, times: int) -> Callable[..., Sequence[Tensor]]:
+        def by(particles: int, times: int, at_once: bool) -> Callable[..., Sequence[Tensor]]:
             def bound(*flat: Tensor) -> Sequence[Tensor]:
-                own, declared = self.parameters.split(flat)
-                call = (args, kwargs, declared, self._baselines(), particles)
-                return (torch.stack([functional_call(self.objective, own, call)[1] for _ in range(times)]).mean(),)
+                call = (args, kwargs, self._baselines(), particles, at_once)
+                return (torch.stack([self._estimate(flat, *call)[1] for _ in range(times)]).mean(),)
 
             return bound
 
-        at_once, one_by_one = by(draws, 1), by(1, draws)
+        if self.objective.weighted is not None:
+            draws = math.ceil(draws / self.objective.weighted.draws)
+        at_once = by(draws, 1, True) if self.objective.weighted is None else by(1, draws, True)
+        one_by_one = by(1, draws, False)
         built = build_bound(at_once, one_by_one, list(self.parameters.flat()), mode, 0)
 
         def evaluate(flat: Sequence[Tensor]) -> float:

@@ -41,6 +41,7 @@ from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.parallel import group, own_device, world_size
 from ppgen.inference.svi.restarts import Restarts
 from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
+from ppgen.inference.svi.weighted import Weighted
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
@@ -50,7 +51,7 @@ from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_dims, check_guide, check_keywords
 from ppgen.programs.parameters import Parameters, Placed, declared_by, learnt_by
 from ppgen.programs.program import Function, make_local, moved, owner
-from ppgen.programs.rows import reads_rows, remember_row_sites
+from ppgen.programs.rows import reads_rows, remember_row_sites, row_sites
 from ppgen.programs.sites import learn
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
@@ -67,6 +68,8 @@ __all__ = ["fit"]
 LR, MOST_STEPS, STEPS = 0.01, 100_000, 10_000
 MOST_CLIMBED = 1000  # steps to a maximum, by default: a density without one is climbed for ever
 MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
+
+BOUNDS = ("elbo", "iwae")
 
 Guide = str | Callable[..., Any] | None
 
@@ -87,6 +90,7 @@ def fit(
     clip: float | None = None,
     batch_size: int | None = None,
     particles: int | None = None,
+    bound: str = "elbo",
     averaging: bool = False,
     early_stopping: bool = True,
     n_init: int = 1,
@@ -127,6 +131,8 @@ def fit(
     clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened. By
         default ten times the median of the last hundred.
     particles : draws of the guide a step, made at once; 1 by default.
+    bound : ``"elbo"``, or ``"iwae"``, the importance-weighted bound: of each row the logarithm of the mean weight of as
+        many draws of its own latents as there are ``particles``. See :mod:`ppgen.inference.svi.weighted`.
     averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
     early_stopping : stop when the guide has settled; without it all steps are taken.
     n_init : starts of a guide by name without options of small steps: the first near the middle, the others drawn from
@@ -159,7 +165,7 @@ def fit(
     """
     options = _options(
         lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
-        particles=particles, averaging=averaging, early_stopping=early_stopping,
+        particles=particles, averaging=averaging, early_stopping=early_stopping, bound=bound,
     )  # fmt: skip
     if max_steps is None:
         most = MOST_CLIMBED if guide == "map" and options.unset else MOST_STEPS
@@ -176,7 +182,7 @@ def fit(
     outside = _held_out(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
-        objective, parameters, named = _prepare(task, guide, options.batch_size)
+        objective, parameters, named = _prepare(task, guide, options)
         more = (compile, str(dtype), random_seed, _behaviour(task, objective, parameters))
         identity = _identity(task, outside, options, guide, more)
         run: Run | Climb | Restarts | None = None
@@ -191,13 +197,13 @@ def fit(
                 "options of small steps out, or fit several times with seeds of your own"
             )
         if run is None:
-            bound = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
+            climbed = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
             run = Run(
-                bound.gradient, parameters, options, bound.batch, bound.evaluate, bound.lost,
+                climbed.gradient, parameters, options, climbed.batch, climbed.evaluate, climbed.lost,
                 held_out=outside is not None, local=objective.plan.local, rise=RISE * objective.plan.numbers**0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
-        built = bound.built if isinstance(run, Run) else run.bound.built
+        built = climbed.built if isinstance(run, Run) else run.bound.built
         saved = None if folder is None else folder / "svi.safetensors"
         run.resume(saved)
         with limited(built.threads):
@@ -213,6 +219,7 @@ def fit(
         remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
     attrs = {
         "engine": "svi",
+        "bound": bound,
         "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
         "random_seed": run.seed,
         "interrupted": interrupted,
@@ -302,8 +309,9 @@ def _held_out(task: Task, x: object, u: object, dtype: torch.dtype, device: torc
     return outside
 
 
-def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objective, Parameters, nn.Module | None]:
+def _prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Parameters, nn.Module | None]:
     """The bound, its parameters, and the named guide if it is one."""
+    batch_size = options.batch_size
     model, program, kwargs = task.model, task.program, task.kwargs
     args = task.args if batch_size is None else (task.args[0][:batch_size],)
     if batch_size is not None:
@@ -321,7 +329,7 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
         q = guide
         make_local(_owners(guide))
     owners = [model, *_owners(program), *_owners(q)]
-    objective = Objective(program, q, tuple(dict.fromkeys(owners)))
+    objective = Objective(program, q, tuple(dict.fromkeys(owners)), _weighted(task, options))
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
@@ -330,6 +338,25 @@ def _prepare(task: Task, guide: Guide, batch_size: int | None) -> tuple[Objectiv
     if not parameters.leaves:
         raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
     return objective, parameters, named
+
+
+def _weighted(task: Task, options: Options) -> Weighted | None:
+    """What an importance-weighted bound averages inside its logarithm; None of the ELBO.
+
+    Raises
+    ------
+    FitError : whole draws are to be weighed by minibatches, which would estimate something else.
+    """
+    if options.bound == "elbo":
+        return None
+    x = task.args[0] if task.args else None
+    sites = row_sites(task.model, x, task.kwargs.get("u")) if isinstance(x, Tensor) else {}
+    if not sites and options.batch_size is not None:
+        raise FitError(
+            'svi: bound="iwae" weighs whole draws where rows own no latents, which no minibatch can estimate; use '
+            'batch_size=None, or bound="elbo"'
+        )
+    return Weighted(options.particles, frozenset(site.plate for site in sites.values()))
 
 
 def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Tensor]) -> frozenset[str]:
@@ -414,8 +441,10 @@ def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
             f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
             f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
         )
+    if given["bound"] not in BOUNDS:
+        raise DataError(f"svi: bound must be one of {BOUNDS}, got {given['bound']!r}")
     chosen = ("lr", "optimizer", "schedule", "clip", "particles", "warmup", "averaging")
-    unset = not any(given[name] for name in chosen) and given["early_stopping"]
+    unset = not any(given[name] for name in chosen) and given["early_stopping"] and given["bound"] == "elbo"
     given["particles"] = 1 if given["particles"] is None else given["particles"]
     given["lr"] = LR if given["lr"] is None else given["lr"]
     require_at_least("svi: particles", given["particles"], 1)

@@ -13,7 +13,7 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -27,6 +27,7 @@ from torch.distributions import kl_divergence
 from torch.func import vmap
 
 from ppgen.errors import DataError, FitError
+from ppgen.inference.svi.weighted import Pair, Weighted, check_weighted, weighted_bound
 from ppgen.predictions.over_draws import gather
 from ppgen.predictions.predictive import latent_sites
 from ppgen.predictions.row_terms import row_scores
@@ -125,17 +126,32 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
 
 @final
 class Objective(nn.Module):
-    """The bound of two programs as a function of their parameters; ``owners`` are the modules that hold these."""
+    """The bound of two programs as a function of their parameters; ``owners`` are the modules that hold these.
 
-    def __init__(self, model: Program, guide: Program, owners: tuple[nn.Module, ...]) -> None:
+    The bound is the ELBO, or with ``weighted`` the importance-weighted one.
+    """
+
+    def __init__(
+        self, model: Program, guide: Program, owners: tuple[nn.Module, ...], weighted: Weighted | None = None
+    ) -> None:
         super().__init__()
         self.owners = nn.ModuleList(owners)
-        self.programs = (model, guide)
+        self.programs, self.weighted = (model, guide), weighted
         self.plan = Plan((), (), (), (), (), 0)
 
     def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Choose the estimators."""
+        """Choose the estimators.
+
+        Raises
+        ------
+        DataError, FitError : see `plan` and `check_weighted`.
+        """
         self.plan = plan(*self.programs, args, kwargs)
+        if self.weighted is not None:
+            drawn = (*self.plan.closed, *self.plan.reparameterised)
+            self.plan = replace(self.plan, closed=(), reparameterised=drawn)
+            rough = (*self.plan.scored, *self.plan.enumerated)
+            check_weighted(self._pair(args, kwargs), self.weighted, rough, self.plan.summed)
 
     def forward(
         self,
@@ -144,8 +160,17 @@ class Objective(nn.Module):
         declared: Mapping[str, Tensor],
         baselines: Tensor,
         particles: int,
+        at_once: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A scalar whose gradient is the bound's, the bound, and a value of each baseline; means over particles."""
+        """A scalar whose gradient is the bound's, the bound, and a value of each baseline; means over particles.
+
+        Weighted draws have a number of their own instead, and are drawn ``at_once``, or one after the other.
+        """
+        if self.weighted is not None:
+            markers = baselines.new_zeros(self.weighted.draws) if at_once else None
+            with Placed(declared):
+                bound = weighted_bound(self._pair(args, kwargs), self.weighted, markers)
+            return bound, bound, baselines
 
         def once(marker: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with mapped(marker):
@@ -218,6 +243,9 @@ class Objective(nn.Module):
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return name
         return ""
+
+    def _pair(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pair:
+        return Pair(*self.programs, args, kwargs, self.plan.depth if self.plan.summed else None)
 
     def _estimate(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor], baselines: Tensor

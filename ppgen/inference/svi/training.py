@@ -64,6 +64,7 @@ class Options:
     particles: int
     averaging: bool
     early_stopping: bool
+    bound: str = "elbo"
     unset: bool = False
 
     def words(self) -> str:
