@@ -152,3 +152,17 @@ def test_lower_precision_is_computed_in_float64_and_returned_as_it_came(function
     expected = function(*(t.detach().double() for t in chain))
     assert value == expected.to(dtype)
     assert all(g.dtype == dtype for g in torch.autograd.grad(value, chain))
+
+
+def test_a_graph_traced_at_some_lengths_is_right_at_others():
+    """A length outside [0, T] cannot be refused there: it is taken for the nearest that can be."""
+
+    def function(a, transition, potential, lengths):
+        return discrete_chain(a, transition, potential, lengths).log_normalizer
+
+    chain = random_chain(4, 3, 3)
+    graph = make_fx(function)(*chain, torch.tensor([4, 4, 4]))
+    for lengths in ([0, 2, 4], [3, 1, 1]):
+        torch.testing.assert_close(graph(*chain, torch.tensor(lengths)), function(*chain, torch.tensor(lengths)))
+    outside, nearest = (graph(*chain, torch.tensor(lengths)) for lengths in ([-1, 9, 2], [0, 4, 2]))
+    assert outside.equal(nearest)

@@ -234,3 +234,17 @@ def test_one_feature_out_of_scale_is_said(caplog):
         check_units(HMM(3, 2).emission, [x], 3)
     assert "feature 1 with mean 1e+03" in caplog.text
     assert "1 of 2 features" in caplog.text
+
+
+def test_minibatches_with_gaps_and_lengths_of_their_own_share_one_graph():
+    """Each batch of two sequences has other lengths and gaps than the first, at which the bound was traced."""
+    x = torch.tensor(np.random.default_rng(0).normal(size=(8, 6, 2)))
+    for row in range(8):
+        x[row, row % 6, row % 2] = torch.nan
+        x[row, 6 - row // 2 :] = torch.nan
+    options = {"batch_size": 2, "max_steps": 30, "random_seed": 1, "progressbar": False, "draws": 5}
+    traced, eager = (svi.fit(HMM(2, 2), x, compile=mode, **options) for mode in ("auto", "eager"))
+    assert traced.attrs["compile"] == "traced"
+    np.testing.assert_allclose(traced.history["elbo"], eager.history["elbo"], rtol=1e-10)
+    for name, value in eager.posterior.sites.items():
+        torch.testing.assert_close(traced.posterior.sites[name], value)

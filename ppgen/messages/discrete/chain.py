@@ -11,6 +11,7 @@ References: Rabiner (1989), "A tutorial on hidden Markov models".
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppgen.messages import _operator as _op
 from ppgen.messages.discrete import _dispatch as _discrete
@@ -40,7 +41,8 @@ def discrete_chain(
     Raises
     ------
     ValueError
-        For shapes that do not fit together, lengths outside [0, T], or potentials that are not floating point.
+        For shapes that do not fit together, lengths outside [0, T] (which a traced graph takes for 0 or T), or
+        potentials that are not floating point.
 
     Notes
     -----
@@ -223,7 +225,9 @@ def _flat_lengths(lengths: Tensor | None, batch: torch.Size, steps: int, device:
         return torch.full((batch.numel(),), steps, dtype=torch.long, device=device)
     if lengths.is_floating_point():
         raise ValueError(f"discrete_chain: lengths must be whole numbers, got {lengths.dtype}; convert them")
-    if not torch.compiler.is_compiling() and ((lengths < 0) | (lengths > steps)).any():
+    if torch.compiler.is_compiling() or get_proxy_mode() is not None:  # a graph for lengths that are not known yet
+        lengths = lengths.clamp(0, steps)
+    elif ((lengths < 0) | (lengths > steps)).any():
         raise ValueError(
             f"discrete_chain: lengths must lie in [0, T={steps}], got {int(lengths.min())} to {int(lengths.max())}"
         )
