@@ -105,10 +105,11 @@ def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a n
         return
     place, own = tuple(torch.isnan(value).nonzero()[0].tolist()), name.removesuffix("_observed")
     raise DataError(
-        f"{who}: site {own!r} must observe numbers, got NaN at {place}; where NaN stands for not observed, mask it, "
-        "and fill it with a value that the distribution can have:\n"
-        f"    seen = ~torch.isnan({own})\n"
-        f'    pyro.sample("{own}", dist.Normal(...).mask(seen), obs=torch.where(seen, {own}, 0.0))'
+        f"{who}: site {own!r} must observe numbers, got NaN at {place}; where NaN stands for not observed, let the "
+        "distribution take it:\n"
+        "    from ppgen.distributions import observed\n"
+        f'    pyro.sample("{own}", observed(dist.Normal(...)), obs={own})\n'
+        "or, where it cannot, fill NaN by a value that the distribution can have, and mask it"
     )
 
 

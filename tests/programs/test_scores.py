@@ -65,7 +65,7 @@ def test_nan_that_no_mask_covers_is_named_with_the_lines_to_write(fit, program):
     y = U.clone()
     y[3] = torch.nan
     with pytest.raises(
-        DataError, match=r"site 'y' must observe numbers, got NaN at \(3,\)(.|\n)*mask\(seen\), obs=torch"
+        DataError, match=r"site 'y' must observe numbers, got NaN at \(3,\)(.|\n)*observed\(dist.Normal\(...\)\), obs=y"
     ):
         fit(program, y, U)
 
