@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
+from torch.distributions.constraints import Constraint, positive
 
 from ppgen.families.family import Family, Natural, Sampler, as_tensors, common_batch, require_positive
 
@@ -42,6 +43,10 @@ class Beta(Family):
     def named(self, eta: Natural) -> dict[str, Tensor]:
         """``one`` and ``zero`` (*batch,)."""
         return {"one": eta["log_one"], "zero": eta["log_zero"]}
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """What each of `named` is constrained to."""
+        return {"one": positive, "zero": positive}
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:
         """Log of the beta function."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
+from torch.distributions.constraints import Constraint, independent, positive
 
 from ppgen.families.family import Family, Natural, Sampler, require_positive
 from ppgen.families.gamma_functions import digamma_increment, log_gamma_divergence, log_gamma_increment
@@ -43,6 +44,10 @@ class Dirichlet(Family):
     def named(self, eta: Natural) -> dict[str, Tensor]:
         """``concentration`` (*batch, K)."""
         return {"concentration": eta["log_probability"]}
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """What each of `named` is constrained to."""
+        return {"concentration": independent(positive, 1)}
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:
         """Log of the multivariate beta function."""

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from ppgen.errors import DataError
 
@@ -72,6 +73,10 @@ class Family(ABC):
     @abstractmethod
     def natural(self, *args: Any, **named: Any) -> Natural:  # noqa: ANN401 - each family spells out its own names
         """Natural parameters from the textbook ones: the inverse of `named`."""
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """Textbook parameter -> what it is constrained to, for factors that a gradient trains; none by default."""
+        return {}
 
     @abstractmethod
     def _check_proper(self, eta: Natural) -> None:

@@ -26,6 +26,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions.constraints import Constraint, greater_than, independent, positive_definite, real
 
 from ppgen.distributions.matrix_normal import MatrixNormal
 from ppgen.distributions.wishart import (
@@ -89,6 +90,15 @@ class MatrixNormalInverseWishart(Family):
             "column_precision": eta["quadratic"],
             "scale": scale_root.mT @ scale_root,
             "degrees": eta["log_det"],
+        }
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """What each of `named` is constrained to."""
+        return {
+            "location": independent(real, 2),
+            "column_precision": positive_definite,
+            "scale": positive_definite,
+            "degrees": greater_than(eta["linear"].shape[-2] - 1.0),
         }
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:

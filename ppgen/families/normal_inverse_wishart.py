@@ -13,6 +13,7 @@ from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions.constraints import Constraint, greater_than, positive, positive_definite, real_vector
 
 from ppgen.distributions.matrix_normal import PrecisionNormal
 from ppgen.distributions.wishart import WishartCholesky
@@ -62,6 +63,15 @@ class NormalInverseWishart(Family):
             "strength": eta["quadratic"],
             "scale": named["scale"],
             "degrees": eta["log_det"],
+        }
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """What each of `named` is constrained to."""
+        return {
+            "location": real_vector,
+            "strength": positive,
+            "scale": positive_definite,
+            "degrees": greater_than(eta["linear"].shape[-1] - 1.0),
         }
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from pyro import distributions as dist
 from torch import Tensor
+from torch.distributions.constraints import Constraint, independent, positive, real_vector
 
 from ppgen.families.family import Family, Natural, Sampler, as_tensors, common_batch, require_positive
 
@@ -53,6 +54,15 @@ class SphericalNormalGamma(Family):
         m = eta["linear"] / kappa
         rate = (eta["precision"] - (m * eta["linear"]).sum(-1)) / 2
         return {"location": m, "strength": kappa, "shape": eta["log_det"] / 2, "rate": rate}
+
+    def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
+        """What each of `named` is constrained to."""
+        return {
+            "location": real_vector,
+            "strength": independent(positive, 1),
+            "shape": positive,
+            "rate": positive,
+        }
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:
         """Log-normaliser; see the module's formula."""

@@ -1,15 +1,17 @@
 import pytest
 import torch
+from torch.distributions.constraints import real_vector
 
 from ppgen.errors import DataError
 from ppgen.families.beta import Beta
 from ppgen.families.dirichlet import Dirichlet
-from ppgen.families.family import Factor
+from ppgen.families.family import Factor, Family
 from ppgen.families.gamma import Gamma
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 from ppgen.families.normal_gamma import NormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
 from ppgen.families.parameters import VariationalFactor
+from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 
 def positive(*shape):
@@ -28,6 +30,10 @@ FACTORS = {
     "NormalGamma": lambda: (
         NormalGamma(),
         {"location": positive(3, 2), "strength": positive(3, 2), "shape": positive(3, 2), "rate": positive(3, 2)},
+    ),
+    "SphericalNormalGamma": lambda: (
+        SphericalNormalGamma(),
+        {"location": positive(3, 2), "strength": positive(3, 2), "shape": positive(3), "rate": positive(3)},
     ),
     "NormalInverseWishart": lambda: (
         NormalInverseWishart(),
@@ -83,6 +89,53 @@ def test_gradients_descend_to_another_factor_of_the_family(factor):
         assert all(parameter.grad.isfinite().all() for parameter in trainable.parameters())
         optimizer.step()
     assert float(loss.detach()) < 0.3 * before
+
+
+def test_each_textbook_parameter_is_within_what_its_family_says(factor):
+    named, constraints = factor.family.named(factor.eta), factor.family.constraints(factor.eta)
+    assert set(named) == set(constraints)
+    for name, value in named.items():
+        assert constraints[name].check(value).all()
+
+
+class Vector(Family):
+    """A normal with unit variance, whose textbook parameter is a vector of any sign that no other family names."""
+
+    event_dims = {"linear": 1}
+    sites = ("m",)
+
+    def natural(self, *, vector):
+        return {"linear": vector}
+
+    def named(self, eta):
+        return {"vector": eta["linear"]}
+
+    def log_normalizer(self, eta):
+        return eta["linear"].square().sum(-1) / 2
+
+    def expected(self, eta):
+        return eta
+
+    def statistic(self, theta):
+        return {"linear": theta["m"]}
+
+    def draw(self, eta, sample):
+        return {"m": sample("m", torch.distributions.Normal(eta["linear"], 1.0))}
+
+    def _check_proper(self, eta):
+        pass
+
+
+class Declared(Vector):
+    def constraints(self, eta):
+        return {"vector": real_vector}
+
+
+def test_the_transform_follows_from_the_constraint_and_not_from_the_name():
+    eta = {"linear": torch.tensor([-2.0, 0.5], dtype=torch.float64)}
+    torch.testing.assert_close(VariationalFactor((Declared(), eta)).factor().eta, eta)
+    with pytest.raises(DataError, match=r"Vector: constraints must say (.|\n)* \['vector'\] are missing"):
+        VariationalFactor((Vector(), eta))
 
 
 def test_an_improper_factor_is_refused():
