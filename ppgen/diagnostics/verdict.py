@@ -76,17 +76,17 @@ def _words(checks: Sequence[Check], failed: Sequence[Check]) -> str:
     if not failed:
         return f"No problem found: {len(checks)} of {len(checks)} checks passed."
     unseen = "".join(f" Not shown: {check.advice}." for check in failed if check.check == UNSEEN)
-    names = ", ".join(
-        dict.fromkeys(check.check.split(" of ")[0] for check in failed if check.check not in (UNSEEN, POINT))
-    )
-    count = sum(check.check not in (UNSEEN, POINT) for check in failed)
-    if count:
-        return f"Not to be trusted as it is: {count} of {len(checks)} checks failed ({names}).{unseen}"
+    wrong = [check.check.split(" of ")[0] for check in failed if check.check not in (UNSEEN, POINT)]
+    point = "A point estimate, without uncertainty" if any(check.check == POINT for check in failed) else ""
+    if wrong:
+        names = ", ".join(dict.fromkeys(wrong))
+        said = f"Not to be trusted as it is: {len(wrong)} of {len(checks)} checks failed ({names}).{unseen}"
+        return f"{point}. {said}" if point else said
     passed = len(checks) - len(failed)
-    if any(check.check == POINT for check in failed):
-        return f"A point estimate, without uncertainty: {passed} checks of how it was found passed."
-    said = f"{passed} check{'' if passed == 1 else 's'} passed"
-    return f"Not shown to be good: {said}, but the one that matters was not made.{unseen}"
+    said = f"{passed} check{'' if passed == 1 else 's'}"
+    if point:
+        return f"{point}: {said} of how it was found passed."
+    return f"Not shown to be good: {said} passed, but the one that matters was not made.{unseen}"
 
 
 def _found(row: Check) -> str:

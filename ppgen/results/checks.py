@@ -139,6 +139,7 @@ def _is_point(posterior: Draws | Factors) -> bool:
     """Whether every draw is the same: q is one value, which it has not drawn from any density."""
     return (
         isinstance(posterior, Draws)
+        and bool(posterior.sites)  # none where rows own all latents
         and bool((posterior.stats["log_q"] == 0).all())
         and all(bool((value == value[:1, :1]).all()) for value in posterior.sites.values())
     )

@@ -120,7 +120,7 @@ def fit(
         site, where their density in their own units is largest), or a guide of your own, called as the model is (a
         module of its own is trained itself, not a copy). None is the model's own; a model without one gets
         ``"mean_field"``.
-    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 up to a maximum.
+    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 of ``"map"``.
     lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
         asks for them, also with a guide by name.
     optimizer : a class of ``torch.optim``, or any function of ``(parameters, lr=)``; Adam by default.

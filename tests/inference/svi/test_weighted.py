@@ -207,6 +207,7 @@ def test_a_decoder_learnt_by_many_draws_is_nearer_the_most_likely_one(batch_size
     assert away[0] > 0.8
     assert away[1] < 0.3
     assert np.isfinite(many.log_likelihood(x)).all()
+    assert "uncertainty" not in set(many.diagnose().table["check"])
 
 
 def test_programs_of_which_the_bound_would_be_wrong_are_refused():
