@@ -15,7 +15,7 @@ from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.model import Conjugate, tracked, updated
 
-__all__ = ["Observed", "first_factors", "observed_given"]
+__all__ = ["Observed", "drawn", "expecting", "first_factors", "observed_given"]
 
 
 class Observed(NamedTuple):
@@ -35,7 +35,7 @@ def observed_given(
     DataError : the program draws a latent that no factor and no point stands for, or observes nothing.
     """
     points = model.points if points is None else points
-    with poutine.block(), pyro.validation_enabled(False), _Expecting(s, points):
+    with poutine.block(), pyro.validation_enabled(False), expecting(s, points):
         trace = poutine.trace(model.model).get_trace(x, u=u)
     who, found = type(model).__name__, {}
     for name, site in trace.nodes.items():
@@ -58,8 +58,8 @@ def first_factors(
     """Posterior factors to start from: one conjugate update with guessed latents, or with parameters of the prior."""
     prior = model.natural_prior()
     guessed = model.guess(batches, inputs, start)
-    drawn = any(not values for values in guessed)
-    s = {name: tracked(_drawn(factor) if drawn else factor.expected()) for name, factor in prior.items()}
+    unguessed = any(not values for values in guessed)
+    s = {name: tracked(drawn(factor) if unguessed else factor.expected()) for name, factor in prior.items()}
     for x, u, values in zip(batches, inputs, guessed, strict=True):
         for fn, value in observed_given(model, s, x, u).values():
             score = fn.joint(value, values) if values and isinstance(fn, Collapsed) else fn.log_prob(value)
@@ -67,7 +67,8 @@ def first_factors(
     return {name: updated(factor, s[name]) for name, factor in prior.items()}
 
 
-def _drawn(factor: Factor) -> Natural:
+def drawn(factor: Factor) -> Natural:
+    """Statistics of parameters drawn from a factor."""
     theta = {site: value[0] for site, value in factor.family.sample(factor.eta, 1).items()}
     return factor.family.statistic(theta)
 
@@ -81,7 +82,7 @@ def _innermost(fn: Any) -> Any:  # noqa: ANN401 (a distribution)
 
 
 @final
-class _Expecting(Messenger):
+class expecting(Messenger):  # noqa: N801 (a handler, called as those of Pyro's are)
     """Answers a `statistic` by its expectation, and a point-estimated site by its estimate."""
 
     def __init__(self, s: Mapping[str, Natural], points: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ point estimate.
 
 import operator
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, cast, final
+from typing import Any, SupportsIndex, final
 
 import numpy as np
 import pyro
@@ -38,10 +38,8 @@ from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError
-from ppgen.expecting import first_factors
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
-from ppgen.families.parameters import VariationalFactor
 from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
@@ -99,7 +97,6 @@ class HMM(Conjugate):
             self.log_scales = nn.Parameter(self._default_log_scales())
         if hierarchical:
             self.usage_logits = nn.Parameter(torch.zeros(self.states, dtype=torch.float64))
-        self.q = nn.ModuleDict()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -155,23 +152,6 @@ class HMM(Conjugate):
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
             states = HiddenMarkov(initial, transition, self.emission, s["emission"], (x.shape[0], x.shape[1]))
             pyro.sample("x", states, obs=x)
-
-    def guide(self, x: Tensor, *, u: Inputs = None, total: int | None = None) -> None:
-        """q(theta): one factor of the prior's own family for each of its factors; a point estimate of the usage."""
-        if not self.q:
-            self.start_guide(x)
-        pyro.module("guide", self)
-        if self.hierarchical:
-            log_density = -self.usage.log().sum()  # a point estimate on the unconstrained scale
-            pyro.sample("usage", dist.Delta(self.usage, log_density, event_dim=1))
-        for module in self.q.values():
-            family, eta = cast(VariationalFactor, module).factor()
-            family.draw(eta, pyro.sample)
-
-    def start_guide(self, x: Tensor) -> None:
-        """Start the guide from a segmentation of ``x``."""
-        started = first_factors(self, [x], [None], self.starts[0])
-        self.q.update({name: VariationalFactor(factor) for name, factor in started.items()})
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -231,9 +211,9 @@ class HMM(Conjugate):
         self.emission.check(x)
 
     def renumbered(self, axis: str, order: Int[Tensor, " K"]) -> "HMM":
-        """A copy whose learnt usage follows ``order``; the guide that SVI trains is left out."""
+        """A copy whose learnt usage follows ``order``."""
         model = HMM(**self.config)
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith("q.")}
+        state = self.state_dict()
         if self.hierarchical:
             state["usage_logits"] = state["usage_logits"][order]
         model.load_state_dict(state)

@@ -34,23 +34,36 @@ class Parameters:
     ----------
     module : its parameters that require a gradient are trained.
     declared : parameters of ``pyro.param`` statements that are not those of ``module``, by name.
+    apart : a part of ``module`` whose parameters lie in vectors of their own.
     """
 
-    def __init__(self, module: nn.Module, declared: Mapping[str, Declared]) -> None:
+    def __init__(self, module: nn.Module, declared: Mapping[str, Declared], apart: nn.Module | None = None) -> None:
         self.module = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.declared = dict(declared)
         self.leaves: dict[str, Tensor] = {**self.module, **{name: one.free for name, one in declared.items()}}
-        self.types = tuple(dict.fromkeys(value.dtype for value in self.leaves.values()))
+        own = set() if apart is None else {id(value) for value in apart.parameters()}
+        self.apart = {name for name, value in self.leaves.items() if id(value) in own}
+        self.kinds = tuple(dict.fromkeys(self._kind(name) for name in self.leaves))
+
+    @property
+    def types(self) -> tuple[torch.dtype, ...]:
+        """The type of each vector."""
+        return tuple(dtype for dtype, _ in self.kinds)
+
+    @property
+    def are_apart(self) -> tuple[bool, ...]:
+        """Whether a vector is of the part that lies apart."""
+        return tuple(apart for _, apart in self.kinds)
 
     def flat(self) -> tuple[Tensor, ...]:
         """Present values, a vector per type."""
-        return tuple(torch.cat([value.detach().reshape(-1) for value in self._of(kind)]) for kind in self.types)
+        return tuple(torch.cat([value.detach().reshape(-1) for value in self._of(kind)]) for kind in self.kinds)
 
     def named(self, flat: Sequence[Tensor]) -> dict[str, Tensor]:
         """Each parameter by name, views into the vectors."""
         found: dict[str, Tensor] = {}
-        for kind, vector in zip(self.types, flat, strict=True):
-            names = [name for name, value in self.leaves.items() if value.dtype == kind]
+        for kind, vector in zip(self.kinds, flat, strict=True):
+            names = [name for name in self.leaves if self._kind(name) == kind]
             pieces = vector.split([self.leaves[name].numel() for name in names])
             found |= {name: piece.view(self.leaves[name].shape) for name, piece in zip(names, pieces, strict=True)}
         return found
@@ -67,8 +80,11 @@ class Parameters:
         own = {name: value for name, value in named.items() if name in self.module}
         return own, {name: transform_to(one.constraint)(named[name]) for name, one in self.declared.items()}
 
-    def _of(self, kind: torch.dtype) -> list[Tensor]:
-        return [value for value in self.leaves.values() if value.dtype == kind]
+    def _kind(self, name: str) -> tuple[torch.dtype, bool]:
+        return self.leaves[name].dtype, name in self.apart
+
+    def _of(self, kind: tuple[torch.dtype, bool]) -> list[Tensor]:
+        return [value for name, value in self.leaves.items() if self._kind(name) == kind]
 
 
 @final

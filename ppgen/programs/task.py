@@ -48,11 +48,12 @@ class Task:
             return self.args, self.kwargs
         return (data[0],), {**self.kwargs, "u": rejoined(self.kwargs["u"], data[1:])}
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Task":
-        """The same on a device, floating numbers in one type."""
+    def to(self, device: torch.device, dtype: torch.dtype, *, keep: bool = False) -> "Task":
+        """The same on a device, floating numbers in one type; a model's parameters may ``keep`` their own."""
         args = tuple(cast(arg, dtype, device) for arg in self.args)
         kwargs = {name: cast(arg, dtype, device) for name, arg in self.kwargs.items()}
-        return replace(self, model=self.model.to(device=device, dtype=dtype), args=args, kwargs=kwargs)
+        model = self.model.to(device=device) if keep else self.model.to(device=device, dtype=dtype)
+        return replace(self, model=model, args=args, kwargs=kwargs)
 
 
 def read(

@@ -48,6 +48,7 @@ class Bound:
         decided = options.early_stopping or outside is not None
         args, kwargs = self._looked_at() if outside is None else (outside.args, outside.kwargs)
         draws = LOOKS if options.batch_size is None or outside is not None else FEWER
+        draws = draws if objective.plan.draws else 1
         self.evaluate = self._evaluator(args, kwargs, draws, mode) if decided else None
 
     def gradient(self, *inputs: Tensor) -> Sequence[Tensor]:

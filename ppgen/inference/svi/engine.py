@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -37,16 +37,17 @@ from ppgen.inference.svi.bound import Bound
 from ppgen.inference.svi.climbing import Climb, first_draws
 from ppgen.inference.svi.fixed_draws import FixedDraws
 from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, Point, named_guide
+from ppgen.inference.svi.natural import NaturalGuide, natural_guide
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.parallel import group, own_device, world_size
 from ppgen.inference.svi.restarts import Restarts
 from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
 from ppgen.inference.svi.weighted import Weighted
 from ppgen.keywords import known_keywords
-from ppgen.model import Model
+from ppgen.model import Conjugate, Model
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.density import density, home, quiet
-from ppgen.programs.memory import remember
+from ppgen.programs.memory import memory, remember
 from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_dims, check_guide, check_keywords
 from ppgen.programs.parameters import Parameters, Placed, declared_by, learnt_by
@@ -57,7 +58,7 @@ from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
 from ppgen.results.fit import Fit, fit_result
-from ppgen.results.posterior import Draws
+from ppgen.results.posterior import Draws, Factors
 from ppgen.results.rebuild import describe
 from ppgen.rng import private_stream
 from ppgen.storage.lock import held
@@ -94,6 +95,8 @@ def fit(
     averaging: bool = False,
     early_stopping: bool = True,
     n_init: int = 1,
+    delay: float = 1.0,
+    forgetting: float = 0.7,
     held_out: object = None,
     held_out_u: object = None,
     draws: int = 1000,
@@ -119,7 +122,7 @@ def fit(
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, ``"map"`` (one value of every
         site, where their density in their own units is largest), or a guide of your own, called as the model is (a
         module of its own is trained itself, not a copy). None is the model's own; a model without one gets
-        ``"mean_field"``.
+        ``"mean_field"``, and a conjugate one its factors, along natural gradients, while all else is the optimiser's.
     max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 of ``"map"``.
     lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
         asks for them, also with a guide by name.
@@ -139,13 +142,15 @@ def fit(
         the prior; the highest end is kept, and ``attrs["restart_elbos"]`` holds all.
     batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them. A guide by name takes
         as many such batches together as fit in 130 MB, and at the end all rows.
+    delay, forgetting : of a conjugate model's factors in minibatches, sizes ``(step + delay) ** -forgetting`` of their
+        steps along natural gradients; with all rows these are whole.
     held_out : observations whose bound is looked at every 200 steps, instead of that of the data; the parameters with
         the best are given back. ``held_out_u`` are their inputs.
     draws : draws of the trained guide to keep; of ``"map"`` there is one.
     compile : see :meth:`ppgen.programs.density.Density.batch`; a program that cannot be traced runs eagerly with
         ``"auto"``, which the log says.
-    dtype : of parameters and data while training; that of the model's parameters by default, else float64. The fit
-        answers in float64.
+    dtype : of parameters and data while training; that of the model's parameters by default, else float64. Parameters
+        of several types keep theirs beside data in float64, as networks do beside factors. The fit answers in float64.
     device : ``"auto"`` (a model's own), ``"cpu"``, ``"cuda"`` or another of torch's.
     checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
     checkpoint_every : steps between saves.
@@ -165,7 +170,8 @@ def fit(
     """
     options = _options(
         lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
-        particles=particles, averaging=averaging, early_stopping=early_stopping, bound=bound,
+        particles=particles, averaging=averaging, early_stopping=early_stopping, bound=bound, delay=delay,
+        forgetting=forgetting,
     )  # fmt: skip
     if max_steps is None:
         most = MOST_CLIMBED if guide == "map" and options.unset else MOST_STEPS
@@ -175,8 +181,8 @@ def fit(
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
-    dtype = _own_type([model] if isinstance(model, Model) else _owners(model)) if dtype is None else dtype
-    task = _read(model, args, u, as_dtype("svi", dtype), place, dims=dims, coords=coords)
+    dtype, keep = _types(model, guide, dtype)
+    task = _read(model, args, u, as_dtype("svi", dtype), place, keep=keep, dims=dims, coords=coords)
     _check_batch(task, options, world_size())
     guide = _beside(guide, model, task)
     outside = _held_out(task, held_out, held_out_u, dtype, place)
@@ -197,10 +203,11 @@ def fit(
                 "options of small steps out, or fit several times with seeds of your own"
             )
         if run is None:
-            climbed = Bound(task, objective, parameters, options, outside, cast(Mode, compile), max_steps, processes)
+            way = "eager" if compile == "auto" and _is_ascent(parameters, options) else compile
+            climbed = Bound(task, objective, parameters, options, outside, cast(Mode, way), max_steps, processes)
             run = Run(
                 climbed.gradient, parameters, options, climbed.batch, climbed.evaluate, climbed.lost,
-                held_out=outside is not None, local=objective.plan.local, rise=RISE * objective.plan.numbers**0.5,
+                held_out=outside is not None, local=objective.plan.local, rise=RISE * _numbers(objective, named) ** 0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
         built = climbed.built if isinstance(run, Run) else run.bound.built
@@ -214,13 +221,14 @@ def fit(
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
-        own = _remember_rows(task, objective.programs[1], declared)
-        sites, stats = objective.draw(1 if isinstance(named, Point) else draws, task.args, task.kwargs, declared, own)
+        q = task.model.guide if isinstance(named, NaturalGuide) else objective.programs[1]
+        own = _remember_rows(task, q, declared)
+        posterior = _posterior(objective, named, task, draws, declared, own)
         remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
     attrs = {
         "engine": "svi",
         "bound": bound,
-        "guide": guide if isinstance(guide, str) else "mean_field" if named is not None else "own",
+        "guide": _name_of(guide, named),
         "random_seed": run.seed,
         "interrupted": interrupted,
         "seconds": time.perf_counter() - began,
@@ -231,12 +239,22 @@ def fit(
         "gradients": objective.plan.words(),
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
-    posterior = Draws(*({name: _kept(value) for name, value in part.items()} for part in (sites, stats)))
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     history = run.history()
     if isinstance(named, Laplace | Point):  # what they climb is no bound
         history = history.rename(columns={"elbo": "log_joint", "fixed_elbo": "fixed_log_joint"})
-    return fit_result(_plain(task.model), posterior, history, attrs, labels, task.inputs)
+    return fit_result(_plain(task.model, keep), posterior, history, attrs, labels, task.inputs)
+
+
+def _numbers(objective: Objective, named: nn.Module | None) -> int:
+    """Latent numbers that the bound is about."""
+    factors = sum(value.numel() for value in named.parameters()) if isinstance(named, NaturalGuide) else 0
+    return objective.plan.numbers + factors
+
+
+def _is_ascent(parameters: Parameters, options: Options) -> bool:
+    """Whether each step is one of coordinate ascent: there are few, too few to trace a graph for."""
+    return all(parameters.are_apart) and options.batch_size is None
 
 
 def _climb(
@@ -283,10 +301,10 @@ def _climb(
 
 def _read(
     model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
-    **more: Any,  # noqa: ANN401 (what `read` takes beside these)
+    *, keep: bool = False, **more: Any,  # noqa: ANN401 (what `read` takes beside these)
 ) -> Task:  # fmt: skip
     """What is fitted, in one type on one device; a model is told how many rows there are."""
-    task = read("svi", model, args, u, **more).to(device, dtype)
+    task = read("svi", model, args, u, **more).to(device, dtype, keep=keep)
     if task.observations is not None:
         check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))
     return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
@@ -318,23 +336,27 @@ def _prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Par
         check_minibatch(program, task.args[0], kwargs["u"], batch_size)
         kwargs = {**kwargs, "u": each(kwargs["u"], lambda part: part[:batch_size])}
     own = not isinstance(model, Function) and type(model).guide is not Model.guide
-    named = None
+    named: nn.Module | None = None
+    q: Callable[..., Any]
     check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
-    if guide is None and own:
-        q: Callable[..., Any] = model.guide
+    if guide is None and isinstance(model, Conjugate):
+        named = natural_guide(model, task, args, kwargs).to(home(model, args))
+        program, q = named.model, named
+    elif guide is None and own:
+        q = model.guide
     elif guide is None or isinstance(guide, str):
         sites = learn(program, args, kwargs, minibatch=True).sites
         q = named = named_guide(guide or "mean_field", sites).to(home(model, args))
     else:
         q = guide
         make_local(_owners(guide))
-    owners = [model, *_owners(program), *_owners(q)]
+    owners = [model, *_owners(task.program), *_owners(q)]
     objective = Objective(program, q, tuple(dict.fromkeys(owners)), _weighted(task, options))
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
     check_dims("svi", model, objective.plan.shapes, program, args, whole=batch_size is None)
-    parameters = Parameters(objective, declared)
+    parameters = Parameters(objective, declared, named if isinstance(named, NaturalGuide) else None)
     if not parameters.leaves:
         raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
     return objective, parameters, named
@@ -357,6 +379,34 @@ def _weighted(task: Task, options: Options) -> Weighted | None:
             'batch_size=None, or bound="elbo"'
         )
     return Weighted(options.particles, frozenset(site.plate for site in sites.values()))
+
+
+def _name_of(guide: Guide, named: nn.Module | None) -> str:
+    if isinstance(guide, str):
+        return guide
+    return "own" if named is None else "factors" if isinstance(named, NaturalGuide) else "mean_field"
+
+
+def _posterior(
+    objective: Objective, named: nn.Module | None, task: Task, draws: int, declared: dict[str, Tensor],
+    own: Collection[str],
+) -> Draws | Factors:  # fmt: skip
+    """What is believed of the parameters: factors as they are, or draws of the guide.
+
+    Raises
+    ------
+    FitError : rows share latents beside the factors.
+    """
+    if isinstance(named, NaturalGuide):
+        shared = sorted(set(objective.plan.shapes) - set(memory(task.model).of_rows))
+        if shared:
+            raise FitError(
+                f"svi: latents that rows share must be drawn by a factor of natural_prior, got site {shared[0]!r}; "
+                'make it a factor or a point, or use guide="mean_field"'
+            )
+        return named.posterior()
+    found = objective.draw(1 if isinstance(named, Point) else draws, task.args, task.kwargs, declared, own)
+    return Draws(*({name: _kept(value) for name, value in part.items()} for part in found))
 
 
 def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Tensor]) -> frozenset[str]:
@@ -410,22 +460,29 @@ def _train(run: Run | Climb | Restarts, saved: Path | None, every: int, progress
     return False
 
 
-def _own_type(modules: Sequence[nn.Module]) -> torch.dtype:
-    """The type of the parameters of modules, float64 if they have none.
+def _types(model: object, guide: Guide, dtype: torch.dtype | None) -> tuple[torch.dtype, bool]:
+    """Type of the data, and whether parameters keep theirs.
 
-    Raises
-    ------
-    DataError : they have several.
+    They do where they have several, or beside factors of a conjugate model, which are float64 as all messages are: a
+    network then casts at its own border.
     """
+    if guide is None and isinstance(model, Conjugate):
+        if dtype not in (None, torch.float64):
+            raise DataError(
+                f"svi: dtype must be left out for the factors of a conjugate model, which are float64, got {dtype}; "
+                "networks keep the type that they were made in"
+            )
+        return torch.float64, True
+    modules = [model] if isinstance(model, Model) else _owners(model)
     types = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
-    if len(types) > 1:
-        raise DataError(f"svi: parameters must be of one type, got {sorted(map(str, types))}; pass dtype=")
-    return next(iter(types), torch.float64)
+    if dtype is not None:
+        return dtype, False
+    return (torch.float64, True) if len(types) > 1 else (next(iter(types), torch.float64), False)
 
 
-def _plain(model: Model) -> Model:
-    """The trained model as a `Fit` holds it: on the CPU, in float64, whatever it was trained in."""
-    return model.to(device="cpu", dtype=torch.float64)
+def _plain(model: Model, keep: bool) -> Model:
+    """The trained model as a `Fit` holds it: on the CPU, in float64, unless its parameters ``keep`` their types."""
+    return model.to(device="cpu") if keep else model.to(device="cpu", dtype=torch.float64)
 
 
 def _kept(draws: Tensor) -> Tensor:

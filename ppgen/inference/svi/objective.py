@@ -66,6 +66,11 @@ class Plan:
     local: bool = False
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the guide draws anything that makes the bound random."""
+        return bool(self.closed or self.reparameterised or self.enumerated or self.scored)
+
     def words(self) -> dict[str, str]:
         """Site -> estimator, in words."""
         ways = {

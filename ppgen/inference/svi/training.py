@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from ppgen.storage.folder import read_tensors, write_tensors
 
 __all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "read_checkpoint", "seed_device"]
 
-WINDOW = 200  # steps whose mean parameters are looked at
+WINDOW, EXACT_WINDOW = 200, 5  # steps whose mean parameters are looked at
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
 LATEST = (0.6, 0.85)  # share of all steps after which the rate has fallen so often, if the bound still rises
 PATIENCE = 3  # windows without progress in a row that end a run, or that the learning rate falls after
@@ -65,6 +65,8 @@ class Options:
     averaging: bool
     early_stopping: bool
     bound: str = "elbo"
+    delay: float = 1.0
+    forgetting: float = 0.7
     unset: bool = False
 
     def words(self) -> str:
@@ -155,6 +157,7 @@ class Run:
         self.mean = [vector.clone() for vector in self.flat]  # of the present window
         self.best = [vector.clone() for vector in self.flat]
         self.good = [vector.clone() for vector in self.flat]  # what a run goes back to
+        self.natural = [vector for vector, apart in zip(self.flat, parameters.are_apart, strict=True) if apart]
         self.trained, self.pieces = self._trained()
         self.optimizer = self._optimizer()
         self.progress = Progress()
@@ -163,6 +166,16 @@ class Run:
     def steps(self) -> int:
         """Steps made."""
         return len(self.progress.bounds)
+
+    @property
+    def window(self) -> int:
+        """Steps between two looks: few where each is one of coordinate ascent, without noise."""
+        return EXACT_WINDOW if self.exact else WINDOW
+
+    @property
+    def exact(self) -> bool:
+        """Whether steps are those of coordinate ascent, without noise."""
+        return not self.trained and self.options.batch_size is None
 
     @property
     def elbo(self) -> float:
@@ -181,7 +194,7 @@ class Run:
         ------
         FitError : the bound or a gradient is not finite, again and again.
         """
-        rate = self._rate()
+        rate = self._rate() if self.trained else self._natural_rate()
         for part in self.optimizer.param_groups:
             part["lr"] = rate
         found: list[float] = []
@@ -190,6 +203,9 @@ class Run:
         except _NotFinite as error:
             self._go_back(error)
             return
+        with torch.no_grad():
+            for vector in self.natural:
+                vector.sub_(cast(Tensor, vector.grad), alpha=self._natural_rate())
         progress = self.progress
         progress.bounds.append(found[0])
         progress.norms.append(found[1])
@@ -200,8 +216,8 @@ class Run:
                 mean.lerp_(vector, weight)
         if self.evaluate is not None:
             for mean, vector in zip(self.mean, self.flat, strict=True):
-                mean.lerp_(vector.detach(), 1 / ((self.steps - 1) % WINDOW + 1))
-        if self.steps % WINDOW == 0:
+                mean.lerp_(vector.detach(), 1 / ((self.steps - 1) % self.window + 1))
+        if self.steps % self.window == 0:
             for kept, vector in zip(self.good, self.flat, strict=True):
                 kept.copy_(vector.detach())
             if self.evaluate is not None:
@@ -234,7 +250,9 @@ class Run:
         make = self.options.optimizer
         kind = make.func if isinstance(make, functools.partial) else make or torch.optim.Adam
         converged = self.progress.converged if self.options.early_stopping else None
-        return {"converged": converged, "optimizer": getattr(kind, "__name__", type(kind).__name__)}
+        names = ["natural gradients"] if self.natural else []
+        names += [getattr(kind, "__name__", type(kind).__name__)] if self.trained else []
+        return {"converged": converged, "optimizer": " and ".join(names)}
 
     def save(self, path: Path | None) -> None:
         """Write a checkpoint, where there is a place for it."""
@@ -291,13 +309,17 @@ class Run:
         make: Any = self.options.optimizer
         kind = make.func if isinstance(make, functools.partial) else make
         kinds = {base.__name__ for base in getattr(kind, "__mro__", ())}
+        vectors = [vector for vector, apart in zip(self.flat, self.parameters.are_apart, strict=True) if not apart]
         if kind is None or kinds & set(ELEMENTWISE):
-            return list(self.flat), []
-        views = list(self.parameters.named(self.flat).values())
+            return vectors, []
+        named = self.parameters.named(self.flat)
+        views = [value for name, value in named.items() if name not in self.parameters.apart]
         return views, views
 
     def _optimizer(self) -> torch.optim.Optimizer:
         make = self.options.optimizer or functools.partial(torch.optim.Adam, fused=True)
+        if not self.trained:
+            return _NoOptimizer()
         return _made(make, self.trained, self.options.lr)
 
     def _go_back(self, error: "_NotFinite") -> None:
@@ -329,17 +351,24 @@ class Run:
             flat = [vector.detach() for vector in self.flat]
             bound, baselines, *gradients = self.gradient(*flat, self.baselines, *batch)
             self.group.mean(bound, baselines, *gradients)
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            apart = self.parameters.are_apart
+            norms = [torch.linalg.vector_norm(g).double() for g, own in zip(gradients, apart, strict=True) if not own]
+            norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else bound.new_zeros(())
             value, size = torch.stack([bound, norm.to(bound.dtype)]).tolist()
-            if not math.isfinite(value) or not math.isfinite(size):
+            if not math.isfinite(value) or not all(bool(torch.isfinite(part).all()) for part in gradients):
                 raise self._error(value, gradients)
             if size > (longest := self._longest()):
-                gradients = [gradient * (longest / size) for gradient in gradients]
+                ratio = longest / size
+                gradients = [g if own else g * ratio for g, own in zip(gradients, apart, strict=True)]
             weight = BASELINE_WEIGHT if step else 1.0
             self.baselines.lerp_(baselines, weight)
-        pieces = self.parameters.named(gradients).values() if self.pieces else gradients
-        for target, gradient in zip(self.trained, pieces, strict=True):
-            target.grad = gradient
+        for vector, gradient in zip(self.flat, gradients, strict=True):
+            vector.grad = gradient
+        if self.pieces:
+            named = self.parameters.named(gradients)
+            pieces = [value for name, value in named.items() if name not in self.parameters.apart]
+            for target, gradient in zip(self.trained, pieces, strict=True):
+                target.grad = gradient
         found[:] = [value, size]
         return -value
 
@@ -362,6 +391,14 @@ class Run:
             return options.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
         return options.lr * warm * DECAY ** min(self.progress.decays, DECAYS)
 
+    def _natural_rate(self) -> float:
+        """Step size along natural gradients: whole steps with all rows, falling ones in minibatches."""
+        options = self.options
+        slower = SLOWER**self.progress.setbacks
+        if options.batch_size is None:
+            return slower
+        return float(slower * (self.steps + options.delay) ** -options.forgetting)
+
     def _decide(self, evaluate: Callable[[Sequence[Tensor]], float]) -> None:
         """Look at the window's mean: has its bound risen? If not, lower the rate, or come to the end."""
         progress = self.progress
@@ -373,7 +410,7 @@ class Run:
             for kept, vector in zip(self.best, present, strict=True):
                 kept.copy_(vector)
         progress.stalled = 0 if value > best + self.rise else progress.stalled + 1
-        if self.options.schedule != "plateau":
+        if self.options.schedule != "plateau" or not self.trained:
             progress.converged = progress.stalled >= PATIENCE
         elif progress.stalled >= PATIENCE:
             progress.decays, progress.stalled = progress.decays + 1, 0
@@ -383,11 +420,24 @@ class Run:
 
     def _present(self) -> list[Tensor]:
         """The parameters as they would be given back now, without regard to what was best."""
-        use = self.average if self.options.averaging else self.flat if self.evaluate is None else self.mean
+        use = (
+            self.average if self.options.averaging else self.flat if self.evaluate is None or self.exact else self.mean
+        )
         return [vector.detach() for vector in use]
 
     def _final(self) -> list[Tensor]:
-        return self.best if self.progress.looks else self._present()
+        return self.best if self.progress.looks and not self.exact else self._present()
+
+
+@final
+class _NoOptimizer(torch.optim.Optimizer):
+    """Steps of a run that has natural gradients alone."""
+
+    def __init__(self) -> None:
+        super().__init__([torch.zeros(0)], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        return None if closure is None else closure()
 
 
 class _NotFinite(RuntimeError):

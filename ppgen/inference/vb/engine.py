@@ -344,7 +344,7 @@ def _gather(
 
 def _refine(model: Conjugate, q: Mapping[str, Factor]) -> None:
     """Raise the bound over the point-estimated hyperparameters of the prior, the factors held fixed."""
-    learned = [p for name, p in model.named_parameters() if not name.startswith("q.")]
+    learned = list(model.parameters())
     if not learned:
         return
     optimizer = torch.optim.LBFGS(learned, max_iter=20, line_search_fn="strong_wolfe")
@@ -399,7 +399,7 @@ def _mix(old: Factor, new: Factor, rate: float) -> Factor:
 
 def _hyper(model: Model) -> dict[str, Tensor]:
     """Point-estimated hyperparameters of the model itself (those of a guide live in ``q``)."""
-    return {k: v.detach().clone() for k, v in model.named_parameters() if not k.startswith("q.")}
+    return {k: v.detach().clone() for k, v in model.named_parameters()}
 
 
 def _restore(model: Conjugate, hyper: Mapping[str, Tensor]) -> None:
