@@ -62,6 +62,14 @@ class Model(nn.Module, ABC):
         """Axis -> its labels; axes without labels are numbered."""
         return {}
 
+    def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
+        """Axis -> its labels, of the axes that inputs lie along beside others, by the names of the fit's inputs."""
+        return {}
+
+    def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
+        """What a person should be warned of, given draws {site: (S, ...)} of the posterior; each a whole sentence."""
+        return []
+
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of ``__init__`` that rebuild this model: JSON values, tensors, and objects with a ``config``."""

@@ -114,21 +114,33 @@ class Collapsed(TorchDistribution, ABC):
         blocks = self.blocks(x)
         with torch.no_grad():
             found = {b: block.start(len(x)) for b, block in blocks.items()} if not local else dict(local)
-            m = {b: block.expected(found[b]) for b, block in blocks.items()}
-            needed = 1 if self.exact(x) else SWEEPS if sweeps is None else sweeps
-            for _ in range(needed):
+            if self.exact(x):
+                return {b: self._best(x, found, b) for b in blocks}
+            m = {b: block.solved(found[b])[0] for b, block in blocks.items()}
+            for _ in range(SWEEPS if sweeps is None else sweeps):
                 for b, block in blocks.items():
                     found[b] = self._best(x, m, b)
-                    m[b] = block.expected(found[b])
+                    m[b] = block.solved(found[b])[0]
         return found
 
     def evidence(self, x: Tensor, local: Local) -> Float[Tensor, " N"]:
-        """Lower bound of the log density of each row, for given posteriors of the blocks; exact where that can be."""
+        """Lower bound of the log density of each row, for posteriors of the blocks as `settle` gives them.
+
+        Where that is exact, what the energy owes to the statistics cancels, and only its gradient counts: moments of
+        what nobody observes may be too large for rounding to let it cancel.
+        """
         blocks = self.blocks(x)
+        solved = {b: block.solved(local[b]) for b, block in blocks.items()}
+        energy = self.energy(x, {b: m for b, (m, _) in solved.items()})
+        if not blocks:
+            return energy
         with torch.no_grad():
-            m = {b: block.expected(local[b]) for b, block in blocks.items()}
-            entropy = [block.log_normalizer(local[b]) - block.inner(local[b], m[b]) for b, block in blocks.items()]
-        return sum(entropy, self.energy(x, m))
+            value = sum((normalizer for _, normalizer in solved.values()), x.new_zeros(()))
+            if self.exact(x):
+                value = value + self.energy(x, {b: _zeros(m) for b, (m, _) in solved.items()})
+            else:
+                value = value + energy - sum(block.inner(local[b], solved[b][0]) for b, block in blocks.items())
+        return value + (energy - energy.detach())
 
     def log_prob(self, x: Tensor) -> Float[Tensor, " N"]:
         """Log density of each row, or its lower bound."""
@@ -144,7 +156,7 @@ class Collapsed(TorchDistribution, ABC):
         missing = {b: block for b, block in self.blocks(x).items() if b not in values}
         if missing:
             local = self.settle(x)
-            m |= {b: block.expected(local[b]) for b, block in missing.items()}
+            m |= {b: block.solved(local[b])[0] for b, block in missing.items()}
         chain = self.summed(x, m)
         if chain is None:
             return self.rest(x, m)
@@ -184,7 +196,7 @@ class Collapsed(TorchDistribution, ABC):
         blocks = self.blocks(x)
         if len(blocks) != 1:
             return not blocks
-        return self.summed(x, {b: block.expected(block.start(len(x))) for b, block in blocks.items()}) is None
+        return self.summed(x, {b: block.start(len(x)) for b, block in blocks.items()}) is None
 
     def _best(self, x: Tensor, m: Mapping[str, Natural], b: str, z: Tensor | None = None) -> Natural:
         """Natural parameters of block ``b`` given the others, and given ``z`` or with it summed out."""
@@ -198,3 +210,7 @@ class Collapsed(TorchDistribution, ABC):
 
         found: Natural = torch.func.grad(energy)(m[b])
         return found
+
+
+def _zeros(m: Natural) -> Natural:
+    return {name: torch.zeros_like(value) for name, value in m.items()}

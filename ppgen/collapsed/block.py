@@ -20,11 +20,8 @@ class Block(Protocol):
     def start(self, rows: int) -> Natural:
         """Natural parameters to start from."""
 
-    def log_normalizer(self, eta: Natural) -> Float[Tensor, " N"]:
-        """Log-normaliser of each row."""
-
-    def expected(self, eta: Natural) -> Natural:
-        """Expected statistics."""
+    def solved(self, eta: Natural) -> tuple[Natural, Float[Tensor, " N"]]:
+        """Expected statistics and the log-normaliser of each row, without a gradient."""
 
     def statistic(self, value: Tensor) -> Natural:
         """Statistics of values."""
@@ -61,19 +58,17 @@ class GaussianBlock:
             "mean": eye.new_zeros(rows, T, L),
         }
 
-    def log_normalizer(self, eta: Natural) -> Float[Tensor, " N"]:
-        """Log of the integral over all steps of each row."""
-        return self.chain(eta).log_normalizer
-
-    def expected(self, eta: Natural) -> Natural:
-        """Expected statistics by one pass of message passing."""
-        chain = self.chain(eta)
-        mean = chain.mean
-        return {
-            "outer": chain.covariance + mean[..., :, None] * mean[..., None, :],
-            "cross": chain.cross_covariance + mean[:, :-1, :, None] * mean[:, 1:, None, :],
-            "mean": mean,
-        }
+    def solved(self, eta: Natural) -> tuple[Natural, Float[Tensor, " N"]]:
+        """Expected statistics, and the log of the integral over all steps, by one pass of message passing."""
+        with torch.no_grad():
+            chain = self.chain(eta)
+            mean = chain.mean
+            expected = {
+                "outer": chain.covariance + mean[..., :, None] * mean[..., None, :],
+                "cross": chain.cross_covariance + mean[:, :-1, :, None] * mean[:, 1:, None, :],
+                "mean": mean,
+            }
+            return expected, chain.log_normalizer
 
     def statistic(self, value: Float[Tensor, "N T L"]) -> Natural:
         """Statistics of drawn vectors."""

@@ -128,6 +128,27 @@ class LinearGaussian(Collapsed):
         h = values["h"]
         return torch.where(exists[..., None], self._observe(x, h, self._known(h)), x)
 
+    def log_prob_steps(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """Log density of each step given those before it; zero past the end of a sequence.
+
+        By a Kalman filter in moments, which keeps its digits where dynamics grow, and takes a step at a time.
+        """
+        A, precision = self.dynamics.mean_and_precision(self.s_dynamics)
+        C, inverse_noise = self.emission.mean_and_precision(self.s_emission)
+        process, noise = torch.linalg.inv(precision), torch.linalg.inv(inverse_noise)
+        L, scores = self.dynamics.outputs, []
+        known = self._known(x[..., :0].to(A))
+        mean, spread = A.new_zeros(len(x), L), torch.eye(L, dtype=A.dtype, device=A.device).expand(len(x), L, L)
+        for t in range(x.shape[1]):
+            if t:
+                mean = torch.cat([mean, known[:, t]], -1) @ A.mT
+                spread = A[:, :L] @ spread @ A[:, :L].mT + process
+            frame = torch.cat([mean, known[:, t]], -1) @ C.mT
+            score, pull, gain = _observed(x[:, t], frame, C[:, :L] @ spread, C[:, :L], noise)
+            mean, spread = mean + pull, spread - gain
+            scores.append(score)
+        return torch.stack(scores, 1)
+
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
         N, T, D = x.shape
@@ -240,6 +261,30 @@ class LinearGaussian(Collapsed):
         noise = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean)[..., None], upper=True)
         drawn = mean + (noise - torch.cholesky_solve(pull[..., None], root))[..., 0]
         return torch.where(hidden, drawn, x)
+
+
+def _observed(
+    x: Float[Tensor, "N D"],
+    mean: Float[Tensor, "N D"],
+    cross: Float[Tensor, "N D L"],
+    C: Float[Tensor, "D L"],
+    noise: Tensor,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L"], Float[Tensor, "N L L"]]:
+    """Log density of what is seen of a frame; how that moves the state's mean, and what it takes off its covariance.
+
+    ``mean`` is the frame's, ``cross`` its covariance with the state; entries that are missing are pinned.
+    """
+    seen = ~torch.isnan(x)
+    both = seen[..., :, None] & seen[..., None, :]
+    eye = torch.eye(x.shape[-1], dtype=noise.dtype, device=noise.device)
+    root = torch.linalg.cholesky(torch.where(both, cross @ C.mT + noise, eye))
+    apart = torch.where(seen, x - mean, 0.0)[..., None]
+    white = torch.linalg.solve_triangular(root, torch.cat([apart, cross * seen[..., None]], -1), upper=False)
+    residual, link = white[..., :1], white[..., 1:]
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    count = seen.sum(-1).to(mean)  # a whole number times a float would be single precision
+    score = -0.5 * residual.square().sum((-1, -2)) - log_det - count * (LOG_2PI / 2)
+    return score, (link.mT @ residual)[..., 0], link.mT @ link
 
 
 def _weighed(value: Float[Tensor, "N T a b"], weight: Float[Tensor, "N T"]) -> Float[Tensor, "N a b"]:

@@ -164,11 +164,15 @@ def _from_frame(what: str, u: pd.DataFrame, dims: tuple[str, ...], *, whole: boo
 
 
 def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> xr.DataArray:
-    """``u`` in the order of the data along ``dim``; rows that are merely counted are in order already."""
+    """``u`` in the order of the data along ``dim``; rows that are merely counted are in order already.
+
+    Of rows, but not of steps, there may be more than the data have: those are left out.
+    """
     wanted, given = observations[dim].values, u[dim].values
-    order = places(wanted, given)
+    ours = np.isin(given, wanted) if dim == observations.dims[0] else np.ones(len(given), dtype=bool)
+    order = places(wanted, given[ours])
     if order is not None:
-        return u.isel({dim: order})
+        return u.isel({dim: np.flatnonzero(ours)[order]})
     if len(wanted) == len(given) and (_counted(given, wanted) or _counted(wanted, given)):
         return u
     odd = [label for label in given.tolist() if label not in set(wanted.tolist())]

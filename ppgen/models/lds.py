@@ -86,7 +86,20 @@ class LDS(Conjugate):
     @property
     def coords(self) -> Mapping[str, Sequence[Any]]:
         names = [f"h{i}" for i in range(self.latent)]
-        return {"latent": names, "regressor": [*names, *(f"u{i}" for i in range(self.inputs)), "one"]}
+        return {"latent": names, **self.input_coords([f"u{i}" for i in range(self.inputs)])}
+
+    def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
+        return {"regressor": [*(f"h{i}" for i in range(self.latent)), *map(str, names), "one"]}
+
+    def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
+        """That the dynamics grow, where they do in most draws."""
+        radius = float(torch.linalg.eigvals(theta["dynamics"][..., : self.latent]).abs().amax(-1).median())
+        if radius <= 1:
+            return []
+        return [
+            f"LDS: the dynamics grow, their spectral radius is {radius:.4g} (median of the draws), so forecasts spread "
+            "ever wider: look at quantiles, not at means; differences of a series that trends do not grow"
+        ]
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}

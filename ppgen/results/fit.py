@@ -20,7 +20,7 @@ from ppgen.programs.memory import memory
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
 from ppgen.results.labels import aligned, declared
-from ppgen.results.numbering import ordered, renamed, warn_of_names
+from ppgen.results.numbering import ordered, renamed, warn
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
 from ppgen.results.rebuild import Given
@@ -285,7 +285,7 @@ def fit_result(
     ``inputs`` says which there were beside the data, an empty one that there were none; without it nothing is known.
     """
     labels = labels_of(observations)
-    warn_of_names(model)
+    warn(model, posterior)
     if inputs is not None:
         attrs = {**attrs, "inputs": inputs.shape}
         labels |= inputs.names

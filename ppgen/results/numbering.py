@@ -21,9 +21,10 @@ from ppgen.rng import private_stream
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
-__all__ = ["arbitrary_names", "names", "ordered", "renamed", "warn_of_names"]
+__all__ = ["arbitrary_names", "names", "ordered", "renamed", "warn"]
 
 DRAWS = 1000  # of variational factors, whose mean labels are ordered by
+REMARKED = 100  # draws of the posterior of which a model may have something to say
 NUMBERED = "numbered_by"  # attribute of a fit: axis -> what its labels were named or numbered by
 
 _log = logging.getLogger("ppgen")
@@ -32,7 +33,10 @@ _log = logging.getLogger("ppgen")
 def names(fit: "Fit") -> dict[str, list[Any]]:
     """Labels of the axes of parameters and latents: those given to the fit, else those of its model."""
     own = {axis: labels.tolist() for axis, labels in fit.labels.items() if axis not in (*fit.model.data_dims, INPUT)}
-    return {axis: list(labels) for axis, labels in fit.model.coords.items()} | own
+    known = dict(fit.model.coords)
+    if INPUT in fit.labels:
+        known |= fit.model.input_coords(fit.labels[INPUT].tolist())
+    return {axis: list(labels) for axis, labels in known.items()} | own
 
 
 def arbitrary_names(model: Model, attrs: Mapping[str, Any]) -> list[str]:
@@ -46,9 +50,13 @@ def arbitrary_names(model: Model, attrs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def warn_of_names(model: Model) -> None:
-    """Say in the log which names are arbitrary."""
-    for words in arbitrary_names(model, {}):
+def warn(model: Model, posterior: Factors | Draws) -> None:
+    """Say in the log which names are arbitrary, and what the model has to say of its posterior."""
+    remarks: list[str] = []
+    if type(model).remarks is not Model.remarks:
+        with private_stream(0):
+            remarks = model.remarks(posterior.draws(REMARKED))
+    for words in [*arbitrary_names(model, {}), *remarks]:
         _log.warning(words)
 
 

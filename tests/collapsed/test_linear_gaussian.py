@@ -1,5 +1,8 @@
 """A linear dynamical system against the dense Gaussian over all its frames, and its draws against its moments."""
 
+import math
+
+import mpmath
 import pyro
 import pytest
 import torch
@@ -187,3 +190,58 @@ def test_the_densities_of_the_sampler_are_those_of_the_model():
         one = density(tracked)
         torch.testing.assert_close(value[i], one.detach(), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(slope[i], torch.autograd.grad(one, tracked)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_densities_of_steps_are_differences_of_the_dense_evidence(covariance, pattern):
+    setting = Setting(covariance, inputs=1)
+    x = hide(normal(1, T, D), pattern)
+    found = setting.distribution().log_prob_steps(x)[0]
+    before = 0.0
+    for t in range(T):
+        now = evidence(setting, hide(x, tuple(range(t + 1, T))))
+        torch.testing.assert_close(found[t], now - before, rtol=1e-9, atol=1e-9)
+        before = now
+
+
+@pytest.mark.parametrize(("growth", "steps", "within"), [(1.1, 120, 1e-8), (1.3, 60, 1e-6)])
+def test_a_state_that_grows_unseen_costs_few_digits(growth, steps, within):
+    """A Kalman filter in eighty digits says what the evidence is; the state that grows is not seen after ten steps."""
+    setting = Setting()
+    A, C = (
+        torch.diag(torch.tensor([growth, 0.5])).double(),
+        torch.tensor([[1.0, 0.4], [0.0, 1.0], [0.0, -0.7]]).double(),
+    )
+    one = {"dynamics": torch.cat([A, torch.full((L, 1), 0.1).double()], 1)}
+    one["dynamics_precision_cholesky"] = 3.0 * torch.eye(L).double()
+    two = {
+        "loading": torch.nn.functional.pad(C, (0, 1))[:, None],
+        "loading_precision_cholesky": torch.full((D, 1, 1), 2.0).double(),
+    }
+    s = {"dynamics": setting.dynamics.family.statistic(one), "emission": setting.emission.family.statistic(two)}
+    x = normal(1, steps, D)
+    x[:, 10:, 0] = torch.nan
+    fn = LinearGaussian(setting.dynamics, setting.emission, s["dynamics"], s["emission"], (1, steps))
+    wanted = filtered(x[0], one["dynamics"], C, 1 / 9, 1 / 4)
+    assert abs(float(fn.log_prob(x)[0]) - wanted) < within
+    assert abs(float(fn.log_prob_steps(x).sum()) - wanted) < 1e-9
+    assert 0.01 < float(fn.latents(x).sample()["h_draw"].abs().max()) / growth ** (steps - 10) < 100
+
+
+def filtered(x, A, C, q, r):
+    """Log evidence with the noise variances q and r, by scalar updates in eighty digits."""
+    with mpmath.workdps(80):
+        F, b, q, r = mpmath.matrix(A[:, :L].tolist()), mpmath.matrix(A[:, L:].tolist()), mpmath.mpf(q), mpmath.mpf(r)
+        m, P, value = mpmath.zeros(L, 1), mpmath.eye(L), mpmath.mpf(0)
+        for t, frame in enumerate(x.tolist()):
+            if t:
+                m, P = F * m + b, F * P * F.T + q * mpmath.eye(L)
+            for one, row in zip(frame, C.tolist(), strict=True):
+                if math.isnan(one):
+                    continue
+                c = mpmath.matrix([row])
+                apart, spread = one - (c * m)[0], (c * P * c.T)[0] + r
+                value -= (mpmath.log(2 * mpmath.pi * spread) + apart**2 / spread) / 2
+                m, P = m + P * c.T * (apart / spread), P - P * c.T * c * P / spread
+        return float(value)

@@ -153,8 +153,6 @@ def test_the_torch_scan_equals_the_compiled_kernels(steps, width):
     kernels = _gaussian.moments(J, J_cross, h, torch.empty(0), None, True)
     for a, b in zip(_gaussian.scan.moments(J, J_cross, h, True), kernels, strict=True):
         assert_close(a, b)
-    noise = torch.randn(3, 2, steps, width, dtype=torch.float64)
-    assert _gaussian.scan.sample(J, J_cross, h, noise).shape == noise.shape
 
 
 def test_the_torch_scan_refuses_an_indefinite_precision():

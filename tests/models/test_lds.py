@@ -82,6 +82,40 @@ def test_inputs_follow_the_names_of_their_columns_and_rows():
     np.testing.assert_allclose(turned.values, found.log_likelihood(x, u=named, random_seed=0).values)
 
 
+def test_inputs_of_more_rows_follow_the_labels_of_the_data_and_name_the_regressors():
+    xr = pytest.importorskip("xarray")
+    x, u = stable(3, 30, 2)
+    rows = {"sequence": ["p", "q", "r"]}
+    data = xr.DataArray(x.numpy(), dims=("sequence", "time", "feature"), coords=rows)
+    inputs = xr.DataArray(u.numpy(), dims=("sequence", "time", "input"), coords={**rows, "input": ["heat", "wind"]})
+    found = fit(LDS(2, 4, inputs=2), data, u=inputs, max_steps=20)
+    whole = found.log_likelihood(data, u=inputs, random_seed=0)
+    some = found.log_likelihood(data[[2, 0]], u=inputs, random_seed=0)
+    np.testing.assert_allclose(some.values, whole.values[[2, 0]])
+    assert list(found.to_arviz(draws=2).posterior["regressor"].values) == ["h0", "h1", "heat", "wind", "one"]
+
+
+def test_densities_of_steps_sum_to_that_of_the_row():
+    x, u = stable(2, 30, 1)
+    x[0, 5], x[1, 25:] = torch.nan, torch.nan
+    found = fit(LDS(2, 4, inputs=1), x, u=u, max_steps=20)
+    steps = found.log_likelihood(x, u=u, per="step", draws=50, random_seed=0)
+    assert np.isnan(steps.values[1, 25:]).all()
+    rows = found.log_likelihood(x, u=u, draws=50, random_seed=0)
+    np.testing.assert_allclose(np.nansum(steps.values, 1), rows.values, rtol=1e-9)
+
+
+def test_dynamics_that_grow_are_fitted_with_a_warning_that_names_their_spectral_radius(caplog):
+    h = torch.tensor(1.06).double() ** torch.arange(60)[None, :, None]
+    x = h * torch.tensor([1.0, -1.0]) + 0.05 * normal(1, 60, 2)
+    x = (x - x.mean(1)) / x.std(1)
+    fit(LDS(1, 2), x, max_steps=100)
+    assert "the dynamics grow, their spectral radius is 1.0" in caplog.text
+    caplog.clear()
+    fit(LDS(2, 4), stable(3, 60)[0], max_steps=50)
+    assert "spectral" not in caplog.text
+
+
 def test_a_forecast_takes_inputs_of_the_steps_ahead():
     x, u = stable(2, 60, 1)
     found = fit(LDS(2, 4, inputs=1), x[:, :50], u=u[:, :50], max_steps=60)

@@ -1,33 +1,53 @@
 """Gaussian chains on flat batches: J (B or 1, T, L, L), J_cross (B or 1, T - 1, L, L), h (B, T, L), all float64."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppgen.messages import _operator as _op
-from ppgen.messages._compiled import has_kernels, run_tasks
-from ppgen.messages.gaussian import _draws as draws
+from ppgen.messages._compiled import Array, has_kernels, run_tasks
 from ppgen.messages.gaussian import _kernels as kernels
 from ppgen.messages.gaussian import _scan as scan
 from ppgen.messages.gaussian import _scan_tangent as scan_tangent
 from ppgen.messages.gaussian import _tangent
 
-__all__ = ["MOMENTS", "NAME", "OR_NAN", "eliminated", "sample"]
+__all__ = ["LOST", "MOMENTS", "NAME", "OR_NAN", "Eliminated", "eliminated", "turned"]
 
 NAME = "gaussian_chain"
 MOMENTS = "gaussian_chain_moments"
 OR_NAN = "_or_nan"  # ends the names of the same operators for which an indefinite row is NaN, not an error for all
+LOST = 1e-6  # a pivot this small beside its diagonal entry has lost six digits
+
+
+class Eliminated(NamedTuple):
+    """Each block given its neighbour towards block ``middle`` (B,), x ~ N(offset + gain x_neighbour, spread).
+
+    ``value`` (B,) is the log-normaliser. With ``smooth``, the rest are covariances, cross-covariances and means.
+    """
+
+    value: Tensor
+    spread: Tensor
+    gain: Tensor
+    offset: Tensor
+    middle: Array
 
 
 def moments(
     J: Tensor, J_cross: Tensor, h: Tensor, lengths: Tensor, weights: Tensor | None, keep: bool, strict: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normalisers (B,) and, if ``keep``, covariances, cross-covariances and means."""
-    if not has_kernels(h):
-        return scan.moments(J, J_cross, h, keep, strict)
-    return eliminated(J, J_cross, h, h.shape[1] // 2, keep, keep, strict)
+    if has_kernels(h):
+        return eliminated(J, J_cross, h, store=keep, smooth=keep, strict=strict)[:4]
+    value, *found = scan.moments(*turned(J, J_cross, h), keep, strict)
+    return value, *(turned(*found) if keep else found)
+
+
+def turned(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What belongs to the blocks, their links and their vectors, of the chain read from its end."""
+    return J.flip(1), J_cross.flip(1).mT, h.flip(1)
 
 
 def compute(
@@ -57,10 +77,10 @@ def tangent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of the gradient of the log-normaliser in a direction, B rows of each input."""
     if not has_kernels(h):
-        return scan_tangent.tangent(J, J_cross, h, dJ, dJ_cross, dh, strict)
+        found = scan_tangent.tangent(*turned(J, J_cross, h), *turned(dJ, dJ_cross, dh), strict)
+        return turned(*found)
     rows, steps, width = h.shape
-    middle = steps // 2
-    _, spread, gain, offset = eliminated(J, J_cross, h, middle, strict=strict)
+    _, spread, gain, offset, middle = eliminated(J, J_cross, h, strict=strict)
     direction = [t.detach().contiguous() for t in (dJ, dJ_cross, dh)]
     out = [torch.empty_like(t) for t in direction]
     incoming = h.new_zeros(2 * rows, width, width), h.new_zeros(2 * rows, width)
@@ -78,75 +98,44 @@ _op.register(NAME + OR_NAN, functools.partial(compute, strict=False), _loose)
 _op.register(MOMENTS + OR_NAN, functools.partial(moments, strict=False), _loose, scan_tangent.pull_back)
 
 
-def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
-    """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape, which they overwrite on the CPU."""
-    if not has_kernels(h):
-        return scan.sample(J, J_cross, h, noise)
-    _, root, gain, offset = eliminated(J, J_cross, h, h.shape[1] - 1, roots=True)
-    arrays = (t.numpy() for t in (offset, gain, root, noise, noise))
-    run_tasks(draws.draw, len(h), noise.numel() * h.shape[2], *arrays)
-    return noise
-
-
 def eliminated(
     J: Tensor,
     J_cross: Tensor,
     h: Tensor,
-    middle: int,
     store: bool = True,
     smooth: bool = False,
     strict: bool = True,
-    roots: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eliminate towards block ``middle``; with ``smooth``, go back out. (value, spread, gain, offset), or moments.
+) -> Eliminated:
+    """Eliminate all blocks towards one in the middle, so that two threads share a chain; with ``smooth``, go back out.
 
-    With ``roots``, upper triangular roots of the spreads are in their place.
+    A chain of which that block lost digits, as of a system that grows while nobody looks, takes the first or the last.
     """
-    rows, steps, width = h.shape
     J, J_cross, h = (t.detach().contiguous() for t in (J, J_cross, h))
-    kept = rows if store else 0
-    offset, gain = h.new_empty(kept, steps, width), h.new_empty(kept, steps - 1, width, width)
-    spread = h.new_empty(kept, steps, width, width)
-    incoming, incoming_h = np.zeros((2 * rows, width, width)), np.zeros((2 * rows, width))
-    value, bad = np.zeros(2 * rows), np.full(2 * rows, -1)
+    rows, steps, width = h.shape
+    kept, work = rows if store else 0, rows * steps * width**3
+    spread, gain = h.new_empty(kept, steps, width, width), h.new_empty(kept, steps - 1, width, width)
+    offset = h.new_empty(kept, steps, width)
     precision, cross, linear, o, g, s = (t.numpy() for t in (J, J_cross, h, offset, gain, spread))
-    work = rows * steps * width**3
-    run_tasks(
-        kernels.eliminate,
-        2 * rows,
-        work,
-        precision,
-        cross,
-        linear,
-        middle,
-        store,
-        roots,
-        o,
-        g,
-        s,
-        incoming,
-        incoming_h,
-        value,
-        bad,
-    )
-    kernels.join(precision, linear, middle, store, roots, incoming, incoming_h, o, s, value, bad)
+    ends = np.zeros((2 * rows, width, width)), np.zeros((2 * rows, width))
+    value, bad, least = np.zeros(2 * rows), np.full(2 * rows, -1), np.zeros(rows)
+    middle, which = np.zeros(rows, dtype=np.int64), np.arange(rows)
+    for towards in (steps // 2, 0, steps - 1):
+        middle[which] = towards
+        run_tasks(
+            kernels.eliminate, 2 * len(which), work, which, precision, cross, linear, towards, store, False, o, g, s,
+            *ends, value, bad,
+        )  # fmt: skip
+        kernels.join(0, len(which), which, precision, linear, towards, store, False, *ends, o, s, value, bad, least)
+        which = which[~(least[which] > LOST)]
+        if not len(which):
+            break
+    bad = bad.reshape(rows, 2).max(1)
     if strict:
-        _refuse_indefinite(bad)
+        scan.refuse_indefinite(bad)
     if smooth:
         run_tasks(kernels.spread_out, 2 * rows, work, middle, o, g, s)
-    lost = (bad.reshape(rows, 2) >= 0).any(1)
-    if lost.any():
-        for array in (value[::2], *((o, g, s) if store else ())):
-            array[lost] = np.nan
+    for array in (value[::2], *((o, g, s) if store else ())) if (bad >= 0).any() else ():
+        array[bad >= 0] = np.nan
     if not store:
-        return torch.from_numpy(value[::2].copy()), h.new_empty(0), h.new_empty(0), h.new_empty(0)
-    return torch.from_numpy(value[::2].copy()), spread, gain, offset
-
-
-def _refuse_indefinite(bad: np.ndarray) -> None:
-    if (bad >= 0).any():
-        task = int((bad >= 0).argmax())
-        raise ValueError(
-            f"gaussian_chain: J must be positive definite, is not at block {bad[task]} of sequence {task // 2} (of the "
-            "flattened batch); add to its diagonal, or look for NaN and for directions that nothing constrains"
-        )
+        spread, gain, offset = h.new_empty(0), h.new_empty(0), h.new_empty(0)
+    return Eliminated(torch.from_numpy(value[::2].copy()), spread, gain, offset, middle)

@@ -5,15 +5,18 @@ Backwards in time, :math:`x_t = o_t + G_t x_{t+1} + U_t \varepsilon_t` with :mat
 eliminated. In matrices of the whole chain, with L the Cholesky factor of the precision, this is
 :math:`x = J^{-1} (h + L \varepsilon)`. So its gradient is one more solve, forward in time through the draws and back,
 and the derivative of a Cholesky factor: Murray (2016), "Differentiation of the Cholesky decomposition".
+
+Local matrices are made one by one: of several unpacked from one array, Numba does not know that rows are contiguous.
 """
 
 import numpy as np
 from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
+from ppgen.messages.gaussian import _kernels as kernels
 from ppgen.messages.gaussian._products import add_times, times_turned
 
-__all__ = ["draw", "gradient", "offsets"]
+__all__ = ["draw", "eliminate_and_draw", "gradient", "offsets"]
 
 
 @njit(**KERNEL)
@@ -29,7 +32,7 @@ def _add_up(A: Array, v: Array, out: Array) -> None:
 def offsets(start: int, stop: int, h: Array, gain: Array, root: Array, offset: Array) -> None:
     """Fill ``offset`` (B, T, L) for sequences that share the gains and roots of one."""
     T, L = h.shape[1:]
-    r, q, o = np.empty((3, L))
+    r, q, o = np.empty(L), np.empty(L), np.empty(L)
     for b in range(start, stop):
         for t in range(T):
             if t > 0:
@@ -47,9 +50,9 @@ def offsets(start: int, stop: int, h: Array, gain: Array, root: Array, offset: A
 
 @njit(**KERNEL)
 def draw(start: int, stop: int, offset: Array, gain: Array, root: Array, noise: Array, x: Array) -> None:
-    """Fill ``x`` (n, B, T, L) from standard normal ``noise``, which it may overwrite, from last block to first."""
+    """Fill ``x`` (n, B, T, L) from standard normal ``noise``, from last block to first."""
     n, _, T, L = x.shape
-    here, ahead = np.empty((2, L))
+    here, ahead = np.empty(L), np.empty(L)
     for b in range(start, stop):
         own = b if root.shape[0] > 1 else 0
         for s in range(n):
@@ -63,10 +66,37 @@ def draw(start: int, stop: int, offset: Array, gain: Array, root: Array, noise: 
 
 
 @njit(**KERNEL)
+def eliminate_and_draw(
+    start: int,
+    stop: int,
+    which: Array,
+    J: Array,
+    cross: Array,
+    h: Array,
+    noise: Array,
+    root: Array,
+    gain: Array,
+    offset: Array,
+    x: Array,
+    bad: Array,
+    least: Array,
+) -> None:
+    """One sequence after the other, so that what is left of its blocks is in the cache when it is drawn."""
+    B, T, L = h.shape
+    ends, ends_h, value = np.zeros((2 * B, L, L)), np.zeros((2 * B, L)), np.zeros(2 * B)
+    for b in range(start, stop):
+        kernels.eliminate(
+            2 * b, 2 * b + 2, which, J, cross, h, T - 1, True, True, offset, gain, root, ends, ends_h, value, bad
+        )
+        kernels.join(b, b + 1, which, J, h, T - 1, True, True, ends, ends_h, offset, root, value, bad, least)
+        draw(b, b + 1, offset, gain, root, noise, x)
+
+
+@njit(**KERNEL)
 def _through_the_draws(first: int, last: int, gain: Array, g: Array) -> None:
     """g_t += G_{t-1}' g_{t-1} for each draw of sequences ``first`` to ``last``, in place."""
     n, _, T, L = g.shape
-    here, before = np.empty((2, L))
+    here, before = np.empty(L), np.empty(L)
     for s in range(n):
         for b in range(first, last):
             here[:] = g[s, b, 0]
@@ -117,8 +147,9 @@ def _gradient_some(
     ``P`` is the gradient in the precision with which a block was eliminated.
     """
     n, _, T, L = x.shape
-    P, GP, Y, N, A, X = np.zeros((6, L, L))
-    u, q, own, into, after = np.empty((5, L))
+    P, GP, A, X = np.zeros((L, L)), np.zeros((L, L)), np.zeros((L, L)), np.zeros((L, L))
+    Y, N = np.zeros((L, L)), np.zeros((L, L))
+    u, q, own, into, after = np.empty(L), np.empty(L), np.empty(L), np.empty(L), np.empty(L)
     _through_the_draws(first, last, gain, g)
     for t in range(T - 1, -1, -1):
         U = root[t]

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array
+from ppgen.messages.gaussian._products import add_times, times_turned, turn
 
 __all__ = ["eliminate", "join", "spread_out", "statistics"]
 
@@ -21,11 +22,15 @@ _LOG_2PI = 1.8378770664093454836
 
 
 @njit(**KERNEL)
-def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
-    """Lower Cholesky factor C of P, and the inverse of C; return log|C|, NaN if P is not positive definite."""
+def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> tuple[float, float]:
+    """Lower Cholesky factor C of P, and the inverse of C.
+
+    Return log|C|, NaN if P is not positive definite, and the least pivot beside the diagonal of ``scale``.
+    """
     n = P.shape[0]
     log_det = 0.0
     product = 1.0
+    least = math.inf
     for i in range(n):
         for j in range(i + 1):
             total = P[i, j]
@@ -36,8 +41,9 @@ def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
             elif total > _SINGULAR * abs(scale[i, i]) and total < math.inf:
                 C[i, i] = math.sqrt(total)
                 inverse[i, i] = 1.0 / C[i, i]
+                least = min(least, total / abs(scale[i, i]))
             else:
-                return math.nan
+                return math.nan, 0.0
         product *= C[i, i]
         if not 1e-100 < product < 1e100:
             log_det += math.log(product)
@@ -48,7 +54,7 @@ def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> float:
             for k in range(j, i):
                 total += C[i, k] * inverse[k, j]
             inverse[i, j] = -total * inverse[i, i]
-    return log_det + math.log(product)
+    return log_det + math.log(product), least
 
 
 @njit(**KERNEL)
@@ -90,54 +96,25 @@ def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r
 
 
 @njit(**KERNEL)
-def _couple(inverse: Array, cross: Array, turned: bool, W: Array) -> None:
-    """W = inverse @ cross, or @ cross'; ``inverse`` is lower triangular."""
-    n = cross.shape[0]
-    W[:] = 0.0
-    for i in range(n):
+def _write_spread(U: Array, roots: bool, out: Array) -> None:
+    """The covariance U U', or its root itself."""
+    if roots:
+        out[:] = U
+    else:
+        times_turned(U, U, out)
+
+
+@njit(**KERNEL)
+def _whiten(inverse: Array, r: Array, y: Array) -> float:
+    """Y = inverse @ r, ``inverse`` lower triangular; return y' y."""
+    square = 0.0
+    for i in range(r.shape[0]):
+        whitened = 0.0
         for k in range(i + 1):
-            a = inverse[i, k]
-            if turned:
-                for j in range(n):
-                    W[i, j] += a * cross[j, k]
-            else:
-                for j in range(n):
-                    W[i, j] += a * cross[k, j]
-
-
-@njit(**KERNEL)
-def _gram(W: Array, out: Array) -> None:
-    """Out = W' W, exactly symmetric."""
-    n = W.shape[0]
-    out[:] = 0.0
-    for k in range(n):
-        for i in range(n):
-            a = W[k, i]
-            for j in range(n):
-                out[i, j] += a * W[k, j]
-
-
-@njit(**KERNEL)
-def _transposed_product(A: Array, B: Array, sign: float, out: Array) -> None:
-    """Out = sign A' B, for A lower triangular."""
-    n = A.shape[0]
-    out[:] = 0.0
-    for k in range(n):
-        for i in range(k + 1):
-            a = sign * A[k, i]
-            for j in range(n):
-                out[i, j] += a * B[k, j]
-
-
-@njit(**KERNEL)
-def _spread(inverse: Array, roots: bool, out: Array) -> None:
-    """The inverse of the precision with this inverse factor, or the upper triangular root of it."""
-    if not roots:
-        _transposed_product(inverse, inverse, 1.0, out)
-        return
-    for i in range(out.shape[0]):
-        for j in range(out.shape[0]):
-            out[j, i] = inverse[i, j]
+            whitened += inverse[i, k] * r[k]
+        y[i] = whitened
+        square += whitened * whitened
+    return square
 
 
 @njit(**KERNEL)
@@ -158,17 +135,14 @@ def _eliminate_one(
 ) -> tuple[float, int]:
     """Eliminate blocks from ``start`` up to, not including, ``stop``; return their log-normaliser and a bad block.
 
-    ``incoming``, ``incoming_h`` end as what is to be subtracted from block ``stop``. With ``roots``, ``spread`` gets
-    upper triangular U with U U' the spread.
+    ``incoming`` and ``incoming_h`` end as what is to be subtracted from block ``stop``. With ``roots``, ``spread`` gets
+    upper triangular U with U U' the spread. ``V`` is the link times U.
     """
     L = h.shape[1]
-    P = np.empty((L, L))
-    last_P = np.zeros((L, L))
-    C = np.zeros((L, L))
-    inverse = np.zeros((L, L))
-    W = np.zeros((L, L))
-    r = np.empty(L)
-    y = np.empty(L)
+    P, last_P = np.empty((L, L)), np.zeros((L, L))
+    C, inverse, U = np.zeros((L, L)), np.zeros((L, L)), np.zeros((L, L))
+    link_matrix, V = np.zeros((L, L)), np.zeros((L, L))
+    r, y = np.empty(L), np.empty(L)
     log_det = 0.0
     total = 0.0
     incoming[:] = 0.0
@@ -186,41 +160,35 @@ def _eliminate_one(
                 inverse[:] = P
                 log_det = 0.0
             else:
-                log_det = _invert_factor(P, J[t], C, inverse)
+                log_det, _ = _invert_factor(P, J[t], C, inverse)
                 if math.isnan(log_det):
                     return 0.0, t
-            if coupled:
-                _couple(inverse, cross[link], step < 0, W)
-                _gram(W, incoming)
+            turn(inverse, U)
+            if coupled and step > 0:
+                turn(cross[link], link_matrix)
+                times_turned(link_matrix, inverse, V)
+            elif coupled:
+                times_turned(cross[link], inverse, V)
             else:
-                incoming[:] = 0.0
-                W[:] = 0.0
+                V[:] = 0.0
+            times_turned(V, V, incoming)
             last_P[:] = P
-        square = 0.0
-        for i in range(L):
-            whitened = 0.0
-            for k in range(i + 1):
-                whitened += inverse[i, k] * r[k]
-            y[i] = whitened
-            square += whitened * whitened
-        total += 0.5 * (square + L * _LOG_2PI) - log_det
+        total += 0.5 * (_whiten(inverse, r, y) + L * _LOG_2PI) - log_det
         incoming_h[:] = 0.0
         if coupled:
-            for i in range(L):
-                for j in range(L):
-                    incoming_h[j] += W[i, j] * y[i]
+            add_times(V, y, 1.0, incoming_h)
         if store:
             if same:
                 spread[t] = spread[previous]
                 gain[link] = gain[link - step]
             else:
-                _spread(inverse, roots, spread[t])
-                _transposed_product(inverse, W, -1.0, gain[link])
-            for i in range(L):
-                offset[t, i] = 0.0
-            for k in range(L):
-                for i in range(k + 1):
-                    offset[t, i] += inverse[k, i] * y[k]
+                _write_spread(U, roots, spread[t])
+                times_turned(U, V, gain[link])
+                for i in range(L):
+                    for j in range(L):
+                        gain[link, i, j] = -gain[link, i, j]
+            offset[t] = 0.0
+            add_times(U, y, 1.0, offset[t])
         previous = t
     return total, -1
 
@@ -229,6 +197,7 @@ def _eliminate_one(
 def eliminate(
     start: int,
     stop: int,
+    which: Array,
     J: Array,
     cross: Array,
     h: Array,
@@ -243,12 +212,13 @@ def eliminate(
     value: Array,
     bad: Array,
 ) -> None:
-    """Phase one. Task 2b eliminates sequence b's blocks before ``middle``, task 2b + 1 those after."""
+    """Phase one. Task 2i eliminates the blocks of sequence ``which[i]`` before ``middle``, task 2i + 1 those after."""
     T = h.shape[1]
-    for task in range(start, stop):
-        b = task // 2
+    for part in range(start, stop):
+        b = which[part // 2]
+        task = 2 * b + part % 2
         s = b if store else 0
-        first, last, step = (0, middle, 1) if task % 2 == 0 else (T - 1, middle, -1)
+        first, last, step = (0, middle, 1) if part % 2 == 0 else (T - 1, middle, -1)
         value[task], bad[task] = _eliminate_one(
             J[b if J.shape[0] > 1 else 0], cross[b if cross.shape[0] > 1 else 0], h[b], first, last, step, store, roots,
             offset[s], gain[s], spread[s], incoming[task], incoming_h[task],
@@ -257,6 +227,9 @@ def eliminate(
 
 @njit(**KERNEL)
 def join(
+    start: int,
+    stop: int,
+    which: Array,
     J: Array,
     h: Array,
     middle: int,
@@ -268,15 +241,18 @@ def join(
     spread: Array,
     value: Array,
     bad: Array,
+    least: Array,
 ) -> None:
-    """The middle block of every sequence; ``value`` (2B,) gets the whole log-normaliser in its even places."""
+    """The middle block of sequences ``which[start:stop]``.
+
+    Even places of ``value`` (2B,) get the whole log-normaliser, ``least`` (B,) the least pivot beside its diagonal
+    entry: a small one lost digits.
+    """
     L = h.shape[2]
-    C = np.zeros((L, L))
-    inverse = np.zeros((L, L))
-    P = np.empty((L, L))
-    r = np.empty(L)
-    y = np.empty(L)
-    for b in range(h.shape[0]):
+    C, inverse, U, P = np.zeros((L, L)), np.zeros((L, L)), np.zeros((L, L)), np.empty((L, L))
+    r, y = np.empty(L), np.empty(L)
+    for b in which[start:stop]:
+        least[b] = 0.0
         if bad[2 * b] >= 0 or bad[2 * b + 1] >= 0:
             continue
         precision = J[b if J.shape[0] > 1 else 0, middle]
@@ -288,25 +264,16 @@ def join(
             P,
             r,
         )
-        log_det = _invert_factor(P, precision, C, inverse)
+        log_det, least[b] = _invert_factor(P, precision, C, inverse)
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
-        square = 0.0
-        for i in range(L):
-            whitened = 0.0
-            for k in range(i + 1):
-                whitened += inverse[i, k] * r[k]
-            y[i] = whitened
-            square += whitened * whitened
-        value[2 * b] += value[2 * b + 1] + 0.5 * (square + L * _LOG_2PI) - log_det
+        value[2 * b] += value[2 * b + 1] + 0.5 * (_whiten(inverse, r, y) + L * _LOG_2PI) - log_det
         if store:
-            _spread(inverse, roots, spread[b, middle])
-            for i in range(L):
-                total = 0.0
-                for k in range(i, L):
-                    total += inverse[k, i] * y[k]
-                offset[b, middle, i] = total
+            turn(inverse, U)
+            _write_spread(U, roots, spread[b, middle])
+            offset[b, middle] = 0.0
+            add_times(U, y, 1.0, offset[b, middle])
 
 
 @njit(**KERNEL)
@@ -342,31 +309,25 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
 @njit(**KERNEL)
 def _propagate(gain: Array, known: Array, product: Array, covariance: Array) -> None:
     """Product = gain @ known; covariance += product @ gain', kept symmetric."""
-    L = gain.shape[0]
-    product[:] = 0.0
-    for i in range(L):
-        for k in range(L):
-            a = gain[i, k]
-            for j in range(L):
-                product[i, j] += a * known[k, j]
-    for i in range(L):
+    times_turned(gain, known, product)
+    for i in range(gain.shape[0]):
         for j in range(i + 1):
             total = covariance[i, j]
-            for k in range(L):
+            for k in range(gain.shape[0]):
                 total += product[i, k] * gain[j, k]
             covariance[i, j] = total
             covariance[j, i] = total
 
 
 @njit(**KERNEL)
-def spread_out(start: int, stop: int, middle: int, mean: Array, cross: Array, covariance: Array) -> None:
-    """Phase two, task 2b from the middle to the first block, 2b + 1 to the last."""
+def spread_out(start: int, stop: int, middle: Array, mean: Array, cross: Array, covariance: Array) -> None:
+    """Phase two, task 2b from the middle of sequence b to the first block, 2b + 1 to the last."""
     for task in range(start, stop):
         b = task // 2
         if task % 2 == 0:
-            _spread_one(mean[b], cross[b], covariance[b], middle - 1, -1, -1)
+            _spread_one(mean[b], cross[b], covariance[b], middle[b] - 1, -1, -1)
         else:
-            _spread_one(mean[b], cross[b], covariance[b], middle + 1, mean.shape[1], 1)
+            _spread_one(mean[b], cross[b], covariance[b], middle[b] + 1, mean.shape[1], 1)
 
 
 @njit(**KERNEL)

@@ -1,11 +1,17 @@
-"""Gaussian chains in torch operations, one step after the other over a whole batch, on any device."""
+"""Gaussian chains in torch operations, one step after the other over a whole batch, on any device.
+
+Blocks are eliminated from the first to the last. Callers hand chains over turned around, for the reason given in
+:mod:`ppgen.messages.gaussian._draws`.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["eliminate", "moments", "sample", "statistics"]
+from ppgen.messages._compiled import Array
+
+__all__ = ["eliminate", "moments", "refuse_indefinite", "statistics"]
 
 
 def moments(
@@ -32,21 +38,10 @@ def statistics(covariance: Tensor, cross: Tensor, mean: Tensor, weights: Tensor)
     return -0.5 * w[..., None] * second, -w[..., None] * next_to, w * mean
 
 
-def sample(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> Tensor:
-    """Exact draws (n, B, T, L) from standard normal ``noise`` of that shape."""
-    _, factors, gains, offsets = eliminate(J, J_cross, h)
-    draws: list[Tensor] = []
-    for t in range(h.shape[1] - 1, -1, -1):
-        centred = torch.linalg.solve_triangular(factors[t].mT, noise[:, :, t, :, None], upper=True)[..., 0]
-        given = (gains[t] @ draws[-1][..., None])[..., 0] if draws else 0.0
-        draws.append(offsets[t] + centred + given)
-    return torch.stack(draws[::-1], 2)
-
-
 def eliminate(
     J: Tensor, J_cross: Tensor, h: Tensor, strict: bool = True
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Cholesky factors, gains and offsets of each block given the next, and the log-normalisers (B,)."""
+    """Log-normalisers (B,), and Cholesky factors, gains and offsets of each block given the next."""
     J = 0.5 * (J + J.mT)
     precision, linear = J[:, 0].expand(len(h), -1, -1), h[:, 0]
     value = h.new_full((len(h),), 0.5 * h.shape[1] * h.shape[2] * math.log(2 * math.pi))
@@ -66,14 +61,16 @@ def eliminate(
             precision = 0.5 * (precision + precision.mT)
             linear = h[:, t + 1] - (cross.mT @ offsets[-1][..., None])[..., 0]
     if strict:
-        _refuse_indefinite(failed)
+        first = failed.long().argmax(1)  # the chain is turned around
+        refuse_indefinite(torch.where(failed.any(1), h.shape[1] - 1 - first, -1).cpu().numpy())
     return value, factors, gains, offsets
 
 
-def _refuse_indefinite(failed: Tensor) -> None:
-    if failed.any():
-        row, block = (int(i) for i in failed.nonzero()[0])
+def refuse_indefinite(bad: Array) -> None:
+    """Raise for the first sequence with a ``bad`` block (B,), which is -1 for none."""
+    if (bad >= 0).any():
+        row = int((bad >= 0).argmax())
         raise ValueError(
-            f"gaussian_chain: J must be positive definite, is not at block {block} of sequence {row} (of the flattened "
-            "batch); add to its diagonal, or look for NaN and for directions that nothing constrains"
+            f"gaussian_chain: J must be positive definite, is not at block {bad[row]} of sequence {row} (of the "
+            "flattened batch); add to its diagonal, or look for NaN and for directions that nothing constrains"
         )

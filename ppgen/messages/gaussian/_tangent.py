@@ -96,7 +96,7 @@ def _inwards_one(
 def inwards(
     start: int,
     stop: int,
-    middle: int,
+    middle: Array,
     dJ: Array,
     D: Array,
     dh: Array,
@@ -107,12 +107,23 @@ def inwards(
     dP: Array,
     dr: Array,
 ) -> None:
-    """Phase one. Task 2b takes sequence b's blocks before ``middle``, task 2b + 1 those after."""
+    """Phase one. Task 2b takes sequence b's blocks before ``middle[b]``, task 2b + 1 those after."""
     for task in range(start, stop):
         b = task // 2
         first, step = (0, 1) if task % 2 == 0 else (dh.shape[1] - 1, -1)
         _inwards_one(
-            dJ[b], D[b], dh[b], offset[b], gain[b], first, middle, step, incoming[task], incoming_h[task], dP[b], dr[b]
+            dJ[b],
+            D[b],
+            dh[b],
+            offset[b],
+            gain[b],
+            first,
+            middle[b],
+            step,
+            incoming[task],
+            incoming_h[task],
+            dP[b],
+            dr[b],
         )
 
 
@@ -156,8 +167,9 @@ def _outwards_one(
 ) -> None:
     """From the known block before ``start`` on, turn dP and dr in ``out`` and ``out_h`` into derivatives, in place."""
     L = m.shape[0]
-    K, dG, A, X, known, turned = np.empty((6, L, L))
-    dS, here, dhere = np.empty((L, L)), np.empty(L), np.empty(L)
+    K, dG, A, X = np.empty((L, L)), np.empty((L, L)), np.empty((L, L)), np.empty((L, L))
+    known, turned, dS = np.empty((L, L)), np.empty((L, L)), np.empty((L, L))
+    here, dhere = np.empty(L), np.empty(L)
     for t in range(start, stop, step):
         link = t - 1 if step > 0 else t
         G = gain[link]
@@ -202,7 +214,7 @@ def _outwards_one(
 def outwards(
     start: int,
     stop: int,
-    middle: int,
+    middle: Array,
     dJ: Array,
     D: Array,
     dh: Array,
@@ -217,20 +229,20 @@ def outwards(
 ) -> None:
     """Phase two, task 2b from the middle to the first block, 2b + 1 to the last; both work out the middle one."""
     T, L = dh.shape[1:]
-    dP, dcov = np.empty((2, L, L))
-    dm = np.empty(L)
+    dP, dcov, dm = np.empty((L, L)), np.empty((L, L)), np.empty(L)
     for task in range(start, stop):
         b = task // 2
-        block = dJ[b, middle]
+        t = middle[b]
+        block = dJ[b, t]
         for i in range(L):
             for j in range(L):
                 dP[i, j] = 0.5 * (block[i, j] + block[j, i]) + incoming[2 * b, i, j] + incoming[2 * b + 1, i, j]
-        dr = dh[b, middle] + incoming_h[2 * b] + incoming_h[2 * b + 1]
-        cov, m = spread[b, middle].copy(), offset[b, middle].copy()
+        dr = dh[b, t] + incoming_h[2 * b] + incoming_h[2 * b + 1]
+        cov, m = spread[b, t].copy(), offset[b, t].copy()
         _start(cov, m, dP, dr, dcov, dm)
         if task % 2 == 0:
-            _write(dcov, m, dm, out[b, middle], out_h[b, middle])
-        first, last, step = (middle - 1, -1, -1) if task % 2 == 0 else (middle + 1, T, 1)
+            _write(dcov, m, dm, out[b, t], out_h[b, t])
+        first, last, step = (t - 1, -1, -1) if task % 2 == 0 else (t + 1, T, 1)
         _outwards_one(
             D[b], offset[b], gain[b], spread[b], first, last, step, cov, m, dcov, dm, out[b], out_cross[b], out_h[b]
         )

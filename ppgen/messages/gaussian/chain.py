@@ -95,9 +95,8 @@ class GaussianChain:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *B T L"]:
         """``n`` independent exact draws, (n, ..., T, L)."""
-        J, J_cross, h, _ = (t.detach() for t in self._inputs)
-        noise = torch.randn((n, *h.shape), generator=generator, dtype=torch.float64, device=h.device)
-        return _gaussian.sample(J, J_cross, h, noise).reshape(n, *self.batch, *h.shape[1:]).to(self.dtype)
+        with torch.no_grad():
+            return self.rsample(n, generator)
 
     def rsample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *B T L"]:
         r"""The draws of :meth:`sample`, differentiable once in J, J_cross and h for the same random numbers.
@@ -137,6 +136,8 @@ class GaussianChain:
     def _expected(self, part: int) -> Tensor:
         if self._moments is None:
             self._moments = _op.expectations(_gaussian.MOMENTS + self._ending, *self._inputs)
+            if not torch.is_grad_enabled():  # the value comes with them
+                self._value = self._shaped(self._moments[0])
         return self._shaped(self._moments[part])
 
     def _shaped(self, flat: Tensor) -> Tensor:
