@@ -5,14 +5,20 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppgen.messages._compiled import is_eager
+
 __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "scores", "solve_spd"]
 
 ROWS_AT_ONCE = 1 << 13  # rows whose packed products are made together
+ROWS_IN_CACHE = 1 << 11  # and where they are made in one piece of memory
+Context = Any  # what torch hands to the methods of a function; it takes any attribute
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -25,14 +31,59 @@ def pack_products(w: Float[Tensor, "*n W"]) -> Float[Tensor, "*n F"]:
 def scores(w: Float[Tensor, "n W"], forms: Float[Tensor, "K W W"]) -> Float[Tensor, "n K"]:
     """``w' form w`` of every row under every symmetric form, as one matrix product of packed products.
 
-    Rows are taken in parts whose products stay in the processor's cache, features first.
+    Rows are taken in parts whose products stay in the processor's cache, features first. Where nothing is traced they
+    are made again for the gradient, which is faster than keeping them.
     """
+    coefficient = coefficients(forms)
+    return (_Scores.apply(w, coefficient) if is_eager() else _scores(w, coefficient)).mT
+
+
+def _scores(w: Float[Tensor, "n W"], coefficient: Float[Tensor, "K F"]) -> Float[Tensor, "K n"]:
     i, j = torch.triu_indices(w.shape[-1], w.shape[-1], device=w.device)
-    coefficient, found = coefficients(forms), []
+    found = []
     for part in w.split(ROWS_AT_ONCE):
         features = part.mT.contiguous()
         found.append(coefficient @ (features.index_select(0, i) * features.index_select(0, j)))
-    return torch.cat(found, -1).mT
+    return torch.cat(found, -1)
+
+
+class _Scores(torch.autograd.Function):
+    """`_scores` with products made twice, in one small piece of memory."""
+
+    @staticmethod
+    def forward(ctx: Context, w: Tensor, coefficient: Tensor) -> Tensor:
+        ctx.save_for_backward(w, coefficient)
+        out = w.new_empty(len(coefficient), len(w))
+        for rows, products in _product_parts(w):
+            torch.mm(coefficient, products, out=out[:, rows])
+        return out
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        w, coefficient = ctx.saved_tensors
+        if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
+            with torch.enable_grad():
+                inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in (w, coefficient)]
+                to_w, total = torch.autograd.grad(_scores(*inputs), inputs, gradient, create_graph=True)
+            return to_w, total
+        total = torch.zeros_like(coefficient)
+        for rows, products in _product_parts(w):
+            total.addmm_(gradient[:, rows], products.mT)
+        return None, total
+
+
+def _product_parts(w: Float[Tensor, "n W"]) -> Iterator[tuple[slice, Float[Tensor, "F m"]]]:
+    """Packed products of some rows at a time, features first, in memory that the next ones overwrite."""
+    n, W = w.shape
+    memory = w.new_empty(W * (W + 1) // 2, min(n, ROWS_IN_CACHE))
+    for start in range(0, n, ROWS_IN_CACHE):
+        rows = slice(start, min(start + ROWS_IN_CACHE, n))
+        features = w[rows].mT.contiguous()
+        products, at = memory[:, : features.shape[1]], 0
+        for i in range(W):
+            torch.mul(features[i:], features[i], out=products[at : at + W - i])
+            at += W - i
+        yield rows, products
 
 
 def pack(matrix: Float[Tensor, "*n W W"]) -> Float[Tensor, "*n F"]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit
 
-__all__ = ["KERNEL", "Array", "exp", "has_kernels", "run_tasks"]
+__all__ = ["KERNEL", "Array", "exp", "has_kernels", "is_eager", "run_tasks"]
 
 Array = np.ndarray
 
@@ -53,6 +53,15 @@ def exp(x: float) -> float:
     p = p * r + 1.0
     power = np.int64((np.int64(np.int32(n)) + 1023) << 52).view(np.float64)  # 2 ** n, written as bits
     return 0.0 if x < -708.0 else p * power
+
+
+def is_eager() -> bool:
+    """Whether values are at hand: no graph is traced or compiled, and nothing is mapped or differentiated by functions.
+
+    What is written by hand is then faster than torch operations, which a compiler would fuse.
+    """
+    watched = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
+    return not watched and torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
 def has_kernels(t: torch.Tensor) -> bool:

@@ -3,9 +3,16 @@ r"""Independent discrete variables: a chain without transitions.
 .. math:: p(z_n) \propto \exp(w_{z_n} + \ell_{n z_n})
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ppgen.messages import _mixture_kernels as kernels
+from ppgen.messages._compiled import has_kernels, is_eager, run_tasks
+
+Context = Any  # what torch hands to the methods of a function; it takes any attribute
 
 __all__ = ["Mixture", "mixture"]
 
@@ -48,19 +55,20 @@ class Mixture:
             if not t.is_floating_point():
                 raise ValueError(f"mixture: {name} must be floating point, got {t.dtype}; convert it")
         self.log_joint = log_weights.unsqueeze(-2) + log_potential
-        impossible = (self.log_joint == -torch.inf).all(-1, keepdim=True)
-        self._possible = torch.where(impossible, 0.0, self.log_joint)  # keeps NaN out of the gradient
-        self._impossible = impossible
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*B N"]:
         """Log of the sum over components for every row, (..., N). Its gradient is the responsibilities."""
-        return torch.where(self._impossible[..., 0], -torch.inf, self._possible.logsumexp(-1))
+        if is_eager() and has_kernels(self.log_joint) and self.log_joint.dtype == torch.float64:
+            found: Tensor = _LogSum.apply(self.log_joint)
+            return found
+        return _log_sum(self.log_joint)
 
     @property
     def responsibilities(self) -> Float[Tensor, "*B N K"]:
         """Probability of each component for each row, (..., N, K)."""
-        return torch.where(self._impossible, 0.0, self._possible.softmax(-1))
+        impossible = _impossible(self.log_joint)
+        return torch.where(impossible, 0.0, torch.where(impossible, 0.0, self.log_joint).softmax(-1))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Int[Tensor, "n *B N"]:
         """``n`` independent draws of every row's component, (n, ..., N) of int64.
@@ -104,10 +112,42 @@ class Mixture:
         return self.log_joint.argmax(-1)
 
     def _refuse_impossible(self) -> None:
-        bad = self._impossible[..., 0] | self.log_joint.isnan().any(-1)
+        bad = _impossible(self.log_joint)[..., 0] | self.log_joint.isnan().any(-1)
         if bad.any():
             row = tuple(int(i) for i in bad.nonzero()[0])
             raise ValueError(
                 f"mixture: to draw a component some component must have positive probability, row {row} has none or "
                 "holds NaN; check its potentials for rows of -inf"
             )
+
+
+def _impossible(log_joint: Tensor) -> Tensor:
+    return (log_joint == -torch.inf).all(-1, keepdim=True)
+
+
+def _log_sum(log_joint: Float[Tensor, "*B N K"]) -> Float[Tensor, "*B N"]:
+    impossible = _impossible(log_joint)
+    possible = torch.where(impossible, 0.0, log_joint)  # keeps NaN out of the gradient
+    return torch.where(impossible[..., 0], -torch.inf, possible.logsumexp(-1))
+
+
+class _LogSum(torch.autograd.Function):
+    """`_log_sum` in one pass, which leaves the responsibilities for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Context, log_joint: Tensor) -> Tensor:
+        first = log_joint.movedim(-1, 0)
+        joint = first.reshape(len(first), -1).contiguous()
+        shares, value = torch.empty_like(joint), joint.new_empty(joint.shape[1])
+        arrays = (t.numpy() for t in (joint, shares, value))
+        run_tasks(kernels.log_sums, -(-joint.shape[1] // kernels.ROWS), 8 * joint.numel(), *arrays)
+        ctx.save_for_backward(log_joint, shares.reshape(first.shape).movedim(0, -1))
+        return value.reshape(first.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> Tensor:
+        log_joint, shares = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return gradient.unsqueeze(-1) * shares
+        with torch.enable_grad():
+            return torch.autograd.grad(_log_sum(log_joint), log_joint, gradient, create_graph=True)[0]

@@ -9,7 +9,7 @@ import torch
 from dense import condition, log_normal, normal, spd, z_score
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.emissions import Autoregressive, Bernoulli, Categorical, Emission, Gaussian, Poisson
+from ppgen.emissions import Autoregressive, Bernoulli, Categorical, Emission, Gaussian, Poisson, quadratic
 from ppgen.emissions.emission import distinct_patterns
 from ppgen.errors import DataError
 
@@ -344,3 +344,24 @@ def test_entries_far_outside_do_not_lose_the_density():
     wanted = torch.distributions.Normal(1e3, 0.1).log_prob(x[..., 0])
     ours = emission.potential(x, emission.family.statistic(theta))[..., 0]
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+
+
+def test_scores_made_by_hand_are_those_of_torch_with_two_derivatives(monkeypatch):
+    """More rows than are taken at once, which do not fill the last part."""
+    w = torch.randn(5000, 4, dtype=torch.float64, requires_grad=True)
+    root = torch.randn(3, 4, 4, dtype=torch.float64)
+    forms = (root @ root.mT).requires_grad_()
+    weights = torch.randn(5000, 3, dtype=torch.float64)
+
+    def results():
+        value = quadratic.scores(w, forms)
+        (alone,) = torch.autograd.grad((weights * value).sum(), forms, retain_graph=True)
+        first = torch.autograd.grad((weights * value**2).sum(), (w, forms), create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (w, forms))
+        return value, alone, *first, *second
+
+    by_hand = results()
+    torch.testing.assert_close(by_hand[0], torch.einsum("ni,kij,nj->nk", w, forms, w))
+    monkeypatch.setattr(quadratic, "is_eager", lambda: False)
+    for a, b in zip(by_hand, results(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-9)

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -98,3 +99,29 @@ def test_components_that_are_none_have_no_score():
         mixed.score(torch.full((6,), 4))
     with pytest.raises(ValueError, match=r"mixture: z must have shape \(6,\) or \(n, \*\(6,\)\), got \(5,\)"):
         mixed.score(torch.zeros(5).long())
+
+
+@pytest.mark.parametrize("layout", ["rows first", "components first", "a batch"])
+def test_sums_by_hand_are_those_of_torch_with_two_derivatives(layout, monkeypatch):
+    x = 30 * torch.randn(2, 700, 5, dtype=torch.float64)
+    x[0, 3], x[1, 8, 2], x[0, 5, 1:] = -torch.inf, -torch.inf, -torch.inf
+    x = {"rows first": x[0], "components first": x[0].mT.contiguous().mT, "a batch": x}[layout].requires_grad_()
+    weights = torch.randn(x.shape[:-1], dtype=torch.float64)
+
+    def results():
+        value = mixture(torch.zeros(5, dtype=torch.float64), x).log_normalizer
+        finite = torch.where(value == -torch.inf, 0.0, value)
+        (slope,) = torch.autograd.grad((weights * finite).sum(), x, retain_graph=True)
+        (first,) = torch.autograd.grad((weights * finite).sum(), x, create_graph=True)
+        return value, slope, first, *torch.autograd.grad((first * torch.linspace(0, 1, 5)).sum(), x)
+
+    by_hand = results()
+    monkeypatch.setattr(sys.modules[mixture.__module__], "is_eager", lambda: False)
+    for a, b in zip(by_hand, results(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_sum_over_nan_is_nan_in_its_own_row():
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    x[1, 0] = torch.nan
+    assert mixture(torch.zeros(2, dtype=torch.float64), x).log_normalizer.isnan().tolist() == [False, True, False]

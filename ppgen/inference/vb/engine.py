@@ -215,8 +215,8 @@ def _start(model: Conjugate, batches: Batches, start: Fit | str) -> State:
     if isinstance(start, Fit):
         if not isinstance(start.posterior, Factors):
             raise DataError(
-                "vb: start must be a fit with factors, got draws; leave start out, or pass a fit by vb.fit, or by svi.fit "
-                "with its default guide"
+                "vb: start must be a fit with factors, got draws; leave start out, or pass a fit by vb.fit, or by "
+                "svi.fit with its default guide"
             )
         q = dict(start.posterior.factors)
         _check_same(q, model.natural_prior())
