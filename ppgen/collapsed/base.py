@@ -213,4 +213,4 @@ class Collapsed(TorchDistribution, ABC):
 
 
 def _zeros(m: Natural) -> Natural:
-    return {name: torch.zeros_like(value) for name, value in m.items()}
+    return {name: value.new_zeros(()).expand_as(value) for name, value in m.items()}

@@ -23,6 +23,7 @@ from torch import Tensor
 from ppgen.collapsed.base import Collapsed
 from ppgen.collapsed.block import GaussianBlock
 from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.emissions.emission import holds_somewhere
 from ppgen.emissions.quadratic import homogeneous, marginalize
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
@@ -213,9 +214,8 @@ class LinearGaussian(Collapsed):
         before, after = h["mean"][:, :-1], h["mean"][:, 1:]
         weighted = known * weight[..., None]
         yy = _weighed(h["outer"][:, 1:], weight)
-        hh, hk = _weighed(h["outer"][:, :-1], weight), before.mT @ weighted
         yr = torch.cat([_weighed(h["cross"], weight).mT, after.mT @ weighted], -1)
-        rr = torch.cat([torch.cat([hh, hk], -1), torch.cat([hk.mT, known.mT @ weighted], -1)], -2)
+        rr = _second(_weighed(h["outer"][:, :-1], weight), before.mT @ weighted, known.mT @ weighted)
         P, linear, Q, constant = self.dynamics.form(self.s_dynamics)
         return _inner(P, yy) + _inner(linear, yr) + _inner(Q, rr) + constant * weight.sum(-1)
 
@@ -223,18 +223,28 @@ class LinearGaussian(Collapsed):
         """Log density of the observed entries of every frame given its state."""
         missing = torch.isnan(x)
         value, known = torch.where(missing, 0.0, x), self._known(h["mean"])
+        if holds_somewhere(missing) is False:
+            return self._whole(x, h, known)
         if self.emission.full:
             return self._full(value, missing, h, known)
-        s, L = self.s_emission, self.dynamics.outputs
-        seen = (~missing).to(value)
-        P, linear = s["precision"][..., 0, 0], s["linear"][..., 0, :]
-        constant = s["log_det"] - LOG_2PI / 2
-        Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
-        slope = value @ linear + 2 * (Q[..., :, L:] @ known[..., None])[..., 0]
-        own = (value**2) @ P + seen @ constant + ((Q[..., L:, L:] @ known[..., None])[..., 0] * known).sum(-1)
-        own = own + ((value @ linear)[..., L:] * known).sum(-1)
-        latent = (slope[..., :L] * h["mean"]).sum(-1) + (Q[..., :L, :L] * h["outer"]).sum((-1, -2))
-        return (own + latent).sum(-1)
+        return self._each(value, (~missing).to(value), h, known)
+
+    def _whole(self, x: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
+        """The same where all entries were observed, from moments summed over time."""
+        P, linear, Q, constant = self.emission.form(self.s_emission)
+        yr = x.mT @ torch.cat([h["mean"], known], -1)
+        rr = _second(h["outer"].sum(1), h["mean"].mT @ known, known.mT @ known)
+        own = _inner(P, x.mT @ x) if self.emission.full else x.square().sum(1) @ P.diagonal()
+        return own + _inner(linear, yr) + _inner(Q, rr) + constant * x.shape[1]
+
+    def _each(self, value: Tensor, seen: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
+        """The same with residuals that are independent: each feature sums the moments of the steps that observed it."""
+        s = self.s_emission
+        yr = value.mT @ torch.cat([h["mean"], known], -1)
+        hk, kk = h["mean"][..., None] * known[..., None, :], known[..., None] * known[..., None, :]
+        sums = [(seen.mT @ part.flatten(-2)).unflatten(-1, part.shape[-2:]) for part in (h["outer"], hk, kk)]
+        own = value.square().sum(1) @ s["precision"][..., 0, 0] + seen.sum(1) @ (s["log_det"] - LOG_2PI / 2)
+        return own + _inner(s["linear"][..., 0, :], yr) + (s["quadratic"] * _second(*sums)).sum((-1, -2, -3))
 
     def _full(self, value: Tensor, missing: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
         """The same with residuals that are correlated: missing entries are integrated out frame by frame."""
@@ -289,6 +299,13 @@ def _observed(
 
 def _weighed(value: Float[Tensor, "N T a b"], weight: Float[Tensor, "N T"]) -> Float[Tensor, "N a b"]:
     return torch.einsum("ntab,nt->nab", value, weight)
+
+
+def _second(
+    hh: Float[Tensor, "*n L L"], hk: Float[Tensor, "*n L J"], kk: Float[Tensor, "*n J J"]
+) -> Float[Tensor, "*n R R"]:
+    """Second moments of the regressors, from those of the latent and of the known ones."""
+    return torch.cat([torch.cat([hh, hk], -1), torch.cat([hk.mT, kk], -1)], -2)
 
 
 def _inner(a: Float[Tensor, "a b"], b: Float[Tensor, "N a b"]) -> Float[Tensor, " N"]:

@@ -28,13 +28,13 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     DataError : no feature that varies is in scale. Where only some are not, the log names them.
     """
     units = emission.prior_units
-    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in batches])
-    if units is None or rows.shape[-1] != emission.features:
+    if units is None or batches[0].shape[-1] != emission.features:
         return
     scale, strength = units
-    count = (~rows.isnan()).sum(0)
-    mean = rows.nanmean(0)
-    variance = (rows - mean).square().nanmean(0)
+    parts = [x.reshape(-1, x.shape[-1]) for x in batches]  # one at a time: all together may fill the memory
+    count = torch.stack([(~rows.isnan()).sum(0) for rows in parts]).sum(0)
+    mean = torch.stack([rows.nansum(0) for rows in parts]).sum(0) / count
+    variance = torch.stack([(rows - mean).square().nansum(0) for rows in parts]).sum(0) / count
     varies = variance.sqrt() > 1e-12 * mean.abs()
     offset = strength * mean.square()
     outweighed = scale + offset > count / states * variance

@@ -148,20 +148,35 @@ class GMM(Conjugate):
         if start not in self.starts:
             raise DataError(f'GMM: a start is "kmeans" or "random", got {start!r}')
         check_units(self.emission, batches, self.components)
-        filled = _filled(batches)
-        rows = np.concatenate(filled)
-        chosen = rows[torch.randperm(len(rows))[:CLUSTERED].numpy()]
+        mean = _mean(batches)
+        chosen = _filled(_some(batches, CLUSTERED), mean)
         centers = _centers(chosen, min(self.components, len(np.unique(chosen, axis=0))), start)
-        return [{"z": _nearest(part, centers)} for part in filled]
+        return [{"z": _nearest(_filled(x, mean), centers)} for x in batches]
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x, ("row",))
 
 
-def _filled(batches: Sequence[Tensor]) -> list[np.ndarray]:
-    rows = torch.cat(list(batches))
-    mean = torch.nan_to_num(torch.nanmean(rows, 0))
-    return [torch.where(torch.isnan(x), mean, x).numpy() for x in batches]
+def _mean(batches: Sequence[Tensor]) -> Float[Tensor, " D"]:
+    """Mean of each feature, zero where it was never observed."""
+    total = torch.stack([x.nansum(0) for x in batches]).sum(0)
+    count = torch.stack([(~torch.isnan(x)).sum(0) for x in batches]).sum(0)
+    return total / count.clamp_min(1)
+
+
+def _some(batches: Sequence[Tensor], most: int) -> Float[Tensor, "n D"]:
+    """At most so many of the rows of all batches, in random order."""
+    ends = torch.tensor([0, *(len(x) for x in batches)]).cumsum(0)
+    chosen = torch.randperm(int(ends[-1]))[:most]
+    rows = batches[0].new_empty(len(chosen), batches[0].shape[1])
+    for x, first in zip(batches, ends[:-1], strict=True):
+        inside = (chosen >= first) & (chosen < first + len(x))
+        rows[inside] = x[chosen[inside] - first]
+    return rows
+
+
+def _filled(x: Tensor, mean: Tensor) -> np.ndarray:
+    return torch.where(torch.isnan(x), mean, x).numpy()
 
 
 def _centers(rows: np.ndarray, components: int, start: str) -> np.ndarray:

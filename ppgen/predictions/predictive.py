@@ -137,7 +137,9 @@ def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event
 
 def missing_share(model: Model, x: Float[Tensor, "N *event"]) -> float:
     """Share of entries not observed, among those that exist; NaN where none does."""
-    return float(torch.isnan(x[exists(model, x)]).double().mean())
+    inside = exists(model, x)
+    count = int(inside.sum())
+    return int((torch.isnan(x) & inside).sum()) / count if count else float("nan")
 
 
 def impute(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:

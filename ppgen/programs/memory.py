@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ppgen.model import Model
 
 __all__ = ["Memory", "digest", "memory", "remember"]
 
+AT_ONCE = 1 << 18  # numbers that are read together for a digest
 NAME = "_memory"  # of a model's own; a copy that is to be fitted anew has none
 
 
@@ -57,6 +57,10 @@ def digest(data: object) -> str | None:
         return None
     if values.dtype.kind not in "biuf":
         return None
-    plain = torch.from_numpy(np.array(values, dtype=np.float64))
-    plain = torch.where(torch.isnan(plain), torch.nan, plain + 0.0)  # one NaN, and no minus zero
-    return hashlib.sha256(repr(tuple(plain.shape)).encode() + plain.numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(repr(values.shape).encode())
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, AT_ONCE):
+        plain = flat[start : start + AT_ONCE].astype(np.float64) + 0.0  # no minus zero
+        plain[np.isnan(plain)] = np.nan  # and one NaN
+        found.update(plain.tobytes())
+    return found.hexdigest()
