@@ -246,5 +246,6 @@ def test_minibatches_with_gaps_and_lengths_of_their_own_share_one_graph():
     traced, eager = (svi.fit(HMM(2, 2), x, compile=mode, **options) for mode in ("auto", "eager"))
     assert traced.attrs["compile"] == "traced"
     np.testing.assert_allclose(traced.history["elbo"], eager.history["elbo"], rtol=1e-10)
-    for name, value in eager.posterior.sites.items():
-        torch.testing.assert_close(traced.posterior.sites[name], value)
+    for name, factor in eager.posterior.factors.items():
+        for key, value in factor.eta.items():
+            torch.testing.assert_close(traced.posterior.factors[name].eta[key], value)
