@@ -22,7 +22,7 @@ from ppgen.predictions.local_sites import PROPOSALS, Local, local
 from ppgen.predictions.over_draws import Theta, at, gather, over_draws
 from ppgen.programs.scores import WRAPPERS
 
-__all__ = ["Latents", "latents", "posterior_of", "summarized", "unwrap"]
+__all__ = ["Latents", "bounded_sites", "latents", "posterior_of", "summarized", "unwrap"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +178,13 @@ def _collapsed(trace: poutine.Trace, theta: Theta, x: Tensor) -> Posterior | Non
             with torch.no_grad():
                 return fn.latents(x if whole else site["value"])
     return None
+
+
+def bounded_sites(model: Model, theta: Theta, x: Tensor, u: Inputs) -> list[str]:
+    """Observed sites whose log density is a lower bound, for some of their latents can only be held, not summed out."""
+    sites = observed_sites(run(model, theta, x, u), theta)
+    fns = {name: unwrap(site["fn"]) for name, site in sites.items()}
+    return [name for name, fn in fns.items() if hasattr(fn, "exact") and not fn.exact(sites[name]["value"])]
 
 
 def unwrap(fn: Any) -> Any:  # noqa: ANN401

@@ -55,6 +55,11 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
     absent = [name for name in ("diverging", "energy") if name not in stats]
     if absent:
         notes.append(f"Not checked: {' and '.join(absent)}, which the sampler did not record.")
+    if bounded := fit.attrs.get("bounded_sites"):
+        notes.append(
+            f"What was sampled is a lower bound of the density of {', '.join(bounded)}, whose missing values cannot "
+            "all be summed out: posteriors of the parameters may be too narrow."
+        )
     if all(torch.isfinite(value).all() for value in posterior.sites.values()):
         posterior, alignments = aligned(posterior, declared(fit.model, posterior))
         for name, alignment in alignments.items():

@@ -32,11 +32,12 @@ from ppgen.inference.vb.checkpoint import described
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
+from ppgen.predictions.summed_out import bounded_sites
 from ppgen.programs.density import Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.rows import remember_row_sites
-from ppgen.programs.task import read
+from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
 from ppgen.results.fit import Fit, fit_result
@@ -165,6 +166,7 @@ def fit(
             run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
         remember_row_sites(task)
+        bounded = _bounded(task, posterior)
     attrs = {
         "engine": "mcmc",
         "sampler": sampler,
@@ -173,6 +175,7 @@ def fit(
         "seconds": time.perf_counter() - began,
         "tune": tune,
         "stopped": run.why(),
+        "bounded_sites": bounded,
         "device": str(target.device),
         "compile": leapfrog.batch.mode,
         "compile_reason": leapfrog.batch.reason,
@@ -181,6 +184,15 @@ def fit(
     }
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     return fit_result(task.model, posterior, run.table(), attrs, labels, task.inputs)
+
+
+def _bounded(task: Task, posterior: Draws) -> list[str]:
+    """Sites whose log density the sampler took from below."""
+    if task.observations is None:
+        return []
+    x = task.args[0]
+    theta = {name: value[0].to(x.device) for name, value in posterior.draws(1).items()}
+    return bounded_sites(task.model, theta, x, task.kwargs["u"])
 
 
 def _check_options(
