@@ -14,9 +14,14 @@ from torch import Tensor
 
 from ppgen.errors import DataError
 
-__all__ = ["WRAPPERS", "check_sites", "innermost", "is_mapped"]
+__all__ = ["NOTHING_OBSERVED", "WRAPPERS", "check_sites", "innermost", "is_mapped"]
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
+
+
+NOTHING_OBSERVED = (
+    '{who}: the program of {model} must observe its data, got latent sites only; write `pyro.sample("x", ..., obs=x)`'
+)
 
 
 def check_sites(who: str, sites: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import to_tensor
+from ppgen.data.columns import note_idle_columns
 from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
 from ppgen.data.parts import rejoined
 from ppgen.errors import DataError
@@ -95,6 +96,8 @@ def read(
         observations = aligned_features(who, observations, labels_of(beside.observations))
         names = beside.inputs.names
     data = to_tensor(observations)
+    if beside is None:
+        note_idle_columns(who, observations)
     inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)

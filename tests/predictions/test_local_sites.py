@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import ppgen
-from ppgen.errors import FitError
+from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
 from ppgen.programs.rows import row_sites
@@ -328,3 +328,19 @@ def test_a_guide_proposes_given_what_rows_share():
     found = torch.tensor(fit.log_likelihood(new, draws=100, random_seed=0).values)
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
     assert fit.diagnose(x, random_seed=0).table is not None
+
+
+class Blind(Linear):
+    """Observes nothing."""
+
+    def model(self, x, *, u=None, total=None):
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+
+    def guide(self, x, *, u=None, total=None):
+        pyro.sample("mean", dist.Normal(self.encoder.bias[0], 1.0))
+
+
+@pytest.mark.parametrize("engine", [svi, mcmc])
+def test_a_model_that_observes_nothing_is_refused(engine):
+    with pytest.raises(DataError, match="the program of Blind must observe its data, got latent sites only"):
+        fitted(Blind(), X, engine=engine)

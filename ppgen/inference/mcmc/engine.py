@@ -37,6 +37,7 @@ from ppgen.programs.density import Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.rows import remember_row_sites
+from ppgen.programs.scores import NOTHING_OBSERVED
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
@@ -141,6 +142,8 @@ def fit(
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
         with quiet(target.dtype, target.device):
             shapes = {name: site.shape for name, site in target.sites.items()}
+            if task.observations is not None and not _observes(target):
+                raise DataError(NOTHING_OBSERVED.format(who="mcmc", model=type(task.model).__name__))
             check_dims("mcmc", task.model, shapes, target.program, target.args)
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
@@ -184,6 +187,12 @@ def fit(
     }
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
     return fit_result(task.model, posterior, run.table(), attrs, labels, task.inputs)
+
+
+def _observes(target: Density) -> bool:
+    values = target.constrain(target.start(1, torch.Generator(target.device).manual_seed(0)))
+    nodes: dict[str, Any] = dict(target.trace({name: value[0] for name, value in values.items()}).nodes)
+    return any(site["type"] == "sample" and site["is_observed"] for site in nodes.values())
 
 
 def _bounded(task: Task, posterior: Draws) -> list[str]:

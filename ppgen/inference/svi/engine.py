@@ -53,6 +53,7 @@ from ppgen.programs.naming import check_dims, check_guide, check_keywords
 from ppgen.programs.parameters import Parameters, Placed, declared_by, learnt_by
 from ppgen.programs.program import Function, make_local, moved, owner
 from ppgen.programs.rows import reads_rows, remember_row_sites, row_sites
+from ppgen.programs.scores import NOTHING_OBSERVED
 from ppgen.programs.sites import learn
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
@@ -355,6 +356,8 @@ def _prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Par
     q(*args, **kwargs)  # a guide may make its parameters when it first sees data
     with declared_by(objective) as declared:
         objective.learn(args, kwargs)
+    if task.observations is not None and not objective.plan.observes:
+        raise DataError(NOTHING_OBSERVED.format(who="svi", model=type(model).__name__))
     check_dims("svi", model, objective.plan.shapes, program, args, whole=batch_size is None)
     parameters = Parameters(objective, declared, named if isinstance(named, NaturalGuide) else None)
     if not parameters.leaves:

@@ -53,7 +53,8 @@ class Plan:
 
     ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest, and
     ``numbers`` counts those that the guide draws, for all rows behind a minibatch; ``local`` says whether some are of
-    the rows of a minibatch, and ``shapes`` are those of the latent sites of the model.
+    the rows of a minibatch, ``shapes`` are those of the latent sites of the model, and ``observes`` whether it observes
+    anything.
     """
 
     closed: tuple[str, ...]
@@ -65,6 +66,7 @@ class Plan:
     numbers: int = 1
     local: bool = False
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    observes: bool = True
 
     @property
     def draws(self) -> bool:
@@ -126,7 +128,8 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
     numbers = max(1, sum(map(_numbers, drawn.values())))
     shapes = {name: site["fn"].shape() for name, site in wanted.items()}
-    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes)
+    observes = any(site["type"] == "sample" and site["is_observed"] for site in p.nodes.values())
+    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes, observes)
 
 
 @final
