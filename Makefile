@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-bench
-	set -e; for script in benchmarks/messages.py benchmarks/mcmc.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in benchmarks/messages.py benchmarks/mixture.py benchmarks/lds.py benchmarks/lds_peers.py benchmarks/mcmc.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist syllables-demo

@@ -124,23 +124,11 @@ class Collapsed(TorchDistribution, ABC):
         return found
 
     def evidence(self, x: Tensor, local: Local) -> Float[Tensor, " N"]:
-        """Lower bound of the log density of each row, for posteriors of the blocks as `settle` gives them.
-
-        Where that is exact, what the energy owes to the statistics cancels, and only its gradient counts: moments of
-        what nobody observes may be too large for rounding to let it cancel.
-        """
+        """Lower bound of the log density of each row, for given posteriors of the blocks; exact where that can be."""
         blocks = self.blocks(x)
         solved = {b: block.solved(local[b]) for b, block in blocks.items()}
-        energy = self.energy(x, {b: m for b, (m, _) in solved.items()})
-        if not blocks:
-            return energy
-        with torch.no_grad():
-            value = sum((normalizer for _, normalizer in solved.values()), x.new_zeros(()))
-            if self.exact(x):
-                value = value + self.energy(x, {b: _zeros(m) for b, (m, _) in solved.items()})
-            else:
-                value = value + energy - sum(block.inner(local[b], solved[b][0]) for b, block in blocks.items())
-        return value + (energy - energy.detach())
+        entropy = [value - blocks[b].inner(local[b], m) for b, (m, value) in solved.items()]
+        return sum(entropy, self.energy(x, {b: m for b, (m, _) in solved.items()}))
 
     def log_prob(self, x: Tensor) -> Float[Tensor, " N"]:
         """Log density of each row, or its lower bound."""
@@ -210,7 +198,3 @@ class Collapsed(TorchDistribution, ABC):
 
         found: Natural = torch.func.grad(energy)(m[b])
         return found
-
-
-def _zeros(m: Natural) -> Natural:
-    return {name: value.new_zeros(()).expand_as(value) for name, value in m.items()}

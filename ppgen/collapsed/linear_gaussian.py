@@ -19,12 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ppgen.collapsed.base import Collapsed
+from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.block import GaussianBlock
+from ppgen.collapsed.linear_frames import frames, observed, without
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions.emission import holds_somewhere
-from ppgen.emissions.quadratic import homogeneous, marginalize
+from ppgen.emissions.quadratic import homogeneous
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.regression import LOG_2PI, Regression
@@ -108,12 +110,22 @@ class LinearGaussian(Collapsed):
 
     def rest(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
         """Expected log joint density of the frames and the states; steps past the end are standard normal."""
-        h, T, L = m["h"], x.shape[1], self.dynamics.outputs
-        exists = (torch.arange(T, device=x.device) < sequence_lengths(x)[:, None]).to(h["mean"])
-        alone = torch.cat([torch.ones_like(exists[:, :1]), 1 - exists[:, 1:]], 1)
-        norm = h["outer"].diagonal(dim1=-2, dim2=-1).sum(-1)
-        standard = (-0.5 * (norm + L * LOG_2PI) * alone).sum(-1)
-        return standard + self._moved(h, exists) + self._seen(x, h)
+        eta, constant = self._natural(x)
+        return constant + self._block(x).inner(eta, m["h"])
+
+    def settle(self, x: Float[Tensor, "N T D"], local: Local | None = None, sweeps: int | None = None) -> Local:
+        """Natural parameters of the states' posterior, which depend on no start."""
+        with torch.no_grad():
+            return {"h": self._natural(x)[0]}
+
+    def evidence(self, x: Float[Tensor, "N T D"], local: Local) -> Float[Tensor, " N"]:
+        """Log density of each row, from the log-normaliser of the states alone."""
+        eta, constant = self._natural(x)
+        return constant + self._block(x).chain(eta).log_normalizer
+
+    def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
+        """Log density of each row."""
+        return self.evidence(x, {})
 
     def exact(self, x: Tensor) -> bool:
         """Always: the states are one block, and nothing else is latent."""
@@ -145,7 +157,7 @@ class LinearGaussian(Collapsed):
                 mean = torch.cat([mean, known[:, t]], -1) @ A.mT
                 spread = A[:, :L] @ spread @ A[:, :L].mT + process
             frame = torch.cat([mean, known[:, t]], -1) @ C.mT
-            score, pull, gain = _observed(x[:, t], frame, C[:, :L] @ spread, C[:, :L], noise)
+            score, pull, gain = observed(x[:, t], frame, C[:, :L] @ spread, C[:, :L], noise)
             mean, spread = mean + pull, spread - gain
             scores.append(score)
         return torch.stack(scores, 1)
@@ -206,57 +218,43 @@ class LinearGaussian(Collapsed):
         u = u[:, None].expand(-1, mean.shape[1], -1) if u.ndim == 2 else u[:, : mean.shape[1]]
         return torch.cat([u, one], -1)
 
-    def _moved(self, h: Natural, exists: Float[Tensor, "N T"]) -> Float[Tensor, " N"]:
-        """Log density of every step given the one before it, from moments summed over time."""
-        if exists.shape[1] < 2:
-            return exists.new_zeros(len(exists))
-        weight, known = exists[:, 1:], self._known(h["mean"])[:, 1:]
-        before, after = h["mean"][:, :-1], h["mean"][:, 1:]
-        weighted = known * weight[..., None]
-        yy = _weighed(h["outer"][:, 1:], weight)
-        yr = torch.cat([_weighed(h["cross"], weight).mT, after.mT @ weighted], -1)
-        rr = _second(_weighed(h["outer"][:, :-1], weight), before.mT @ weighted, known.mT @ weighted)
+    def _natural(self, x: Tensor) -> tuple[Natural, Float[Tensor, " N"]]:
+        """Coefficients of the states' statistics in the log joint density, and what does not depend on the states.
+
+        ``outer`` and ``cross`` have one row where nothing is missing.
+        """
+        L, missing = self.dynamics.outputs, torch.isnan(x)
+        whole = holds_somewhere(missing) is False
         P, linear, Q, constant = self.dynamics.form(self.s_dynamics)
-        return _inner(P, yy) + _inner(linear, yr) + _inner(Q, rr) + constant * weight.sum(-1)
+        exists = torch.arange(x.shape[1], device=x.device) < sequence_lengths(x)[:, None]
+        exists = exists[: 1 if whole else len(x)].to(P)
+        moved = exists[:, 1:]
+        known = self._known(x[..., :0].to(P))
+        after, before, alone = pad(moved, (1, 0)), pad(moved, (0, 1)), 1 - pad(moved, (1, 0))
+        eye = torch.eye(L, dtype=P.dtype, device=P.device)
+        outer, slope, own = self._seen(x, missing, known, whole)
+        outer = outer + _times(after, P) + _times(before, Q[:L, :L]) - _times(alone, 0.5 * eye)
+        ahead = moved[..., None] * known[:, 1:]
+        push = pad(ahead @ linear[:, L:].mT, (0, 0, 1, 0)) + pad(2 * (ahead @ Q[L:, :L]), (0, 0, 0, 1))
+        own = own + ((ahead @ Q[L:, L:]) * known[:, 1:]).sum((-1, -2))
+        own = own + constant * moved.sum(-1) - L / 2 * LOG_2PI * alone.sum(-1)
+        return {"outer": outer, "cross": _times(moved, linear[:, :L].mT), "mean": slope + push}, own
 
-    def _seen(self, x: Tensor, h: Natural) -> Float[Tensor, " N"]:
-        """Log density of the observed entries of every frame given its state."""
-        missing = torch.isnan(x)
-        value, known = torch.where(missing, 0.0, x), self._known(h["mean"])
-        if holds_somewhere(missing) is False:
-            return self._whole(x, h, known)
-        if self.emission.full:
-            return self._full(value, missing, h, known)
-        return self._each(value, (~missing).to(value), h, known)
-
-    def _whole(self, x: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
-        """The same where all entries were observed, from moments summed over time."""
-        P, linear, Q, constant = self.emission.form(self.s_emission)
-        yr = x.mT @ torch.cat([h["mean"], known], -1)
-        rr = _second(h["outer"].sum(1), h["mean"].mT @ known, known.mT @ known)
-        own = _inner(P, x.mT @ x) if self.emission.full else x.square().sum(1) @ P.diagonal()
-        return own + _inner(linear, yr) + _inner(Q, rr) + constant * x.shape[1]
-
-    def _each(self, value: Tensor, seen: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
-        """The same with residuals that are independent: each feature sums the moments of the steps that observed it."""
-        s = self.s_emission
-        yr = value.mT @ torch.cat([h["mean"], known], -1)
-        hk, kk = h["mean"][..., None] * known[..., None, :], known[..., None] * known[..., None, :]
-        sums = [(seen.mT @ part.flatten(-2)).unflatten(-1, part.shape[-2:]) for part in (h["outer"], hk, kk)]
-        own = value.square().sum(1) @ s["precision"][..., 0, 0] + seen.sum(1) @ (s["log_det"] - LOG_2PI / 2)
-        return own + _inner(s["linear"][..., 0, :], yr) + (s["quadratic"] * _second(*sums)).sum((-1, -2, -3))
-
-    def _full(self, value: Tensor, missing: Tensor, h: Natural, known: Tensor) -> Float[Tensor, " N"]:
-        """The same with residuals that are correlated: missing entries are integrated out frame by frame."""
+    def _seen(self, x: Tensor, missing: Tensor, known: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The frames' part of that: coefficients of outer products and means, and the rest."""
         L, D = self.dynamics.outputs, self.emission.outputs
-        P, linear, Q, constant = self.emission.form(self.s_emission)
-        form, constant = _without(homogeneous(P, linear, Q), constant, missing)
-        xx, xr, rr = form[..., :D, :D], form[..., :D, D:], form[..., D:, D:]
-        cross = (xr.mT @ value[..., None])[..., 0]
-        slope = 2 * cross[..., :L] + 2 * (rr[..., :L, L:] @ known[..., None])[..., 0]
-        own = ((xx @ value[..., None])[..., 0] * value).sum(-1) + 2 * (cross[..., L:] * known).sum(-1)
-        own = own + ((rr[..., L:, L:] @ known[..., None])[..., 0] * known).sum(-1) + constant
-        return (own + (slope * h["mean"]).sum(-1) + (rr[..., :L, :L] * h["outer"]).sum((-1, -2))).sum(-1)
+        if self.emission.full or whole:
+            P, linear, Q, constant = self.emission.form(self.s_emission)
+            if whole:
+                return frames(x, known, (P, linear, Q), constant, L, diagonal=not self.emission.full)
+            form, constant = without(homogeneous(P, linear, Q), constant, missing)
+            value = torch.where(missing, 0.0, x)
+            return frames(value, known, (form[..., :D, :D], 2 * form[..., :D, D:], form[..., D:, D:]), constant, L)
+        value = torch.where(missing, 0.0, x)
+        s, seen = self.s_emission, (~missing).to(value)
+        Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
+        parts = torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], Q
+        return frames(value, known, parts, seen @ (s["log_det"] - LOG_2PI / 2), L, diagonal=True)
 
     def _observe(self, x: Tensor, h: Float[Tensor, "N T L"], known: Tensor) -> Float[Tensor, "N T D"]:
         """Draw the NaN entries of ``x`` given the states and the entries that were observed."""
@@ -273,53 +271,5 @@ class LinearGaussian(Collapsed):
         return torch.where(hidden, drawn, x)
 
 
-def _observed(
-    x: Float[Tensor, "N D"],
-    mean: Float[Tensor, "N D"],
-    cross: Float[Tensor, "N D L"],
-    C: Float[Tensor, "D L"],
-    noise: Tensor,
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L"], Float[Tensor, "N L L"]]:
-    """Log density of what is seen of a frame; how that moves the state's mean, and what it takes off its covariance.
-
-    ``mean`` is the frame's, ``cross`` its covariance with the state; entries that are missing are pinned.
-    """
-    seen = ~torch.isnan(x)
-    both = seen[..., :, None] & seen[..., None, :]
-    eye = torch.eye(x.shape[-1], dtype=noise.dtype, device=noise.device)
-    root = torch.linalg.cholesky(torch.where(both, cross @ C.mT + noise, eye))
-    apart = torch.where(seen, x - mean, 0.0)[..., None]
-    white = torch.linalg.solve_triangular(root, torch.cat([apart, cross * seen[..., None]], -1), upper=False)
-    residual, link = white[..., :1], white[..., 1:]
-    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    count = seen.sum(-1).to(mean)  # a whole number times a float would be single precision
-    score = -0.5 * residual.square().sum((-1, -2)) - log_det - count * (LOG_2PI / 2)
-    return score, (link.mT @ residual)[..., 0], link.mT @ link
-
-
-def _weighed(value: Float[Tensor, "N T a b"], weight: Float[Tensor, "N T"]) -> Float[Tensor, "N a b"]:
-    return torch.einsum("ntab,nt->nab", value, weight)
-
-
-def _second(
-    hh: Float[Tensor, "*n L L"], hk: Float[Tensor, "*n L J"], kk: Float[Tensor, "*n J J"]
-) -> Float[Tensor, "*n R R"]:
-    """Second moments of the regressors, from those of the latent and of the known ones."""
-    return torch.cat([torch.cat([hh, hk], -1), torch.cat([hk.mT, kk], -1)], -2)
-
-
-def _inner(a: Float[Tensor, "a b"], b: Float[Tensor, "N a b"]) -> Float[Tensor, " N"]:
-    return (a * b).sum((-1, -2))
-
-
-def _without(form: Float[Tensor, "W W"], constant: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-    """The quadratic form over (x, r) with the missing entries of x integrated out, and its constant, for each frame.
-
-    A frame without observations has the factor one.
-    """
-    if not missing.any():
-        return form.expand(*missing.shape[:-1], *form.shape), constant.expand(missing.shape[:-1])
-    reduced, offset = marginalize(form[None], missing.flatten(0, -2))
-    frames, seen = missing.shape[:-1], (~missing.all(-1)).to(form)
-    reduced, offset = reduced[:, 0].unflatten(0, frames), offset[:, 0].unflatten(0, frames)
-    return reduced * seen[..., None, None], (constant + offset) * seen
+def _times(weight: Float[Tensor, "N T"], matrix: Float[Tensor, "a b"]) -> Float[Tensor, "N T a b"]:
+    return weight[..., None, None] * matrix

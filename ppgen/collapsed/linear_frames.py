@@ -1,0 +1,64 @@
+"""Gaussian frames that are linear in a latent vector and in known regressors: their forms, and one filtering step."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.emissions.quadratic import marginalize
+from ppgen.families.regression import LOG_2PI
+
+__all__ = ["frames", "observed", "without"]
+
+
+def observed(
+    x: Float[Tensor, "N D"],
+    mean: Float[Tensor, "N D"],
+    cross: Float[Tensor, "N D L"],
+    C: Float[Tensor, "D L"],
+    noise: Tensor,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L"], Float[Tensor, "N L L"]]:
+    """Log density of what is seen of a frame; how that moves the state's mean, and what it takes off its covariance.
+
+    ``mean`` is the frame's, ``cross`` its covariance with the state; entries that are missing are pinned.
+    """
+    seen = ~torch.isnan(x)
+    both = seen[..., :, None] & seen[..., None, :]
+    eye = torch.eye(x.shape[-1], dtype=noise.dtype, device=noise.device)
+    root = torch.linalg.cholesky(torch.where(both, cross @ C.mT + noise, eye))
+    apart = torch.where(seen, x - mean, 0.0)[..., None]
+    white = torch.linalg.solve_triangular(root, torch.cat([apart, cross * seen[..., None]], -1), upper=False)
+    residual, link = white[..., :1], white[..., 1:]
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    count = seen.sum(-1).to(mean)  # a whole number times a float would be single precision
+    score = -0.5 * residual.square().sum((-1, -2)) - log_det - count * (LOG_2PI / 2)
+    return score, (link.mT @ residual)[..., 0], link.mT @ link
+
+
+def _apply(matrix: Tensor, v: Tensor) -> Tensor:
+    """``matrix' v`` for one matrix, or one for each vector."""
+    return v @ matrix if matrix.dim() == 2 else (v[..., None, :] @ matrix)[..., 0, :]
+
+
+def frames(
+    x: Tensor, known: Tensor, form: tuple[Tensor, Tensor, Tensor], constant: Tensor, L: int, *, diagonal: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``x' P x + x' M r + r' Q r + c``, r = (h, known), of every frame: coefficients of h h' and h, and the rest."""
+    P, M, Q = form
+    pull, known_pull = _apply(M, x).split([L, known.shape[-1]], -1)
+    slope = pull + 2 * _apply(Q[..., L:, :L], known)
+    own = (x.square() @ P.diagonal() if diagonal else (_apply(P, x) * x).sum(-1)) + constant
+    own = own + (known_pull * known).sum(-1) + (_apply(Q[..., L:, L:], known) * known).sum(-1)
+    return Q[..., :L, :L], slope, own.sum(-1)
+
+
+def without(form: Float[Tensor, "W W"], constant: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """The quadratic form over (x, r) with the missing entries of x integrated out, and its constant, for each frame.
+
+    A frame without observations has the factor one.
+    """
+    if not missing.any():
+        return form.expand(*missing.shape[:-1], *form.shape), constant.expand(missing.shape[:-1])
+    reduced, offset = marginalize(form[None], missing.flatten(0, -2))
+    frames, seen = missing.shape[:-1], (~missing.all(-1)).to(form)
+    reduced, offset = reduced[:, 0].unflatten(0, frames), offset[:, 0].unflatten(0, frames)
+    return reduced * seen[..., None, None], (constant + offset) * seen
