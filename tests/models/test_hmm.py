@@ -1,6 +1,4 @@
 import itertools
-import re
-from pathlib import Path
 
 import numpy as np
 import pyro.distributions as dist
@@ -168,14 +166,6 @@ def test_bad_arguments_are_refused_in_words(arguments, message):
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
     assert HMM(states=np.int64(3), features=2).states == 3
-
-
-def test_the_example_of_the_page_runs():
-    page = (Path(__file__).parents[2] / "docs" / "models" / "hmm.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names = {}
-    exec(example, names)
-    assert names["fit"].attrs["converged"]
 
 
 @pytest.mark.parametrize(
