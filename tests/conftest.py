@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyro
 import pytest
-from jaxtyping import install_import_hook
+from shape_checks import install
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def _checked_modules() -> list[str]:
 
 
 # Before any test imports ppgen: shapes and types in annotations are checked on every call from here on.
-install_import_hook(_checked_modules(), "shape_checks.check")
+install(_checked_modules())
 
 
 @pytest.fixture(autouse=True)
