@@ -1,5 +1,5 @@
 # make demo      install, then find syllables in simulated mice and write a report
-# make test      every check of the everyday suite; make test-all adds the slow statistical ones
+# make test      every check of the everyday suite; make test-all adds the slow statistical ones (WORKERS=2 processes)
 # make bench     tables against the peers
 # make clean     remove caches and the demo's output (the virtual environment stays)
 #
@@ -11,6 +11,9 @@ VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 DEMO ?= case_studies/syllables.py fit --demo --out syllables-demo --overwrite
 PYTEST_ARGS ?=
+# Tests run in so many processes, each of one thread; a process takes over what another has not begun.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # Threads that spin while they wait make a busy machine crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -27,10 +30,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(PYTEST) -m "" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(CHECKED)
