@@ -7,7 +7,6 @@ model sums out stays summed out; other discrete latents are enumerated where the
 References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancourt (2017); Zhang et al. (2022).
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -27,8 +26,7 @@ from ppgen.inference.mcmc.hamiltonian import Leapfrog
 from ppgen.inference.mcmc.nuts import Nuts
 from ppgen.inference.mcmc.sampling import Run, first_tuning
 from ppgen.inference.mcmc.starts import Start, pathfinder, uniform
-from ppgen.inference.mcmc.store import MEMORY, Arrays, Saved
-from ppgen.inference.vb.checkpoint import described
+from ppgen.inference.mcmc.store import DRAWS, MEMORY, Arrays
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
@@ -41,9 +39,11 @@ from ppgen.programs.scores import NOTHING_OBSERVED
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
+from ppgen.results.digest import described
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
 from ppgen.rng import private_stream
+from ppgen.storage.checkpoint import Checkpoint
 from ppgen.storage.lock import held
 
 __all__ = ["fit"]
@@ -164,7 +164,11 @@ def fit(
         }
         enough = None if wanted is None else Enough(task.model, target, wanted)
         with limited(leapfrog.batch.threads):
-            saved = None if folder is None else Saved(folder, _identity(leapfrog, task.args, options))
+            saved = None
+            if folder is not None:
+                saved = Checkpoint(
+                    "mcmc", folder / "mcmc.safetensors", _identity(leapfrog, task.args, options), beside=[DRAWS]
+                )
             run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved, enough)
             run.go(progressbar, saved, checkpoint_every)
         posterior = _gather(run, target)
@@ -236,7 +240,7 @@ def _begin(
     seed: int,
     lengths: tuple[int, int],
     arrays: Arrays,
-    saved: Saved | None,
+    saved: Checkpoint | None,
     enough: Enough | None,
 ) -> Run:
     """A new run, or the one that was saved."""
@@ -254,7 +258,7 @@ def _begin(
         return run
     v = leapfrog.density.start(leapfrog.chains, generator)
     run = Run(leapfrog, engine, leapfrog.at(v), first_tuning(leapfrog, Start(v)), generator, *lengths, arrays, enough)
-    run.restore(before)
+    run.restore(before[1])
     return run
 
 
@@ -274,20 +278,19 @@ def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> 
     return pathfinder(target, gradient, chains, generator)
 
 
-def _identity(leapfrog: Leapfrog, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, str]:
+def _identity(leapfrog: Leapfrog, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, bytes]:
     """What a run must share with a saved one: the density by its behaviour, the data, the options, the versions."""
     target = leapfrog.density
     there = leapfrog.at(target.start(leapfrog.chains, torch.Generator().manual_seed(1)))
     sites = [(site.name, tuple(site.shape), str(site.transform)) for site in target.sites.values()]
     data = [arg.numpy(force=True).tobytes() for arg in target.args if isinstance(arg, Tensor)]
-    parts = {
+    return {
         "sites": repr(sites).encode(),
         "density": repr((there.value.tolist(), there.gradient.tolist())).encode(),
         "data": b"".join([*data, repr([type(arg).__name__ for arg in args]).encode()]),
         "options": repr(dict(options)).encode(),
         "versions": repr((torch.__version__, version("ppgen"))).encode(),
     }
-    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 def _gather(run: Run, target: Density) -> Draws:

@@ -19,7 +19,8 @@ from ppgen.inference.mcmc.adaptation import Spread, StepSize, Tuning, pack, unpa
 from ppgen.inference.mcmc.enough import Enough, Stop
 from ppgen.inference.mcmc.hamiltonian import Ensemble, Leapfrog, Record
 from ppgen.inference.mcmc.starts import Start
-from ppgen.inference.mcmc.store import Arrays, Saved
+from ppgen.inference.mcmc.store import Arrays
+from ppgen.storage.checkpoint import Checkpoint
 
 __all__ = ["Run", "Sampler", "first_tuning", "worst_rhat"]
 
@@ -84,7 +85,7 @@ class Run:
         self.stop = Stop(self.draws) if self.enough is None else self.enough.first(self.draws)
         self.counted = self.leapfrog.steps
 
-    def go(self, progressbar: bool, saved: Saved | None = None, every: int = 100) -> None:
+    def go(self, progressbar: bool, saved: Checkpoint | None = None, every: int = 100) -> None:
         """Make the iterations that are left; on Ctrl-C keep what there is, if there is a draw."""
         ends, start, total = window_ends(self.tune), window_start(self.tune), self.tune + self.draws
         with Bar(self, total, progressbar) as bar, torch.no_grad():
@@ -102,7 +103,7 @@ class Run:
         if saved is not None and not self.interrupted:
             self.save(saved)
 
-    def save(self, saved: Saved) -> None:
+    def save(self, saved: Checkpoint) -> None:
         """Replace the checkpoint by the present state."""
         self.arrays.flush()
         self._sum_up()

@@ -1,28 +1,22 @@
-"""Arrays of draws as they come, in memory or on disk; and the checkpoint of a chain sampler."""
+"""Arrays of draws as they come, in memory or on disk."""
 
 import contextlib
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ppgen.errors import FileError
-from ppgen.storage.lock import LOCK
 
-__all__ = ["MEMORY", "Arrays", "Saved"]
+__all__ = ["DRAWS", "MEMORY", "Arrays"]
 
 MEMORY = 2 * 2**30  # bytes of draws that are kept in memory
-FORMAT = "ppgen-mcmc-1"
-STATE = "state.safetensors"
+DRAWS = ".bin"  # how names of files of draws end
 
 
 @final
@@ -40,7 +34,7 @@ class Arrays:
         """An array whose content is to be written before it is read."""
         size = 8 * int(np.prod(shape))
         if self.folder is not None:
-            return self._map(self.folder / f"{name}.bin", shape, size)
+            return self._map(self.folder / f"{name}{DRAWS}", shape, size)
         self.left -= size
         if self.left >= 0:
             return torch.empty(tuple(shape), dtype=torch.float64)
@@ -71,74 +65,6 @@ class Arrays:
         return torch.from_numpy(array)
 
 
-@final
-class Saved:
-    """The state of a run in a folder, replaced as a whole; ``identity`` is what another run must share to go on."""
-
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        self.path, self.identity = folder / STATE, dict(identity)
-        if folder.exists() and any(folder.iterdir()) and not self.path.exists() and not _own(folder):
-            raise FileError(f"mcmc: checkpoint {folder} must be empty or hold a checkpoint; name another folder")
-
-    def save(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write the state; the previous one survives a failure.
-
-        Raises
-        ------
-        FileError : it could not be written, as on a full disk.
-        """
-        content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        notes = {"format": FORMAT, "identity": json.dumps(self.identity), "sha256": _digest(content)}
-        blob = safetensors.torch.save(content, notes)
-        fresh = self.path.with_suffix(".new")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("wb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
-            raise FileError(
-                f"mcmc: the checkpoint {self.path.parent} must be written, got: {error.strerror}; the one before it is "
-                "whole, free some space and run again to go on from there"
-            ) from error
-
-    def load(self) -> dict[str, Tensor] | None:
-        """The state to go on from; None where there is none.
-
-        Raises
-        ------
-        FileError : it is damaged, or that of another run (says what differs).
-        """
-        if not self.path.exists():
-            return None
-        try:
-            with safetensors.safe_open(self.path, "pt") as file:
-                notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if notes.get("format") != FORMAT or notes["sha256"] != _digest(tensors):
-                raise ValueError("format or checksum")
-            found = json.loads(notes["identity"])
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            raise FileError(
-                f"mcmc: checkpoint {self.path.parent} cannot be read ({error}); delete it to start anew"
-            ) from error
-        changed = [name for name, value in self.identity.items() if found.get(name) != value]
-        if changed:
-            raise FileError(
-                f"mcmc: checkpoint {self.path.parent} must hold this run, but its {', '.join(changed)} differ; use "
-                "another folder, or the same model, data and options"
-            )
-        return tensors
-
-
-def _own(folder: Path) -> bool:
-    """Whether the folder holds only what a run leaves that was killed before its first checkpoint."""
-    return all(path.suffix in {".bin", ".new"} or path.name == LOCK for path in folder.iterdir())
-
-
 def _allocate(path: Path, size: int) -> None:
     """Claim the space now: writing to a mapped file on a full disk would kill the process."""
     with path.open("wb") as file:
@@ -148,12 +74,3 @@ def _allocate(path: Path, size: int) -> None:
         block = bytes(1 << 20)
         for start in range(0, size, len(block)):
             file.write(block[: size - start])
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        total.update(value.numpy().tobytes())
-    return total.hexdigest()

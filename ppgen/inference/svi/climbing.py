@@ -29,9 +29,8 @@ from ppgen.errors import FitError
 from ppgen.inference.ascent import Ascent, Pair, dot
 from ppgen.inference.svi.fixed_draws import FixedDraws, matched_normals
 from ppgen.inference.svi.guides import FlatGuide, FullRank, LowRank, NormalGuide, Point
-from ppgen.inference.svi.training import read_checkpoint
+from ppgen.inference.svi.training import checkpoint_of
 from ppgen.programs.parameters import Parameters
-from ppgen.storage.folder import write_tensors
 
 __all__ = ["Climb", "first_draws"]
 
@@ -244,7 +243,7 @@ class Climb:
         }
         tensors["records"] = torch.tensor(self.records, dtype=torch.float64).reshape(-1, len(HISTORY))
         state = {name: getattr(self, name) for name in _STATE}
-        write_tensors(path, tensors, {"identity": self.identity, "pairs": len(self.up.pairs), **state})
+        checkpoint_of(path, self.identity).save(tensors, {"pairs": len(self.up.pairs), **state})
 
     def resume(self, path: Path | None) -> None:
         """Go on from a checkpoint, if there is one.
@@ -253,7 +252,7 @@ class Climb:
         ------
         FileError : it cannot be trusted, or holds another fit.
         """
-        saved = read_checkpoint(path, self.identity)
+        saved = None if path is None else checkpoint_of(path, self.identity).load()
         if saved is None:
             return
         content, tensors = saved

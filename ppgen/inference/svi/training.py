@@ -24,12 +24,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppgen.errors import DataError, FileError, FitError
+from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.parallel import Group
 from ppgen.programs.parameters import Parameters
-from ppgen.storage.folder import read_tensors, write_tensors
+from ppgen.storage.checkpoint import Checkpoint
 
-__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "read_checkpoint", "seed_device"]
+__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "checkpoint_of", "seed_device"]
 
 WINDOW, EXACT_WINDOW = 200, 5  # steps whose mean parameters are looked at
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
@@ -266,12 +266,11 @@ class Run:
         tensors["baselines"] = self.baselines
         state = self.optimizer.state_dict()["state"]
         content = {
-            "identity": self.identity,
             "seed": self.seed,
             "optimizer": _take_apart(state, "optimizer", tensors),
             **{name: value for name, value in vars(progress).items() if name not in lists},
         }
-        write_tensors(path, tensors, content)
+        checkpoint_of(path, self.identity).save(tensors, content)
 
     def resume(self, path: Path | None) -> None:
         """Go on from a checkpoint, if there is one.
@@ -280,7 +279,7 @@ class Run:
         ------
         FileError : it cannot be trusted, or holds another fit.
         """
-        saved = read_checkpoint(path, self.identity)
+        saved = None if path is None else checkpoint_of(path, self.identity).load()
         if saved is None:
             return
         content, tensors = saved
@@ -464,21 +463,9 @@ def _factor(schedule: Callable[[int], float], step: int) -> float:
     return found
 
 
-def read_checkpoint(path: Path | None, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """What a checkpoint of the run of this identity holds; None where there is none.
-
-    Raises
-    ------
-    FileError : it cannot be trusted, or holds another fit.
-    """
-    if path is None or not path.exists():
-        return None
-    content, tensors = read_tensors(path)
-    if content.get("identity") != identity:
-        raise FileError(
-            f"svi: {path} must hold this fit, it holds one of another model, data or options; use another folder"
-        )
-    return content, tensors
+def checkpoint_of(path: Path, identity: str) -> Checkpoint:
+    """Name the checkpoint of the run of this identity."""
+    return Checkpoint("svi", path, {"model, data or options": identity}, beside=[path.suffix])
 
 
 def seed_device(number: int, device: torch.device) -> None:

@@ -33,12 +33,13 @@ from ppgen.collapsed.base import Collapsed, Local
 from ppgen.errors import DataError, FitError
 from ppgen.expecting import first_factors, observed_given
 from ppgen.inference.vb.batches import Batches
-from ppgen.inference.vb.checkpoint import Checkpoint, State, described
+from ppgen.inference.vb.states import Saved, State
 from ppgen.keywords import known_keywords
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.isolated import isolated
 from ppgen.programs.task import read
+from ppgen.results.digest import described
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Factors
 from ppgen.rng import private_stream
@@ -126,7 +127,7 @@ def fit(
     methods = starts if start is None else [start, *starts[1:]]
     folder = as_folder("vb", checkpoint)
     settings = _settings(options, n_init=n_init, random_seed=random_seed, start=described(methods[0]))
-    saved = None if folder is None else Checkpoint(folder, model, data, inputs, settings)
+    saved = None if folder is None else Saved(folder, model, data, inputs, settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(held(folder, "vb"))
         known, known_seed = ([], None) if saved is None else saved.load()
@@ -178,7 +179,7 @@ def _settings(options: Options, **others: int | str | None) -> dict[str, object]
 
 def _restarts(
     model: Conjugate, batches: Batches, options: Options, methods: Sequence[Fit | str], known: Sequence[State],
-    seed: int, saved: Checkpoint | None, progressbar: bool,
+    seed: int, saved: Saved | None, progressbar: bool,
 ) -> tuple[list[State], bool]:  # fmt: skip
     """Run every start from where it is ``known`` to be; also whether they were interrupted.
 

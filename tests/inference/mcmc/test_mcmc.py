@@ -226,7 +226,7 @@ def test_a_process_that_was_killed_goes_on_bit_for_bit(tmp_path, sampler):
     for iteration in ("48", "235"):
         killed = subprocess.run([*run, folder, iteration], capture_output=True, check=False)
         assert killed.returncode == -signal.SIGKILL
-        assert (tmp_path / "folder" / "state.safetensors").exists()
+        assert (tmp_path / "folder" / "mcmc.safetensors").exists()
     resumed = subprocess.run([*run, folder, "-1"], capture_output=True, text=True, check=True).stdout
     assert resumed == whole
 
@@ -252,9 +252,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
         sample(Centre(), start=second, **begun)
     with held(folder, "mcmc"), pytest.raises(FileError, match="mcmc: .* must be written by one run at a time, process"):
         sample(Centre(), **short)
-    blob = bytearray((folder / "state.safetensors").read_bytes())
+    blob = bytearray((folder / "mcmc.safetensors").read_bytes())
     blob[-1] ^= 1
-    (folder / "state.safetensors").write_bytes(blob)
+    (folder / "mcmc.safetensors").write_bytes(blob)
     with pytest.raises(FileError, match="cannot be read"):
         sample(Centre(), **short)
     (tmp_path / "other").mkdir()
@@ -281,12 +281,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(monkeypatch, tmp_path
     def full(handle):
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == 3:
             raise OSError(28, "No space left on device")
         return real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileError, match="No space left on device; the one before it is whole"):
+    with pytest.raises(FileError, match="No space left on device; what was there before is whole"):
         sample(Centre(), checkpoint=folder, checkpoint_every=10)
     monkeypatch.undo()
     fit = sample(Centre(), checkpoint=folder, checkpoint_every=10)

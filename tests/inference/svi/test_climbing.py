@@ -113,7 +113,7 @@ def test_a_checkpoint_of_a_program_that_does_something_else_is_refused(tmp_path,
 
     y = torch.arange(10).double()
     fit(program, y, 0.5, checkpoint=tmp_path, max_steps=3, guide=guide)
-    with pytest.raises(FileError, match="must hold this fit"):
+    with pytest.raises(FileError, match="must hold this run"):
         fit(program, y, 5.0, checkpoint=tmp_path, max_steps=3, guide=guide)
 
 

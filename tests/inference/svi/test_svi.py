@@ -204,7 +204,7 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path):
 
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     run(Centre(), checkpoint=tmp_path, max_steps=5)
-    with pytest.raises(FileError, match="must hold this fit, it holds one of another model, data or options"):
+    with pytest.raises(FileError, match="must hold this run, but its model, data or options differ"):
         run(Centre(), X + 1, checkpoint=tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_with_other_held_out_rows_or_another_schedule_is_refused(tm
     first = {"held_out": X, "schedule": lambda step: 1.0}
     run(Centre(), checkpoint=tmp_path, max_steps=5, **first)
     for other in ({"held_out": X + 1}, {"schedule": lambda step: 0.25}):
-        with pytest.raises(FileError, match="must hold this fit"):
+        with pytest.raises(FileError, match="must hold this run"):
             run(Centre(), checkpoint=tmp_path, max_steps=5, **(first | other))
 
 

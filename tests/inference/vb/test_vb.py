@@ -283,7 +283,7 @@ def saved(tmp_path):
 def test_a_checkpoint_of_another_fit_is_refused(saved):
     torch.manual_seed(0)
     x = blobs()
-    with pytest.raises(FileError, match="checkpoint: .* must hold this fit, but its data differ; use another folder"):
+    with pytest.raises(FileError, match="checkpoint .* must hold this run, but its data differ; use another folder"):
         run(HMM(states=3, features=2), x + 1, tol=0, checkpoint=saved)
     with pytest.raises(FileError, match="its model, data differ|its model differ"):
         run(HMM(states=3, features=2, stickiness=1.0), x, tol=0, checkpoint=saved)
@@ -299,14 +299,14 @@ def test_a_damaged_checkpoint_is_refused(saved, damage):
         content[len(content) // 2 if damage == "flip" else 99] ^= 1
     file.write_bytes({"cut": content[:-9], "empty": b""}.get(damage, content))
     torch.manual_seed(0)
-    with pytest.raises(FileError, match=r"checkpoint: .*run cannot be read \(.*\); delete it to start anew"):
+    with pytest.raises(FileError, match=r"vb: checkpoint .*run cannot be read \(.*\); delete it to start anew"):
         run(HMM(states=3, features=2), blobs(), max_steps=5, tol=0, checkpoint=saved)
 
 
 @pytest.mark.parametrize("content", [{}, {"identity": {}}, {"identity": 3, "states": [], "seed": 1}])
 def test_a_foreign_file_in_the_place_of_a_checkpoint_is_refused(saved, content):
     write_tensors(saved / "vb.safetensors", {"a": torch.zeros(1)}, content)
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read|must hold this run"):
         run(HMM(states=3, features=2), blobs(), checkpoint=saved)
 
 
@@ -336,7 +336,7 @@ def test_a_checkpoint_is_that_of_its_start(tmp_path):
     options = {"max_steps": 2, "tol": 0, "checkpoint": tmp_path / "run"}
     begun = run(HMM(states=3, features=2), x, start=first, **options)
     assert same(run(HMM(states=3, features=2), x, start=first, **options), begun)
-    with pytest.raises(FileError, match="must hold this fit, but its options differ"):
+    with pytest.raises(FileError, match="must hold this run, but its options differ"):
         run(HMM(states=3, features=2), x, start=second, **options)
 
 
@@ -473,6 +473,6 @@ def test_a_folder_with_other_files_is_left_alone_and_an_empty_one_used(tmp_path)
     )
     assert len(fitted.history) == 2
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileError, match="must be empty or hold a checkpoint; name another folder, it holds .'mine'"):
+    with pytest.raises(FileError, match="must be empty or hold a checkpoint, got .'mine'.*; name another folder"):
         vb.fit(HMM(states=2, features=1), torch.randn(1, 9, 1), max_steps=2, progressbar=False, checkpoint=tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"

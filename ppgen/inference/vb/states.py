@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one file in a folder, written whole or not at all, refused for another fit."""
+"""What a variational run goes on from, and how it lies in a checkpoint."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,11 @@ from torch import Tensor
 
 from ppgen.collapsed.base import Local
 from ppgen.data.parts import Inputs, each
-from ppgen.errors import FileError
 from ppgen.families.family import Factor
 from ppgen.model import Conjugate
-from ppgen.results.fit import Fit
-from ppgen.results.posterior import Factors
-from ppgen.storage.commit import is_left
-from ppgen.storage.folder import read_tensors, write_tensors
-from ppgen.storage.lock import LOCK
+from ppgen.storage.checkpoint import Checkpoint
 
-__all__ = ["Checkpoint", "State", "described"]
+__all__ = ["Saved", "State"]
 
 STATE = "vb.safetensors"
 
@@ -46,18 +41,16 @@ class State:
 
 
 @final
-class Checkpoint:
-    """Where a variational run is saved: the states of its starts, those under way included, and its seed.
+class Saved:
+    """The states of a run in its checkpoint, those under way included, and its seed.
 
-    ``settings`` are the options that another run must share to go on from here. Nobody else may write to the folder
-    meanwhile (:mod:`ppgen.storage.lock`).
+    ``settings`` are the options that another run must share to go on from here.
     """
 
     def __init__(
         self, folder: Path, model: Conjugate, data: Tensor, inputs: Inputs, settings: Mapping[str, object]
     ) -> None:
-        self.folder, self.model, self.path = folder, model, folder / STATE
-        self.identity = _identity(model, data, inputs, settings)
+        self.model, self.checkpoint = model, Checkpoint("vb", folder / STATE, _identity(model, data, inputs, settings))
 
     def save(self, states: Sequence[State], seed: int) -> None:
         """Replace the checkpoint; the previous one survives a failure."""
@@ -66,59 +59,29 @@ class Checkpoint:
         for number, state in enumerate(states):
             tensors |= _flatten(state, f"{number}/")
             heads.append({"rows": state.rows, "converged": state.converged, "batches": len(state.local)})
-        write_tensors(self.path, tensors, {"identity": self.identity, "seed": seed, "states": heads})
+        self.checkpoint.save(tensors, {"seed": seed, "states": heads})
 
     def load(self) -> tuple[list[State], int | None]:
         """States to go on from and the seed of their run; none where nothing was saved."""
-        if not self.path.exists():
-            names = sorted(path.name for path in self.folder.iterdir())
-            strangers = [name for name in names if name != LOCK and not is_left(name, STATE)]
-            if strangers:
-                raise FileError(
-                    f"checkpoint: {self.folder} must be empty or hold a checkpoint; name another folder, it holds "
-                    f"{strangers[:3]}"
-                )
+        found = self.checkpoint.load()
+        if found is None:
             return [], None
+        content, tensors = found
         try:
-            content, tensors = read_tensors(self.path)
-            identity, heads, seed = dict(content["identity"]), content["states"], int(content["seed"])
-        except (FileError, KeyError, TypeError, ValueError) as error:
-            raise FileError(f"checkpoint: {self.folder} cannot be read ({error}); delete it to start anew") from error
-        changed = [name for name, value in self.identity.items() if identity.get(name) != value]
-        if changed:
-            raise FileError(
-                f"checkpoint: {self.folder} must hold this fit, but its {', '.join(changed)} differ; "
-                "use another folder, or the same model, data and options"
-            )
+            heads, seed = content["states"], int(content["seed"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.checkpoint.unreadable(error) from error
         return [_unflatten(self.model, head, tensors, f"{i}/") for i, head in enumerate(heads)], seed
 
 
-def described(start: Fit | str) -> str:
-    """What tells one start from another in the identity of a run: of an earlier fit a digest of all it holds."""
-    if not isinstance(start, Fit):
-        return str(start)
-    posterior = start.posterior
-    if isinstance(posterior, Factors):
-        held = {f"{name}/{k}": v for name, factor in posterior.factors.items() for k, v in factor.eta.items()}
-        held |= posterior.points
-    else:
-        held = dict(posterior.sites)
-    total = hashlib.sha256(type(posterior).__name__.encode())
-    for name, value in {**held, **start.model.state_dict(prefix="model/")}.items():
-        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return f"fit {total.hexdigest()}"
-
-
 def _identity(model: Conjugate, data: Tensor, inputs: Inputs, settings: Mapping[str, object]) -> dict[str, str]:
-    parts = {
+    return {
         "model": repr(_plain(model.config)) + type(model).__name__,
         "data": _digest(data),
         **({} if inputs is None else {"inputs": repr(each(inputs, _digest))}),
         "options": repr(dict(settings)),
         "torch": torch.__version__,
     }
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
 
 
 def _digest(data: Tensor) -> str:
