@@ -19,6 +19,7 @@ from torch import Tensor
 from ppgen.collapsed.across_gaps import AcrossGaps, GapLatents
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.estimated import wanted
+from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
@@ -140,11 +141,11 @@ class HiddenMarkov(Collapsed):
 
     def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
         """Log joint density of each sequence and a path ``z`` of its states, up to a constant."""
-        z, exists = values["z"], torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
+        z, there = values["z"], exists(x)
         potential = self.emission.potential(x, self.statistics, self.emission.complete(x, self.statistics))
-        emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * exists).sum(-1)
-        moves = self.log_transition[z[:, :-1], z[:, 1:]] * exists[:, 1:]
-        return self.log_initial[z[:, 0]] * exists[:, 0] + moves.sum(-1) + emitted
+        emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * there).sum(-1)
+        moves = self.log_transition[z[:, :-1], z[:, 1:]] * there[:, 1:]
+        return self.log_initial[z[:, 0]] * there[:, 0] + moves.sum(-1) + emitted
 
     def exact(self, x: Float[Tensor, "N T D"]) -> bool:
         """Whether no frame lacks a closed form."""
@@ -229,8 +230,7 @@ class HiddenMarkov(Collapsed):
 
     def _fill(self, x: Tensor, path: Int[Tensor, "N T"]) -> Tensor:
         filled = self.emission.fill(x, self.statistics, path)
-        exists = torch.arange(x.shape[1]) < sequence_lengths(x)[:, None]
-        return torch.where(exists[..., None], filled, x)
+        return torch.where(exists(x)[..., None], filled, x)
 
     def _across(self, x: Tensor) -> AcrossGaps | None:
         """The states where frames have no closed form; None where all do."""

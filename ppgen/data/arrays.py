@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import issparse
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ppgen.data.tables import as_frame, real_numbers
 from ppgen.data.views import beside
 from ppgen.errors import DataError
 
-__all__ = ["as_observations", "lengths", "like", "to_tensor"]
+__all__ = ["as_observations", "exists", "lengths", "like", "to_tensor"]
 
 DIMS = ("sequence", "time", "feature")
 LARGEST_DENSE = 2**30  # bytes of a sparse matrix, made dense
@@ -106,6 +106,11 @@ def lengths(x: Float[Tensor, "N T *D"]) -> Int[Tensor, " N"]:
     seen = seen.flatten(2).any(-1) if x.ndim > 2 else seen
     steps = torch.arange(1, x.shape[1] + 1, device=x.device)
     return (seen * steps).amax(1) if x.shape[1] else steps.new_zeros(len(x))
+
+
+def exists(x: Float[Tensor, "N T *D"]) -> Bool[Tensor, "N T"]:
+    """Tell the steps of each sequence from those past its end."""
+    return torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None]
 
 
 def like(

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from scipy.special import ndtri, stdtr
 from scipy.stats import chi2, rankdata
 
-__all__ = ["MANY", "Convergence", "convergence", "effective_size", "nested_rhat", "rhat", "tail_shape"]
+__all__ = ["MANY", "Convergence", "bulk_size", "convergence", "effective_size", "nested_rhat", "rhat", "tail_shape"]
 
 Array = np.ndarray
 Entries = Float[Array, "P C S"]
@@ -90,6 +90,11 @@ def effective_size(parts: Float[Array, "P m n"]) -> Float[Array, " P"]:
     size = parts[0].size
     time = _autocorrelation_time(1 - (within - covariance) / total)
     return size / np.maximum(time, 1 / np.log10(size))
+
+
+def bulk_size(x: Entries) -> Float[Array, " P"]:
+    """Effective size for the middle of a distribution: of the normal scores of ranks, chains split in halves."""
+    return effective_size(_scores(_halves(x)))
 
 
 def tail_shape(x: Float[Array, "P n"]) -> Float[Array, " P"]:

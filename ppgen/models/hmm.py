@@ -30,6 +30,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppgen.collapsed.hidden_markov import HiddenMarkov
+from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.data.parts import Inputs
 from ppgen.emissions.autoregressive import Autoregressive
@@ -176,8 +177,7 @@ class HMM(Conjugate):
         if method == "random":
             return [_random_segments(x.shape[:2], self.states) for x in batches]
         if method == "kmeans":
-            exists = [torch.arange(x.shape[1]) < sequence_lengths(x)[:, None] for x in batches]
-            return _kmeans([self.emission.embed(x) for x in batches], exists, self.states)
+            return _kmeans([self.emission.embed(x) for x in batches], [exists(x) for x in batches], self.states)
         kind, _, length = method.partition("-")
         if kind != "segments" or not length.isdigit() or int(length) < 1:
             raise DataError(f'HMM: a start is "kmeans", "random" or "segments-<steps>", got {method!r}')
@@ -238,15 +238,15 @@ def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[
     return number, names
 
 
-def _kmeans(features: list[Tensor], exists: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
+def _kmeans(features: list[Tensor], there: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
     """Cluster the steps that exist; the rest gets label 0."""
-    rows = torch.cat([f[e] for f, e in zip(features, exists, strict=True)]).numpy()
+    rows = torch.cat([f[e] for f, e in zip(features, there, strict=True)]).numpy()
     chosen = rows if len(rows) <= 20_000 else rows[torch.randperm(len(rows))[:20_000].numpy()]
     distinct = len(np.unique(chosen, axis=0))
     fitted = KMeans(min(states, distinct), n_init=1, random_state=int(torch.randint(2**31 - 1, ()))).fit(chosen)
-    labels = [torch.zeros(e.shape, dtype=torch.long) for e in exists]
-    found = torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in exists])
-    for z, e, part in zip(labels, exists, found, strict=True):
+    labels = [torch.zeros(e.shape, dtype=torch.long) for e in there]
+    found = torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in there])
+    for z, e, part in zip(labels, there, found, strict=True):
         z[e] = part
     return labels
 

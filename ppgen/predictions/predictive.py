@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data.arrays import lengths
+from ppgen.data.arrays import exists as step_exists
 from ppgen.data.parts import Inputs, parts
 from ppgen.errors import FitError
 from ppgen.model import Model
@@ -131,7 +131,7 @@ def exists(model: Model, x: Float[Tensor, "N *event"]) -> Bool[Tensor, "N *event
     """Entries that are part of a sequence: trailing NaN is the end of one, where the data has time."""
     if "time" not in model.data_dims:
         return torch.ones_like(x, dtype=torch.bool)
-    inside = torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None]
+    inside = step_exists(x)
     return inside.reshape(*inside.shape, *[1] * (x.ndim - 2)).expand_as(x)
 
 

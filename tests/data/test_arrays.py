@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 from ppgen.data import as_observations, lengths, like, to_tensor
+from ppgen.data.arrays import exists
 from ppgen.errors import DataError
 
 
@@ -218,3 +219,10 @@ def test_members_with_features_in_another_order_are_not_mixed():
     ):
         as_observations([one, one[:, ::-1]])
     assert as_observations([np.zeros((2, 2)), one])["feature"].values.tolist() == ["a", "b"]
+
+
+def test_steps_exist_up_to_the_last_that_was_seen():
+    x = torch.zeros(3, 4, 2)
+    x[0, 1:3], x[1, 2:], x[2] = torch.nan, torch.nan, torch.nan
+    x[1, 2, 0] = 1.0
+    assert exists(x).tolist() == [[True] * 4, [True, True, True, False], [False] * 4]

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import fft, special, stats
+from scipy import special, stats
 
 from ppgen.diagnostics.checks import Check, Report, report
+from ppgen.diagnostics.convergence import bulk_size
 
 __all__ = ["Score", "effective_sizes", "pit", "power", "scores", "verdict"]
 
@@ -28,6 +29,7 @@ Array = np.ndarray
 
 NARROW = 0.9  # ratio of a posterior's sd to the right one that a calibration must be able to see
 POWER = 0.5  # with at least this probability
+SHORT = 10  # draws of a chain, below which its autocorrelation is not known
 INDEPENDENT = 20  # draws a replication, below which ranks are coarse
 MOST_REPLICATIONS = 1 << 20
 
@@ -48,19 +50,14 @@ def pit(
 def effective_sizes(draws: Float[Array, "B C S"]) -> Float[Array, " B"]:
     """Bulk effective sample size of each row: rank-normalised, chains split in halves (Vehtari et al. 2021).
 
-    A row that never changes has all its draws (there is nothing to be correlated); one with NaN has none.
+    A row that never changes has all its draws (nothing is correlated), one with NaN has none, and chains too
+    short to tell have one draw each.
     """
     B, C, S = draws.shape
-    half = S // 2
-    if half < 2:
-        return np.full(B, float(min(C * S, C)))
-    split = np.concatenate([draws[:, :, :half], draws[:, :, -half:]], 1)  # (B, 2C, S/2)
-    order = stats.rankdata(split.reshape(B, -1), axis=1)
-    z = special.ndtri((order - 0.375) / (2 * C * half + 0.25)).reshape(split.shape)
-    total = 2 * C * half
+    if S < SHORT:
+        return np.full(B, float(C))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = total / _correlation_time(z)
-    found = np.minimum(found, total * math.log10(total))
+        found = bulk_size(draws)
     still = np.ptp(draws.reshape(B, -1), axis=1) == 0
     return np.where(np.isnan(draws).any((1, 2)), 0.0, np.where(still, float(C * S), found))
 
@@ -188,19 +185,3 @@ def _words(made: Report, replications: int) -> str:
     if failed:
         return f"Not shown to be calibrated: {', '.join(failed)} over {replications} replications."
     return f"Calibrated, as far as {replications} replications can tell."
-
-
-def _correlation_time(z: Float[Array, "B C S"]) -> Float[Array, " B"]:
-    """Geyer's initial monotone sequence over all chains of each row (Vehtari et al. 2021, eqs. 10-11)."""
-    _, C, S = z.shape
-    centred = z - z.mean(-1, keepdims=True)
-    spectrum = np.abs(fft.rfft(centred, 2 * S, axis=-1)) ** 2
-    covariance = fft.irfft(spectrum, 2 * S, axis=-1)[..., :S].mean(1) / S  # (B, S)
-    within = covariance[:, 0] * S / (S - 1)
-    total = within * (S - 1) / S + (z.mean(-1).var(-1, ddof=1) if C > 1 else 0.0)
-    rho = 1 - (within[:, None] - covariance) / total[:, None]
-    rho[:, 0] = 1.0
-    pairs = rho[:, : S // 2 * 2].reshape(len(z), -1, 2).sum(-1)
-    positive = np.cumprod(pairs > 0, axis=-1).astype(bool)
-    monotone = np.where(positive, np.minimum.accumulate(pairs, axis=-1), 0.0)
-    return np.maximum(-1 + 2 * monotone.sum(-1), 1 / math.log10(max(10, C * S)))

@@ -23,7 +23,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.inference.calibration.shared_gaps import SharedGaps
 from ppgen.inference.calibration.simulation import Data
-from ppgen.inference.mcmc.adaptation import Tuning, window_ends, window_start
+from ppgen.inference.mcmc.adaptation import (
+    APART,
+    DENSE_SHRINKAGE,
+    SMALLEST_VARIANCE,
+    Tuning,
+    diagonal,
+    square,
+    window_ends,
+    window_start,
+)
 from ppgen.inference.mcmc.chees import Chees
 from ppgen.inference.mcmc.hamiltonian import Ensemble, Leapfrog
 from ppgen.inference.mcmc.nuts import Nuts
@@ -36,9 +45,6 @@ __all__ = ["Moments", "Replications", "Sampled", "sample"]
 
 PATH_STEPS = 30  # of Pathfinder; tuning does the rest
 DENSE_SIZE = 64  # largest P with a metric that knows correlations
-SHRINKAGE = 2.0  # draws per dimension that no correlation is worth
-APART = 2.0  # variance between chains, in units of that within, from which each has its own centre
-SMALLEST_VARIANCE = 1e-20
 STRETCHING, FADING = 1.0, 0.6  # first change of log c per unit of acceptance, and how it falls with the iterations
 STEP, LENGTH = 1.0, 4.0  # in y: step size times P^(1/4), and the longest trajectory, a bit more than half a turn
 ACCEPTED = 0.8
@@ -168,7 +174,7 @@ class Moments:
         """Take in one draw of every chain; a chain that is lost stays at its origin."""
         moved = torch.where(torch.isfinite(v), v - self.origin, 0.0)
         self.sums = self.sums + moved
-        self.squares = self.squares + _square(moved, self.squares)
+        self.squares = self.squares + square(moved, self.squares)
         self.count += 1
 
     def coordinates(self, centre: Tensor, root: Tensor) -> tuple[Float[Tensor, "R C P"], Tensor]:
@@ -176,11 +182,11 @@ class Moments:
         C, n = self.sums.shape[1], self.count
         if C * n < 3 or n < 2:
             return centre, root
-        within = (self.squares - _square(self.sums / math.sqrt(n), self.squares)) / (C * (n - 1))
+        within = (self.squares - square(self.sums / math.sqrt(n), self.squares)) / (C * (n - 1))
         means = self.origin + self.sums / n
         away = means - means.mean(1, keepdim=True)
-        between = _square(away, self.squares) / C
-        share = _diagonal(between) / _diagonal(within).clamp_min(SMALLEST_VARIANCE)
+        between = square(away, self.squares) / C
+        share = diagonal(between, away) / diagonal(within, away).clamp_min(SMALLEST_VARIANCE)
         apart = (share >= APART).any(-1)[:, None, None]
         centre = torch.where(apart, means, means.mean(1, keepdim=True).expand_as(means))
         together = within * (1 - 1 / n) + between
@@ -272,16 +278,8 @@ def _root(covariance: Tensor, count: int, previous: Tensor) -> Tensor:
     if covariance.ndim == 2:
         found = covariance.clamp_min(SMALLEST_VARIANCE).sqrt()
         return torch.where(torch.isfinite(found), found, previous)
-    weight = count / (count + SHRINKAGE * covariance.shape[-1])
+    weight = count / (count + DENSE_SHRINKAGE * covariance.shape[-1])
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(SMALLEST_VARIANCE).diag_embed()
     found, failed = torch.linalg.cholesky_ex(weight * covariance + (1 - weight) * diagonal)
     good = (failed == 0) & torch.isfinite(found).flatten(1).all(1)
     return torch.where(good[:, None, None], found, previous)
-
-
-def _square(rows: Float[Tensor, "R C P"], like: Tensor) -> Tensor:
-    return rows.square().sum(1) if like.ndim == 2 else rows.mT @ rows
-
-
-def _diagonal(square: Tensor) -> Tensor:
-    return square if square.ndim == 2 else square.diagonal(dim1=-2, dim2=-1)

@@ -16,13 +16,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = [
+    "APART",
+    "DENSE_SHRINKAGE",
+    "SMALLEST_VARIANCE",
     "Spread",
     "StepSize",
     "Trajectory",
     "Tuning",
     "color",
     "color_gradient",
+    "diagonal",
     "pack",
+    "square",
     "unpack",
     "whiten",
     "window_ends",
@@ -100,7 +105,7 @@ class Spread:
         """Take in one draw of each trusted chain."""
         moved = torch.where(trusted[:, None], v - self.origin, 0.0)
         self.sums = self.sums + moved
-        self.squares = self.squares + _square(moved, self.squares)
+        self.squares = self.squares + square(moved, self.squares)
         self.counts = self.counts + trusted
 
     def factor(self, previous: Tensor) -> Tensor:
@@ -123,11 +128,11 @@ class Spread:
             return None, 0.0
         counts, sums = self.counts[known][:, None], self.sums[known]
         total, chains = float(counts.sum()), len(counts)
-        within = (self.squares - _square(sums / counts.sqrt(), self.squares)) / (total - chains)
+        within = (self.squares - square(sums / counts.sqrt(), self.squares)) / (total - chains)
         centres = self.origin[known] + sums / counts
         apart = centres - centres.mean(0)
-        between = _square(apart * counts.sqrt(), self.squares) / total
-        share = _diagonal(between) / _diagonal(within).clamp_min(SMALLEST_VARIANCE)
+        between = square(apart * counts.sqrt(), self.squares) / total
+        share = diagonal(between, sums) / diagonal(within, sums).clamp_min(SMALLEST_VARIANCE)
         together = chains > 1 and bool((share < APART).all())
         return (within * (1 - chains / total) + between if together else within), total
 
@@ -232,9 +237,11 @@ def unpack(like: Any, tensors: dict[str, Tensor], name: str = "") -> Any:  # noq
     return tensors[name] if isinstance(like, Tensor) else tensors[name].item()
 
 
-def _square(rows: Float[Tensor, "C P"], like: Tensor) -> Tensor:
-    return (rows * rows).sum(0) if like.ndim == 1 else rows.T @ rows
+def square(rows: Float[Tensor, "*B C P"], like: Tensor) -> Tensor:
+    """Sum over chains of outer products (*B, P, P), or of squares (*B, P), whichever ``like`` is."""
+    return rows.mT @ rows if like.ndim == rows.ndim else (rows * rows).sum(-2)
 
 
-def _diagonal(square: Tensor) -> Tensor:
-    return square if square.ndim == 1 else square.diagonal()
+def diagonal(squares: Tensor, rows: Float[Tensor, "*B C P"]) -> Float[Tensor, "*B P"]:
+    """Variances among what `square` made of such rows."""
+    return squares.diagonal(dim1=-2, dim2=-1) if squares.ndim == rows.ndim else squares
