@@ -29,6 +29,8 @@ def check(checked: Any) -> Any:  # noqa: ANN401 (a function or a class)
             checked.__init__ = check(checked.__init__)
         return checked
     checked.__annotations__ = {k: _known(v, checked.__globals__) for k, v in checked.__annotations__.items()}
+    if inspect.isgeneratorfunction(checked):
+        return jaxtyped(checked, typechecker=typed)  # which looks at arguments when it is called, not when it is begun
     return _in_a_context(typed(checked)) if _has_shapes(checked) else typed(checked)
 
 

@@ -71,6 +71,6 @@ def test_the_tree_has_syllables_for_states_and_says_which_are_used(fit, tmp_path
 
 
 def test_another_fit_cannot_be_numbered(x):
-    other = svi.fit(HMM(2, 2), x, max_steps=3, random_seed=0, progressbar=False)
+    other = svi.fit(HMM(2, 2), x, guide="mean_field", max_steps=3, random_seed=0, progressbar=False)
     with pytest.raises(DataError, match="numbering: the fit must be of an HMM by vb"):
         numbered(other, np.arange(2))

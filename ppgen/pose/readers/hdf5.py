@@ -36,7 +36,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def hard(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+def hard(group: h5py.Group, name: str | bytes) -> h5py.Group | h5py.Dataset | None:
     """Return a member that is really there, not behind a soft link, or None."""
     link = group.get(name, getlink=True)
     return group[name] if isinstance(link, h5py.HardLink) else None
