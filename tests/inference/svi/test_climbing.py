@@ -194,5 +194,5 @@ def test_matched_normals_have_mean_zero_and_unit_variance(count, size):
 
 def test_the_log_says_nothing_of_a_good_run(caplog):
     with caplog.at_level(logging.WARNING):
-        fit(Centre(), torch.ones(20, 2).double())
+        fit(Centre(), torch.randn(20, 2).double())
     assert not caplog.messages
