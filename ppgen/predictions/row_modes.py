@@ -19,7 +19,7 @@ __all__ = ["Peaks", "peaks"]
 STEPS = 12
 FIRST_DAMPING, LESS, MORE = 1e-2, 0.2, 8.0
 FREEDOM = 5.0  # of the t distribution, whose tails are to be heavier than those of the posterior
-FLATTEST = 1e-3  # least curvature, in units of a standard normal prior
+FLATTEST = 1e-6  # least curvature, as a share of the largest of its row
 
 Target = Callable[[Tensor], Tensor]
 
@@ -65,7 +65,7 @@ def peaks(target: Target, start: Float[Tensor, "N d"]) -> Peaks:
         here = View(*(_chosen(taken, new, old) for new, old in zip(there, here, strict=True)))
         damping = torch.where(taken, damping * LESS, damping * MORE)
     values, vectors = torch.linalg.eigh(-here.curvature)
-    precision = (vectors * values.clamp_min(FLATTEST)[:, None]) @ vectors.mT
+    precision = (vectors * _bent(values)[:, None]) @ vectors.mT
     return Peaks(here.value, torch.linalg.cholesky(precision))
 
 
@@ -80,8 +80,14 @@ class View(NamedTuple):
     def move(self, damping: Float[Tensor, " N"]) -> Float[Tensor, "N d"]:
         """A damped Newton step, which goes up also where a row is not concave."""
         values, vectors = torch.linalg.eigh(-self.curvature)
-        bent = values.abs().clamp_min(FLATTEST) + damping[:, None]
+        bent = _bent(values) * (1 + damping[:, None])
         return (vectors @ ((vectors.mT @ self.slope[..., None]) / bent[..., None]))[..., 0]
+
+
+def _bent(curvatures: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
+    """Curvatures as those of a peak, none far flatter than the row's largest: in whatever units the values are."""
+    size = curvatures.abs()
+    return size.clamp_min(torch.finfo(size.dtype).tiny).maximum(FLATTEST * size.amax(-1, keepdim=True))
 
 
 def _look(target: Target, value: Float[Tensor, "N d"]) -> View:

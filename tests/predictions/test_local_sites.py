@@ -344,3 +344,16 @@ class Blind(Linear):
 def test_a_model_that_observes_nothing_is_refused(engine):
     with pytest.raises(DataError, match="the program of Blind must observe its data, got latent sites only"):
         fitted(Blind(), X, engine=engine)
+
+
+@pytest.mark.parametrize(("scale", "centre"), [(1e-3, 0.0), (1e4, 5e4)])
+def test_what_rows_own_may_be_in_any_units(scale, centre):
+    def steps(y):
+        with pyro.plate("row", len(y)):
+            h = pyro.sample("h", dist.Normal(centre, scale))
+            pyro.sample("y", dist.Normal(h, scale / 2), obs=y)
+
+    y = centre + scale * torch.linspace(-2, 3, 9, dtype=torch.float64)
+    fit = fitted(steps, y, guide="mean_field", max_steps=20, draws=10)
+    exact = dist.Normal(centre, scale * math.sqrt(1.25)).log_prob(y)
+    torch.testing.assert_close(torch.tensor(fit.log_likelihood(y).values), exact, atol=0.02, rtol=0)
