@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.collapsed import estimated
-from ppgen.data.parts import Inputs
+from ppgen.data.parts import Inputs, parts
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
@@ -140,13 +140,15 @@ class Local:
     sites: Mapping[str, RowSite]
 
     def is_known(self, theta: Theta) -> bool:
-        """Whether ``theta`` has values of the sites that were drawn given these rows.
+        """Whether ``theta`` has values of the sites that were drawn given these rows and their inputs.
 
         Where a guide reads the rows, the fit itself keeps none, so that those in ``theta`` were drawn for the answer.
         """
         known = memory(self.model)
-        held = all(name in theta for name in self.sites)
-        return held and (known.guide is not None or known.data == digest(self.x))
+        if not all(name in theta for name in self.sites):
+            return False
+        same = known.data == digest(self.x) and known.inputs == tuple(map(digest, parts(self.u)))
+        return known.guide is not None or same
 
     def log_likelihood(self, n: int = PROPOSALS) -> Float[Tensor, " N"]:
         """Log p(x | theta) of each row, estimated from ``n`` proposals."""
@@ -177,6 +179,12 @@ class Local:
         rows = torch.arange(len(self.x), device=self.x.device).repeat(n)
         model, x, u = at_rows(self.model, self.x, self.u, rows)
         return replace(self, model=model, x=x, u=u)
+
+    def prior(self, n: int) -> dict[str, Tensor]:
+        """``n`` draws of the sites from their prior, as the program lays out all rows so many times over."""
+        tiled = self.tiled(n)
+        sites = latent_sites(run(tiled.model, self.theta, tiled.x, tiled.u))
+        return {name: sites[name]["value"] for name in self.sites}
 
     def log_rows(self, values: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
         """Log p(h, x | theta) of each row at ``values`` of its own sites; a gradient is recorded."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mixture", "OfGuide", "mixture"]
 
+STARTS, FEWER_STARTS = 8, 2  # of each row's search, and where a row owns many numbers
 BESIDE, WIDEST = 16, 64  # unconstrained numbers of a row whose mode is searched beside a guide, and without one
 
 
@@ -98,7 +99,7 @@ class OfGuide(Proposals):
 
 @final
 class AroundModes(Proposals):
-    """A t distribution of the unconstrained values around the mode of each row."""
+    """T distributions of the unconstrained values around the modes of each row."""
 
     def draw(self, n: int) -> Proposed:
         free = self.peaks.draw(n)
@@ -113,17 +114,23 @@ class AroundModes(Proposals):
 
     @cached_property
     def peaks(self) -> Peaks:
-        """The mode and curvature of each row."""
-        return peaks(self._target, self.local.x.new_zeros(len(self.local.x), sum(self.sizes)))
+        """Modes of each row, searched from zero and from draws of its prior."""
+        count = STARTS if sum(self.sizes) <= BESIDE else FEWER_STARTS
+        drawn = self.local.prior(count - 1)
+        free = torch.cat([site.free(drawn[name]) for name, site in self.local.sites.items()], -1)
+        starts = torch.cat([torch.zeros_like(free[: len(self.local.x)]), free]).unflatten(0, (count, -1))
+        tiled = self.local.tiled(count)
+
+        def target(value: Float[Tensor, "R d"]) -> Float[Tensor, " R"]:
+            placed, jacobian = self._placed(value)
+            return tiled.log_rows(placed) + jacobian
+
+        return peaks(target, starts)
 
     @property
     def sizes(self) -> list[int]:
         """Unconstrained numbers of each site that a row has."""
         return [site.free_shape.numel() for site in self.local.sites.values()]
-
-    def _target(self, free: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
-        placed, jacobian = self._placed(free)
-        return self.local.log_rows(placed) + jacobian
 
     def _placed(self, free: Float[Tensor, "N d"]) -> tuple[dict[str, Tensor], Float[Tensor, " N"]]:
         """Values in their own units, and the log Jacobian of each row."""

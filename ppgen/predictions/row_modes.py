@@ -1,4 +1,4 @@
-r"""Proposals for the values of many rows at once: Student's t distributions around the mode of each row.
+r"""Proposals for the values of many rows at once: Student's t distributions around the modes of each row.
 
 The density of every row is a function of its own values alone, so one gradient of the sum over rows is that of each,
 and a Hessian of all takes as many as one row has values. Newton steps are damped row by row (Levenberg & Marquardt).
@@ -27,38 +27,45 @@ Target = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class Peaks:
-    """A t distribution for each row: its mode (N, d), and the factor ``root`` of the inverse of its scale matrix."""
+    """A mixture of M t distributions for each row: modes, and factors ``root`` of the inverse scale matrices."""
 
-    mode: Float[Tensor, "N d"]
-    root: Float[Tensor, "N d d"]
+    mode: Float[Tensor, "M N d"]
+    root: Float[Tensor, "M N d d"]
 
     def draw(self, n: int) -> Float[Tensor, "n N d"]:
-        """``n`` draws for each row."""
-        noise = torch.randn(n, *self.mode.shape, dtype=self.mode.dtype, device=self.mode.device)
+        """``n`` draws for each row, from its distributions in turn."""
+        kind = torch.arange(n, device=self.mode.device) % len(self.mode)
+        mode, root = self.mode[kind], self.root[kind]
+        noise = torch.randn(mode.shape, dtype=mode.dtype, device=mode.device)
         chi_square = 2 * torch._standard_gamma(torch.full_like(noise[..., 0], FREEDOM / 2))
         scaled = noise * (FREEDOM / chi_square).sqrt()[..., None]
-        return self.mode + torch.linalg.solve_triangular(self.root.mT, scaled[..., None], upper=True)[..., 0]
+        return mode + torch.linalg.solve_triangular(root.mT, scaled[..., None], upper=True)[..., 0]
 
     def log_density(self, value: Float[Tensor, "n N d"]) -> Float[Tensor, "n N"]:
-        """Log density of values of each row."""
-        scaled = (self.root.mT @ (value - self.mode)[..., None])[..., 0]
+        """Log density of values of each row under the mixture."""
+        parts = [self._log_density(mode, root, value) for mode, root in zip(self.mode, self.root, strict=True)]
+        return torch.stack(parts).logsumexp(0) - math.log(len(parts))
+
+    def _log_density(self, mode: Tensor, root: Tensor, value: Float[Tensor, "n N d"]) -> Float[Tensor, "n N"]:
+        scaled = (root.mT @ (value - mode)[..., None])[..., 0]
         d = scaled.shape[-1]
         half = (FREEDOM + d) / 2
         constant = math.lgamma(half) - math.lgamma(FREEDOM / 2) - d / 2 * math.log(FREEDOM * math.pi)
-        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return constant + log_det - half * torch.log1p(scaled.square().sum(-1) / FREEDOM)
 
 
-def peaks(target: Target, start: Float[Tensor, "N d"]) -> Peaks:
-    """The mode and the curvature there of each row.
+def peaks(target: Target, starts: Float[Tensor, "M N d"]) -> Peaks:
+    """A mode of each row, and the curvature there, from each of M starts: a row may have several modes.
 
     Parameters
     ----------
-    target : log density (N,) of values (N, d), each row's of its own values only; twice differentiable.
-    start : where the search begins.
+    target : log density (M * N,) of values (M * N, d) of all rows M times over, each row's of its own values only;
+        twice differentiable.
+    starts : where the searches begin.
     """
-    here = _look(target, start)
-    damping = torch.full_like(start[:, 0], FIRST_DAMPING)
+    here = _look(target, starts.flatten(0, 1))
+    damping = torch.full_like(here.height, FIRST_DAMPING)
     for _ in range(STEPS):
         there = _look(target, here.value + here.move(damping))
         taken = there.height >= here.height
@@ -66,7 +73,8 @@ def peaks(target: Target, start: Float[Tensor, "N d"]) -> Peaks:
         damping = torch.where(taken, damping * LESS, damping * MORE)
     values, vectors = torch.linalg.eigh(-here.curvature)
     precision = (vectors * _bent(values)[:, None]) @ vectors.mT
-    return Peaks(here.value, torch.linalg.cholesky(precision))
+    root = torch.linalg.cholesky(precision)
+    return Peaks(here.value.reshape(starts.shape), root.reshape(*starts.shape, -1))
 
 
 class View(NamedTuple):

@@ -24,13 +24,14 @@ NAME = "_memory"  # of a model's own; a copy that is to be fitted anew has none
 @final
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Digest of the data (of a function: of its first argument), and parameters by name; nothing of an unfitted one.
+    """Digests of the data (of a function: of its first argument) and of inputs, and parameters by name.
 
     ``of_rows`` are continuous latent sites with a value for each row, and ``row_sites`` what is known of them (once it
     was looked at); ``guide`` is a trained guide that reads the rows, with what its ``pyro.param`` statements learnt.
     """
 
     data: str | None = None
+    inputs: tuple[str | None, ...] = ()
     params: Mapping[str, Tensor] = field(default_factory=dict)
     of_rows: tuple[str, ...] = ()
     row_sites: Mapping[str, Any] | None = None

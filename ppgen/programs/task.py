@@ -11,7 +11,7 @@ from torch import Tensor
 from ppgen.data.arrays import to_tensor
 from ppgen.data.columns import note_idle_columns
 from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
-from ppgen.data.parts import rejoined
+from ppgen.data.parts import parts, rejoined
 from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.programs.arguments import as_arguments
@@ -101,5 +101,5 @@ def read(
     inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)
-    remember(model, data=digest(data))
+    remember(model, data=digest(data), inputs=tuple(map(digest, parts(inputs.values))))
     return Task(model, observations, (data,), {"u": inputs.values}, inputs)

@@ -43,6 +43,7 @@ def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
         "attrs": dict(fit.attrs),
         "memory": {
             "data": known.data,
+            "inputs": list(known.inputs),
             "params": list(known.params),
             "of_rows": list(known.of_rows),
             "guide": _kind(fit.model),
@@ -87,6 +88,7 @@ def _restore_memory(model: Model, known: Mapping[str, Any], tensors: Mapping[str
     remember(
         model,
         data=known["data"],
+        inputs=tuple(known.get("inputs", ())),
         params={name: tensors[f"params/{name}"] for name in known["params"]},
         of_rows=tuple(known.get("of_rows", ())),
         guide={"model": model.guide, "other": lost_guide}.get(known.get("guide", "none")),

@@ -357,3 +357,46 @@ def test_what_rows_own_may_be_in_any_units(scale, centre):
     fit = fitted(steps, y, guide="mean_field", max_steps=20, draws=10)
     exact = dist.Normal(centre, scale * math.sqrt(1.25)).log_prob(y)
     torch.testing.assert_close(torch.tensor(fit.log_likelihood(y).values), exact, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.2])
+def test_rows_with_two_modes_are_answered_by_both(mean):
+    """y is near h squared, so that h and -h are both likely; exact by a fine grid."""
+
+    def squares(y):
+        with pyro.plate("row", len(y)):
+            h = pyro.sample("h", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(h.square(), 0.1), obs=y)
+
+    y = torch.tensor([4.0, 1.0, 0.3, 9.0, 0.05], dtype=torch.float64)
+    grid = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
+    joint = dist.Normal(mean, 1.0).log_prob(grid) + dist.Normal(grid.square(), 0.1).log_prob(y[:, None])
+    exact = joint.logsumexp(-1) + math.log(float(grid[1] - grid[0]))
+    fit = fitted(squares, y, guide="mean_field", max_steps=20, draws=10)
+    new = y.flip(0)
+    found = torch.tensor(fit.log_likelihood(new, random_seed=0).values)
+    torch.testing.assert_close(found, exact.flip(0), atol=0.05, rtol=0)
+    above = torch.tensor((fit.latents(new, draws=2000, random_seed=0).h_draw.values > 0).mean(0))
+    share = (joint.softmax(-1) * (grid > 0)).sum(-1).flip(0)
+    torch.testing.assert_close(above, share, atol=0.08, rtol=0)
+
+
+class Driven(Linear):
+    """What a row owns is added to its input."""
+
+    def model(self, x, *, u=None, total=None):
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal((u[:, 0] + h)[:, None], 0.5).expand(x.shape).to_event(1), obs=x)
+
+    dims = {"h": ("row",)}
+
+
+def test_the_same_rows_with_other_inputs_own_other_values():
+    """h given x and u is N(20 mean(x - u) / 21, 1/21), with five features of precision 4."""
+    u = torch.linspace(-1, 1, 30, dtype=torch.float64)[:, None]
+    x = u.expand(30, 5) + 0.3
+    fit = fitted(Driven(), x, u=u, guide="mean_field", max_steps=300, draws=200)
+    for shift in (0.0, 3.0):
+        found = torch.tensor(fit.latents(x, u=u + shift, random_seed=0).h.values)
+        torch.testing.assert_close(found, torch.full((30,), (0.3 - shift) * 20 / 21).double(), atol=0.1, rtol=0)
