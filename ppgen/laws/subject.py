@@ -13,7 +13,7 @@ from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import latent_sites, run
 from ppgen.predictions.outcomes import without_gaps
-from ppgen.predictions.row_terms import row_sites
+from ppgen.predictions.row_terms import row_axes
 from ppgen.programs.density import density, home
 from ppgen.programs.memory import remember
 from ppgen.programs.program import Function
@@ -133,7 +133,7 @@ def subject(task: Task, seed: int) -> Subject:
     theta = {name: value[0] for name, value in target.constrain(place[None]).items()}
     trace = run(model, theta, x, u)
     left_out = tuple(latent_sites(trace))
-    owned = row_sites(model, theta, x, u=u) if x.ndim else {}
+    owned = row_axes(model, theta, x, u=u) if x.ndim else {}
     return Subject(model, x, u, theta, place, owned, left_out, gaps, seed)
 
 

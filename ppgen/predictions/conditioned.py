@@ -19,7 +19,7 @@ from ppgen.programs.memory import memory
 from ppgen.programs.parameters import Placed
 from ppgen.programs.scores import check_sites
 
-__all__ = ["conditioned", "latent_sites", "name_of", "new_tensors", "observed_sites", "run"]
+__all__ = ["conditioned", "latent_sites", "name_of", "new_tensors", "observed_sites", "run", "sampled_sites"]
 
 
 def run(model: Model, theta: Theta, x: Tensor, u: Inputs, *, tracked: bool = False) -> poutine.Trace:
@@ -56,29 +56,27 @@ def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Call
     return program
 
 
-def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Sampled sites of a model's or a guide's trace, without observations, subsamples and a guide's auxiliaries."""
+def sampled_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sampled sites of a model's or a guide's trace, observed ones and a guide's auxiliaries among them."""
     sites: dict[str, Any] = dict(trace.nodes)
+    return {name: site for name, site in sites.items() if site["type"] == "sample" and not site_is_subsample(site)}
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sampled sites of a trace, without observations and a guide's auxiliaries."""
     return {
         name: site
-        for name, site in sites.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["infer"].get("is_auxiliary")
-        and not site_is_subsample(site)
+        for name, site in sampled_sites(trace).items()
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
     }
 
 
 def observed_sites(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
     """Observed sites, without the conditioned ones and those that only record a value."""
-    sites: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in sites.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and not site["infer"].get("_deterministic")
-        and name not in theta
+        for name, site in sampled_sites(trace).items()
+        if site["is_observed"] and not site["infer"].get("_deterministic") and name not in theta
     }
 
 

@@ -103,8 +103,11 @@ def owned_by_rows(trace: poutine.Trace, theta: Theta, x: Tensor) -> list[str]:
 
 
 def check_rows_owned(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> None:
-    """Refuse other data than that of the fit where a site has a value for each row, and the program takes no others."""
-    if memory(model).row_sites:
+    """Refuse other data than that of the fit where ``theta`` has a value for each of its rows.
+
+    Where a guide reads the rows, a fit keeps no such value, and those in ``theta`` were drawn for ``x``.
+    """
+    if memory(model).guide is not None:
         return
     own = owned_by_rows(trace, theta, x)
     known = memory(model).data

@@ -29,14 +29,25 @@ from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
 from ppgen.predictions.discrete_sites import discrete
-from ppgen.predictions.over_draws import Theta, gather
+from ppgen.predictions.over_draws import Theta, gather, nothing
 from ppgen.predictions.proposals import Mixture, OfGuide, mixture
 from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import digest, memory, remember
 from ppgen.programs.rows import RowSite, at_rows, row_sites
 
-__all__ = ["PROPOSALS", "Local", "Weighed", "completed", "local", "pooled", "remember_rows", "with_local", "with_prior"]
+__all__ = [
+    "PROPOSALS",
+    "Local",
+    "Weighed",
+    "completed",
+    "for_rows",
+    "local",
+    "pooled",
+    "remember_rows",
+    "with_local",
+    "with_prior",
+]
 
 PROPOSALS = 64  # values proposed for each row at one draw of the parameters
 LEAST_POOL = 1024  # where rows share nothing, so that all draws come from the same proposals
@@ -51,10 +62,7 @@ def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
 
 
 def local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local | None":
-    """What each row of ``x`` owns, at the parameters in ``theta``; None where rows own nothing.
-
-    Values of a row's own sites in ``theta`` are those of the rows of the fit, and left out.
-    """
+    """What each row of ``x`` owns, at the parameters that rows share in ``theta``; None where rows own nothing."""
     return _local(model, theta, x, u) if memory(model).row_sites else None
 
 
@@ -63,12 +71,31 @@ def _local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local":
     return Local(model, {name: value for name, value in theta.items() if name not in sites}, x, u, sites)
 
 
+def for_rows(model: Model, draws: Mapping[str, Tensor], x: Tensor, u: Inputs) -> dict[str, Tensor]:
+    """A fit's draws {site: (S, ...)} for questions about ``x``: values of what rows own only where these are its rows.
+
+    Whatever then is in a draw belongs to the rows of ``x``.
+    """
+    known = memory(model)
+    sites = known.row_sites or {}
+    if known.guide is not None or not any(name in sites for name in draws):  # by a guide a fit keeps none
+        return dict(draws)
+    if known.data == digest(x) and known.inputs == tuple(map(digest, parts(u))):
+        return dict(draws)
+    count = len(next(iter(draws.values())))
+    return {name: value for name, value in draws.items() if name not in sites} or nothing(count)
+
+
 def with_local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
-    """``theta`` with a value for each row: the fit's own for its data, else one draw from the posterior given ``x``."""
+    """``theta`` with a value for each row: those it holds, else one draw from the posterior given ``x``."""
     own = local(model, theta, x, u)
-    if own is None or own.is_known(theta):
-        return theta
-    return own.draw()
+    return theta if own is None or own.is_held_by(theta) else own.draw()
+
+
+def with_prior(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
+    """``theta`` with a value for each row: those it holds, else one draw from the prior."""
+    own = local(model, theta, x, u)
+    return theta if own is None or own.is_held_by(theta) else {**own.theta, **own.prior(1)}
 
 
 class Weighed(NamedTuple):
@@ -119,15 +146,6 @@ def pooled(model: Model, x: Tensor, u: Inputs, n: int) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
 
 
-def with_prior(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Theta:
-    """``theta`` with a value for each row: the fit's own for its data, else one draw from the prior of new rows."""
-    own = local(model, theta, x, u)
-    if own is None or own.is_known(theta):
-        return theta
-    sites = latent_sites(run(model, own.theta, x, u))
-    return {**own.theta, **{name: sites[name]["value"] for name in own.sites}}
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class Local:
@@ -139,16 +157,9 @@ class Local:
     u: Inputs
     sites: Mapping[str, RowSite]
 
-    def is_known(self, theta: Theta) -> bool:
-        """Whether ``theta`` has values of the sites that were drawn given these rows and their inputs.
-
-        Where a guide reads the rows, the fit itself keeps none, so that those in ``theta`` were drawn for the answer.
-        """
-        known = memory(self.model)
-        if not all(name in theta for name in self.sites):
-            return False
-        same = known.data == digest(self.x) and known.inputs == tuple(map(digest, parts(self.u)))
-        return known.guide is not None or same
+    def is_held_by(self, theta: Theta) -> bool:
+        """Whether ``theta`` has a value of every site."""
+        return all(name in theta for name in self.sites)
 
     def log_likelihood(self, n: int = PROPOSALS) -> Float[Tensor, " N"]:
         """Log p(x | theta) of each row, estimated from ``n`` proposals."""

@@ -25,10 +25,12 @@ from ppgen.errors import DataError, PpgenError
 from ppgen.programs.mapped import mapped
 from ppgen.programs.written import Written
 
-__all__ = ["CHUNK_BYTES", "Theta", "at", "gather", "over_draws"]
+__all__ = ["CHUNK_BYTES", "NOTHING", "Theta", "at", "gather", "nothing", "over_draws"]
 
 Theta = Mapping[str, Tensor]
 """One draw of every parameter, site -> value."""
+
+NOTHING = ""  # the name of draws of no site
 
 Answer = Callable[[Theta], Any]
 """What is asked of one draw: a tensor, or a dict of tensors."""
@@ -40,6 +42,11 @@ UNABLE = (RuntimeError, TypeError, NotImplementedError, ValueError)  # what vmap
 
 _log = logging.getLogger("ppgen")
 _told: set[str] = set()
+
+
+def nothing(n: int) -> dict[str, Tensor]:
+    """``n`` draws of no site, for answers that need none but a number."""
+    return {NOTHING: torch.zeros(n, 0)}
 
 
 def at(draws: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:

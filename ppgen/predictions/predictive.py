@@ -23,7 +23,7 @@ from ppgen.predictions.data_sites import check_given, check_rows_owned, data_sit
 from ppgen.predictions.discrete_sites import discrete
 from ppgen.predictions.local_sites import PROPOSALS, local, with_local, with_prior
 from ppgen.predictions.outcomes import Outcome, filled, joined, outcomes
-from ppgen.predictions.over_draws import Theta, at, gather, over_draws
+from ppgen.predictions.over_draws import Theta, at, gather, nothing, over_draws
 from ppgen.predictions.summed_out import Latents, latents, summarized, unwrap
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
@@ -220,7 +220,7 @@ def prior(model: Model, x: Tensor, *, u: Inputs = None) -> dict[str, Tensor]:
 
 def priors(model: Model, x: Tensor, n: int, *, u: Inputs = None) -> dict[str, Tensor]:
     """``n`` draws of every parameter from the prior, {site: (n, ...)}."""
-    return gather(lambda _: prior(model, x, u=u), {"": torch.empty(n)})
+    return gather(lambda _: prior(model, x, u=u), nothing(n))
 
 
 def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None, prior_of_rows: bool = True) -> Any:  # noqa: ANN401
@@ -248,7 +248,8 @@ def _run_with_discrete(
     if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)
-    check_rows_owned(model, trace, theta, x)
+    if not memory(model).row_sites:
+        check_rows_owned(model, trace, theta, x)
     return trace, sites.theta
 
 

@@ -18,9 +18,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.errors import FitError, PpgenError
-from ppgen.predictions.conditioned import latent_sites, name_of, new_tensors
+from ppgen.predictions.conditioned import latent_sites, name_of, new_tensors, sampled_sites
 from ppgen.predictions.row_modes import Peaks, peaks
-from ppgen.predictions.row_terms import row_scores
+from ppgen.predictions.row_terms import plate_axis, row_scores
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
 from ppgen.programs.parameters import Placed
@@ -77,7 +77,7 @@ class OfGuide(Proposals):
     def covers(self) -> bool:
         """Whether the guide draws what rows own and nothing beside it, so that it has a density of any values."""
         trace, _ = self._run(1, {})
-        own = {name for name, site in _sampled(trace).items() if self._axis(site) is not None}
+        own = {name for name, site in sampled_sites(trace).items() if self._axis(site) is not None}
         return own == set(self.local.sites)
 
     def _run(self, n: int, values: Mapping[str, Tensor]) -> tuple[poutine.Trace, Tensor]:
@@ -87,14 +87,13 @@ class OfGuide(Proposals):
             guide = poutine.condition(cast(Callable[..., Any], known.guide), data={**self.local.theta, **values})
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace.compute_log_prob()
-        scored = [site for name, site in _sampled(trace).items() if name not in self.local.theta]
+        scored = [site for name, site in sampled_sites(trace).items() if name not in self.local.theta]
         return trace, torch.stack(row_scores(scored, len(tiled.x), self.local.plates)).sum(0)
 
     def _axis(self, site: Any) -> int | None:  # noqa: ANN401 (a node of a trace)
         """Axis of a value that numbers the rows, from the right; None where rows share it."""
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        dims = [frame.dim for frame in frames if frame.name in self.local.plates]
-        return dims[0] - site["fn"].event_dim if dims else None
+        axis = plate_axis(site, len(self.local.x), self.local.plates)
+        return None if axis is None else axis - site["fn"].event_dim
 
 
 @final
@@ -187,12 +186,3 @@ def _found(modes: AroundModes) -> bool:
         raise
     except (RuntimeError, NotImplementedError):
         return False
-
-
-def _sampled(trace: poutine.Trace) -> dict[str, Any]:
-    nodes: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in nodes.items()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
-    }

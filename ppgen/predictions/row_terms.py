@@ -14,14 +14,14 @@ from ppgen.predictions.discrete_sites import discrete
 from ppgen.predictions.over_draws import Theta
 from ppgen.programs.isolated import isolated
 
-__all__ = ["log_joint_rows", "row_scores", "row_sites"]
+__all__ = ["log_joint_rows", "plate_axis", "row_axes", "row_scores"]
 
 
 def row_scores(sites: Iterable[Any], rows: int, plates: Collection[str] | None = None) -> list[Float[Tensor, " N"]]:
     """Log-probability per row, once computed, of each site in one of ``plates``, or else in a plate of that size."""
     scores = []
     for site in sites:
-        axis = _axis(site, rows, plates)
+        axis = plate_axis(site, rows, plates)
         if axis is not None:
             score = site["log_prob"]
             score = score.expand(torch.broadcast_shapes(score.shape, (rows,) + (1,) * (-axis - 1)))
@@ -29,7 +29,7 @@ def row_scores(sites: Iterable[Any], rows: int, plates: Collection[str] | None =
     return scores
 
 
-def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, int]:
+def row_axes(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict[str, int]:
     """Sites of a draw that lie in the plate over rows: name -> the axis of their value that numbers the rows.
 
     None where discrete sites are summed out, for then the density is not a sum over sites.
@@ -38,7 +38,7 @@ def row_sites(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dic
     if discrete(model, theta, x, u, trace).plates:
         return {}
     nodes: dict[str, Any] = dict(trace.nodes)
-    axes = {name: _axis(nodes[name], len(x)) for name in theta if name in nodes}
+    axes = {name: plate_axis(nodes[name], len(x)) for name in theta if name in nodes}
     return {
         name: axis - nodes[name]["fn"].event_dim + nodes[name]["value"].ndim
         for name, axis in axes.items()
@@ -55,8 +55,8 @@ def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -
     return torch.stack(row_scores(sites, len(x))).sum(0)
 
 
-def _axis(site: Any, rows: int, plates: Collection[str] | None = None) -> int | None:  # noqa: ANN401 (a node)
-    """Axis of the plate over rows; None for a site outside it."""
+def plate_axis(site: Any, rows: int, plates: Collection[str] | None = None) -> int | None:  # noqa: ANN401 (a node)
+    """Axis of one of ``plates``, or else of a plate over so many rows; None for a site outside it."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     if plates is not None:
         return min((frame.dim for frame in frames if frame.name in plates), default=None)

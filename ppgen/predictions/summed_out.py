@@ -19,7 +19,8 @@ from ppgen.predictions.conditioned import name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_rows_owned
 from ppgen.predictions.discrete_sites import Discrete, discrete
 from ppgen.predictions.local_sites import PROPOSALS, Local, local
-from ppgen.predictions.over_draws import Theta, at, gather, over_draws
+from ppgen.predictions.over_draws import Theta, at, gather, nothing, over_draws
+from ppgen.programs.memory import memory
 from ppgen.programs.scores import WRAPPERS
 
 __all__ = ["Latents", "bounded_sites", "latents", "posterior_of", "summarized", "unwrap"]
@@ -59,7 +60,7 @@ def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *,
 
 def summarized(posterior: Posterior, n: int = 0) -> Latents:
     """One posterior of summed-out latents with ``n`` draws of it."""
-    drawn = gather(lambda _: posterior.sample(), {"": torch.empty(n)}) if n else {}
+    drawn = gather(lambda _: posterior.sample(), nothing(n)) if n else {}
     return Latents({**posterior.marginals, **posterior.mode}, drawn, dict(posterior.dims))
 
 
@@ -151,7 +152,7 @@ def posterior_of(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior:
 
 
 def _of_rows(own: Local, theta: Theta) -> "_Rows":
-    if own.is_known(theta):
+    if own.is_held_by(theta):
         values = {name: theta[name] for name in own.sites}
         return _Rows(own, values, values, _summed(own.model, theta, own.x, own.u))
     weighed = own.weighed(PROPOSALS)
@@ -162,7 +163,8 @@ def _of_rows(own: Local, theta: Theta) -> "_Rows":
 def _summed(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior | None:
     """Posterior of discrete sites and of what distributions sum out; None where there is nothing of the kind."""
     trace = run(model, theta, x, u)
-    check_rows_owned(model, trace, theta, x)
+    if not memory(model).row_sites:
+        check_rows_owned(model, trace, theta, x)
     sites = discrete(model, theta, x, u, trace)
     if sites.plates:
         rest, drawn = sites.draw(list(sites.plates))

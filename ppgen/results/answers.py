@@ -18,10 +18,11 @@ from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.model import Conjugate
 from ppgen.predictions import predictive, steps
-from ppgen.predictions.local_sites import pooled
+from ppgen.predictions.local_sites import for_rows, pooled
+from ppgen.predictions.over_draws import NOTHING
 from ppgen.programs.memory import memory
 from ppgen.results.numbering import names
-from ppgen.results.posterior import NOTHING, Draws, Factors
+from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import read
 from ppgen.rng import private_stream
 
@@ -76,11 +77,11 @@ def impute(
     def fill_data(theta: predictive.Theta) -> Tensor:
         return predictive.impute(fit.model, theta, data, u=inputs)
 
-    how: dict[str, Any] = {"rows": (data, inputs), "progressbar": progressbar}
+    how: dict[str, Any] = {"pool": True, "progressbar": progressbar}
 
     if not sparse:
-        return _labelled(fit, observations, _predict(fit, "impute", fill, draws, random_seed, **how))
-    values = _predict(fit, "impute", fill_data, draws, random_seed, keep=hidden, **how)
+        return _labelled(fit, observations, _predict(fit, "impute", fill, (data, inputs), draws, random_seed, **how))
+    values = _predict(fit, "impute", fill_data, (data, inputs), draws, random_seed, keep=hidden, **how)
     places = np.argwhere(hidden.numpy())
     coords = {
         dim: (
@@ -119,7 +120,7 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     def ahead(theta: predictive.Theta) -> Tensor:
         return predictive.forecast(fit.model, theta, data, horizon, u=inputs)
 
-    values = _predict(fit, "forecast", ahead, draws, random_seed, rows=(data, inputs))
+    values = _predict(fit, "forecast", ahead, (data, inputs), draws, random_seed, pool=True)
     answer = _label(fit, observations, values, ("draw", *dims)).rename(observations.name)
     return answer.assign_coords(ahead=np.arange(1, horizon + 1))
 
@@ -135,13 +136,15 @@ def posterior_predictive(
     def replicate(theta: predictive.Theta) -> Named:
         return predictive.replicates(fit.model, theta, data, u=inputs)
 
-    return _labelled(fit, observations, _predict(fit, "posterior_predictive", replicate, draws, random_seed))
+    values = _predict(fit, "posterior_predictive", replicate, (data, inputs), draws, random_seed)
+    return _labelled(fit, observations, values)
 
 
 def outcomes(fit: "Fit", data: Tensor, inputs: Inputs) -> Named:
     """Other outcomes than the data, by site; a program that observes nothing of the data is refused here."""
     with private_stream(0):
-        return predictive.other_outcomes(fit.model, predictive.at(fit.posterior.draws(1), 0), data, u=inputs)
+        theta = for_rows(fit.model, fit.posterior.draws(1), data, inputs)
+        return predictive.other_outcomes(fit.model, predictive.at(theta, 0), data, u=inputs)
 
 
 def log_likelihood(
@@ -168,7 +171,7 @@ def log_likelihood(
         return one(fit.model, theta, data, u=inputs)
 
     with estimates() as said:
-        values = _predict(fit, "log_likelihood", score, count, random_seed)
+        values = _predict(fit, "log_likelihood", score, (data, inputs), count, random_seed)
     if per == "site":
         means = {name: torch.logsumexp(value, 0) - np.log(draws) for name, value in values.items()}
         return xr.Dataset({name: _label(fit, observations, mean, dims[:1]) for name, mean in means.items()})
@@ -189,6 +192,7 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
                 return predictive.summarized(exact[0], draws)
     posterior = fit.numbered_posterior
     theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
+    theta = for_rows(fit.model, theta, data, inputs)
     if shares_nothing(fit):
         theta = pooled(fit.model, data, inputs, max(draws, AVERAGED))
     return predictive.latents(fit.model, theta, data, draws, u=inputs)
@@ -198,21 +202,22 @@ def _predict(
     fit: "Fit",
     who: str,
     answer: Callable[[predictive.Theta], Any],
+    rows: tuple[Tensor, Inputs],
     draws: int,
     random_seed: int | None,
     *,
     keep: Tensor | None = None,
-    rows: tuple[Tensor, predictive.Inputs] | None = None,
+    pool: bool = False,
     progressbar: bool = True,
 ) -> Any:  # noqa: ANN401 (what the answer is)
     """``answer`` at each of ``draws`` draws in one array; see `gather` in :mod:`ppgen.predictions.over_draws`.
 
-    Where the ``rows`` (data and inputs) share nothing, a draw is one of what they own.
+    Where the ``rows`` (data and inputs) share nothing and ``pool`` is asked for, a draw is one of what they own.
     """
     hidden = not progressbar
     with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
-        theta = fit.posterior.draws(draws)
-        if rows is not None and NOTHING in theta:
+        theta = for_rows(fit.model, fit.posterior.draws(draws), *rows)
+        if pool and NOTHING in theta:
             theta = pooled(fit.model, *rows, draws)
         return predictive.gather(answer, theta, keep=keep, done=bar.update)
 

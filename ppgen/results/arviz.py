@@ -22,11 +22,13 @@ from ppgen.data.inputs import INPUT, input_dims
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError
 from ppgen.predictions import predictive
+from ppgen.predictions.local_sites import for_rows
+from ppgen.predictions.over_draws import NOTHING
 from ppgen.programs.memory import memory
 from ppgen.results.answers import outcome_dims, outcomes, shares_nothing
 from ppgen.results.checks import with_rows
 from ppgen.results.numbering import names
-from ppgen.results.posterior import NOTHING, Draws, Factors
+from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def _data_groups(
     count = shape.numel()
     size = x.numel() + sum(value.numel() for value in others.values())
     require_memory("to_arviz", count + PRIOR_DRAWS, size, "pass fewer draws, or no x")
-    flat = {site: value.flatten(0, 1) for site, value in theta.items()}
+    flat = for_rows(fit.model, {site: value.flatten(0, 1) for site, value in theta.items()}, x, u)
     prior = predictive.priors(fit.model, x, min(count, PRIOR_DRAWS), u=u)
 
     def likelihood(theta: predictive.Theta) -> dict[str, Tensor]:
@@ -184,6 +186,7 @@ def _recorded(fit: "Fit", theta: Mapping[str, Tensor], read: Read | None) -> dic
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
     if read is not None:
         _, x, u = read
+        flat = for_rows(fit.model, flat, x, u)
     elif not getattr(fit.model, "takes_data", True):
         x, u = torch.zeros(0, dtype=torch.float64), None
     else:

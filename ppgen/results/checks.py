@@ -11,11 +11,12 @@ from ppgen.diagnostics import checks as diagnostics
 from ppgen.diagnostics.verdict import Check, Report, report
 from ppgen.predictions import predictive
 from ppgen.predictions.local_sites import completed
-from ppgen.predictions.row_terms import log_joint_rows, row_sites
+from ppgen.predictions.over_draws import NOTHING
+from ppgen.predictions.row_terms import log_joint_rows, row_axes
 from ppgen.programs.memory import memory
 from ppgen.results.labels import aligned, declared
 from ppgen.results.numbering import arbitrary_names
-from ppgen.results.posterior import NOTHING, Draws, Factors, evenly
+from ppgen.results.posterior import Draws, Factors, evenly
 from ppgen.results.reading import Read
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _weighed_checks(fit: "Fit", read: Read, drawn: Drawn, notes: list[str]) -> I
         yield from k_hat
         yield from diagnostics.check_moments(values, log_ratio)
         return
-    axes = row_sites(fit.model, predictive.at(theta, 0), x, u=u) if "log_q_rows" in stats else {}
+    axes = row_axes(fit.model, predictive.at(theta, 0), x, u=u) if "log_q_rows" in stats else {}
     if axes:
         yield from _row_checks(fit, read, drawn, axes)
     if set(values) - set(axes):

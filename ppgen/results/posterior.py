@@ -10,10 +10,9 @@ from torch import Tensor
 from ppgen.errors import FitError
 from ppgen.families.family import Natural
 from ppgen.model import Factor
+from ppgen.predictions.over_draws import nothing
 
-__all__ = ["NOTHING", "Draws", "Factors"]
-
-NOTHING = ""  # the name of draws of no site
+__all__ = ["Draws", "Factors"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +111,7 @@ class Draws:
         Without a site there are ``n`` of nothing, under a name that no site has.
         """
         if not self.sites:
-            return {NOTHING: torch.zeros(n, 0)}
+            return nothing(n)
         index = evenly(self.size, n)
         return {site: value.flatten(0, 1)[index] for site, value in self.sites.items()}
 
@@ -120,7 +119,7 @@ class Draws:
         """At most ``n`` draws of each chain, spread evenly, {site: (C, S, *event)}; of no site as in `draws`."""
         index = evenly(self.shape[1], min(n, self.shape[1]))
         if not self.sites:
-            return {NOTHING: torch.zeros(self.shape[0], len(index), 0)}
+            return {name: value.expand(self.shape[0], *value.shape) for name, value in nothing(len(index)).items()}
         return {site: value[:, index] for site, value in self.sites.items()}
 
     def draw_stats(self, n: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import ppgen
 from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
+from ppgen.predictions import proposals, row_modes
 from ppgen.programs.rows import row_sites
 
 NOISE = 0.5
@@ -400,3 +401,20 @@ def test_the_same_rows_with_other_inputs_own_other_values():
     for shift in (0.0, 3.0):
         found = torch.tensor(fit.latents(x, u=u + shift, random_seed=0).h.values)
         torch.testing.assert_close(found, torch.full((30,), (0.3 - shift) * 20 / 21).double(), atol=0.1, rtol=0)
+
+
+def test_draws_of_the_rows_of_a_fit_are_no_record_of_other_rows(alone):
+    """As many other rows: the density of the fit's values there would be a number, and mean nothing."""
+    for ask in (alone.diagnose, alone.to_arviz):
+        with pytest.raises(
+            FitError, match="x must be the data of the fit, for site 'h' has a value for each of its rows"
+        ):
+            ask(simulated(200, 9))
+
+
+def test_the_search_of_rows_that_share_nothing_is_made_once(alone, monkeypatch):
+    made = []
+    monkeypatch.setattr(proposals, "peaks", lambda *args: made.append(1) or row_modes.peaks(*args))
+    alone.impute(simulated(6, 9), draws=50, random_seed=0)
+    alone.latents(simulated(6, 9), random_seed=0)
+    assert len(made) == 2

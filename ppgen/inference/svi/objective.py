@@ -28,8 +28,8 @@ from torch.func import vmap
 
 from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.weighted import Pair, Weighted, check_weighted, weighted_bound
-from ppgen.predictions.over_draws import gather
-from ppgen.predictions.predictive import latent_sites
+from ppgen.predictions.conditioned import latent_sites, sampled_sites
+from ppgen.predictions.over_draws import gather, nothing
 from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.enumeration import enumerated_log_prob, enumerating, expected_bound
 from ppgen.programs.mapped import mapped
@@ -240,14 +240,14 @@ class Objective(nn.Module):
             n, asked = max(1, min(n, DRAWN // max(1, size))), n
             if n < asked:
                 log.warning("svi: %d of %d draws are kept, for each holds %d numbers", n, asked, size)
-            found: tuple[dict[str, Tensor], dict[str, Tensor]] = gather(once, {"": torch.empty(n)})
+            found: tuple[dict[str, Tensor], dict[str, Tensor]] = gather(once, nothing(n))
         return found
 
     def bad_site(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]) -> str:
         """Name of the first site with a log density that is not finite at the present parameters; empty if none."""
         with torch.no_grad(), Placed(declared):
             p, q = _run(*self.programs, args, kwargs)
-            for name, site in {**_drawn_sites(q), **_drawn_sites(p, observed=True)}.items():
+            for name, site in {**_drawn_sites(q), **sampled_sites(p)}.items():
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return name
         return ""
@@ -332,7 +332,7 @@ def _share(site: Any, p: poutine.Trace, q: poutine.Trace) -> Tensor:  # noqa: AN
     own = _plates(site)
     total: Tensor | float = 0.0
     for sign, trace in ((1.0, p), (-1.0, q)):
-        for node in _drawn_sites(trace, observed=True).values():
+        for node in sampled_sites(trace).values():
             value = node["fn"].log_prob(node["value"])
             value = scale_and_mask(value, node["scale"], node["mask"])
             shared = {dim for dim, name in _plates(node).items() if own.get(dim) == name}
@@ -383,16 +383,9 @@ def _has_closed_form(q: Any, p: Any) -> bool:  # noqa: ANN401 (nodes of traces)
         return False
 
 
-def _drawn_sites(trace: poutine.Trace, *, observed: bool = False) -> dict[str, Any]:
-    """Latent sites, a guide's auxiliary ones among them; with observed sites if asked."""
-    sites: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample"
-        and not poutine.util.site_is_subsample(site)
-        and (observed or not site["is_observed"])
-    }
+def _drawn_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Latent sites, a guide's auxiliary ones among them."""
+    return {name: site for name, site in sampled_sites(trace).items() if not site["is_observed"]}
 
 
 def _check_cover(wanted: set[str], drawn: set[str], known: set[str]) -> None:
