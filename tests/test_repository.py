@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -154,3 +155,19 @@ def test_pins_hold_every_dependency():
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines)
     assert names <= set(pins)
     assert not any("+" in version for version in pins.values()), "a local version exists on one machine only"
+
+
+def test_every_name_is_defined():
+    """Axes of jaxtyping's annotations are names to the linters, which are told to pass over them: here they do not."""
+    command = [sys.executable, "-m", "ruff", "check", "--select", "F821", "--ignore-noqa", "--no-cache", "--isolated"]
+    asked = [*command, "--output-format", "json", "ppgen", "case_studies"]
+    found = json.loads(subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout)
+    bad = [f"{one['filename']}:{one['location']['row']}: {one['message']}" for one in found if not _is_axis(one)]
+    assert not bad
+    assert found, "annotations have axes; the linter must have been run"
+
+
+def _is_axis(one):
+    """Whether what the linter found lies inside a text of its line."""
+    line = Path(one["filename"]).read_text().splitlines()[one["location"]["row"] - 1]
+    return line[: one["location"]["column"] - 1].count('"') % 2 == 1
