@@ -12,7 +12,16 @@ from torch import Tensor
 
 from ppgen.errors import DataError, FileError
 
-__all__ = ["as_device", "as_dtype", "as_folder", "as_inputs", "require_at_least", "require_memory", "require_within"]
+__all__ = [
+    "as_device",
+    "as_dtype",
+    "as_folder",
+    "as_inputs",
+    "require_at_least",
+    "require_memory",
+    "require_step_sizes",
+    "require_within",
+]
 
 MEMORY = 4 * 2**30  # bytes that one answer may take
 
@@ -116,6 +125,14 @@ def require_within(what: str, value: object, low: float, high: float, advice: st
     if not (number and low < cast(float, value) < high):
         wanted = "positive" if (low, high) == (0, math.inf) else f"between {low} and {high}"
         raise DataError(f"{what} must be {wanted}, got {value!r}; {advice}")
+
+
+def require_step_sizes(who: str, delay: float, forgetting: float, *, least: int = 0) -> None:
+    """Raise `DataError` where ``(step + delay) ** -forgetting`` are no falling step sizes of one at most."""
+    if not least <= delay < math.inf:
+        raise DataError(f"{who}: delay must be {least or 'zero'} or more, got {delay}")
+    if not 0 < forgetting <= 1:
+        raise DataError(f"{who}: forgetting must be above 0 and at most 1, got {forgetting}")
 
 
 def require_memory(who: str, draws: int, entries: int, advice: str) -> None:

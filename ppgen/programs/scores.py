@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppgen.errors import DataError
 
-__all__ = ["NOTHING_OBSERVED", "WRAPPERS", "check_sites", "innermost", "is_mapped"]
+__all__ = ["NOTHING_OBSERVED", "WRAPPERS", "check_sites", "innermost", "is_mapped", "observes"]
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -22,6 +22,11 @@ WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistrib
 NOTHING_OBSERVED = (
     '{who}: the program of {model} must observe its data, got latent sites only; write `pyro.sample("x", ..., obs=x)`'
 )
+
+
+def observes(sites: Mapping[str, Any]) -> bool:
+    """Whether any of the nodes of a trace is observed."""
+    return any(site["type"] == "sample" and site["is_observed"] for site in sites.values())
 
 
 def check_sites(who: str, sites: Mapping[str, Any]) -> None:

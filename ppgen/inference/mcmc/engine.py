@@ -35,7 +35,7 @@ from ppgen.programs.density import Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.rows import remember_row_sites
-from ppgen.programs.scores import NOTHING_OBSERVED
+from ppgen.programs.scores import NOTHING_OBSERVED, observes
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
@@ -195,8 +195,7 @@ def fit(
 
 def _observes(target: Density) -> bool:
     values = target.constrain(target.start(1, torch.Generator(target.device).manual_seed(0)))
-    nodes: dict[str, Any] = dict(target.trace({name: value[0] for name, value in values.items()}).nodes)
-    return any(site["type"] == "sample" and site["is_observed"] for site in nodes.values())
+    return observes(target.trace({name: value[0] for name, value in values.items()}).nodes)
 
 
 def _bounded(task: Task, posterior: Draws) -> list[str]:

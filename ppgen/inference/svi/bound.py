@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 from ppgen.data.parts import each, parts
 from ppgen.inference.svi.objective import Objective
+from ppgen.inference.svi.options import Options
 from ppgen.inference.svi.parallel import Group
-from ppgen.inference.svi.training import Options, Rows
+from ppgen.inference.svi.training import Rows
 from ppgen.programs.parameters import Parameters
 from ppgen.programs.task import Task
 from ppgen.programs.tracing import Batch, Mode, blame, build

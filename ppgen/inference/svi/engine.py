@@ -11,37 +11,33 @@ takes small noisy steps (``training``).
 References: Hoffman et al. (2013); Kingma & Welling (2014); Kucukelbir et al. (2017).
 """
 
-import hashlib
-import inspect
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any, cast
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from ppgen.arguments import as_device, as_dtype, as_folder, require_at_least, require_within
-from ppgen.data.parts import each, parts
+from ppgen.arguments import as_device, as_dtype, as_folder
+from ppgen.data.parts import each
 from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.bound import Bound
 from ppgen.inference.svi.climbing import Climb, first_draws
 from ppgen.inference.svi.fixed_draws import FixedDraws
-from ppgen.inference.svi.guides import NAMES, Laplace, NormalGuide, Point, named_guide
+from ppgen.inference.svi.guides import Laplace, NormalGuide, Point, named_guide
+from ppgen.inference.svi.identity import behaviour, identity_of
 from ppgen.inference.svi.natural import NaturalGuide, natural_guide
 from ppgen.inference.svi.objective import Objective
+from ppgen.inference.svi.options import Guide, Options, check_batch, check_options, options_of
 from ppgen.inference.svi.parallel import group, own_device, world_size
 from ppgen.inference.svi.restarts import Restarts
-from ppgen.inference.svi.training import RISE, SCHEDULES, Options, Run, seed_device
+from ppgen.inference.svi.training import RISE, Run, seed_device
 from ppgen.inference.svi.weighted import Weighted
 from ppgen.keywords import known_keywords
 from ppgen.model import Conjugate, Model
@@ -57,23 +53,18 @@ from ppgen.programs.scores import NOTHING_OBSERVED
 from ppgen.programs.sites import learn
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
-from ppgen.programs.tracing import MODES, Mode
+from ppgen.programs.tracing import Mode
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws, Factors
-from ppgen.results.rebuild import describe
 from ppgen.rng import private_stream
 from ppgen.storage.lock import held
 
 __all__ = ["fit"]
 
 
-LR, MOST_STEPS, STEPS = 0.01, 100_000, 10_000
+MOST_STEPS, STEPS = 100_000, 10_000
 MOST_CLIMBED = 1000  # steps to a maximum, by default: a density without one is climbed for ever
 MOST_OWN = 1000  # parameters of the program itself that are learnt over fixed draws; more are left to small steps
-
-BOUNDS = ("elbo", "iwae")
-
-Guide = str | Callable[..., Any] | None
 
 
 @known_keywords("svi")
@@ -169,7 +160,7 @@ def fit(
     FitError : a loss or gradient that is not finite, or a guide that does not fit the model.
     FileError : a checkpoint of another fit.
     """
-    options = _options(
+    options = options_of(
         lr=lr, optimizer=optimizer, schedule=schedule, warmup=warmup, clip=clip, batch_size=batch_size,
         particles=particles, averaging=averaging, early_stopping=early_stopping, bound=bound, delay=delay,
         forgetting=forgetting,
@@ -178,20 +169,20 @@ def fit(
         most = MOST_CLIMBED if guide == "map" and options.unset else MOST_STEPS
         max_steps = most if early_stopping else STEPS
     counts = {"max_steps": max_steps, "draws": draws, "checkpoint_every": checkpoint_every, "n_init": n_init}
-    _check_options(counts, compile, guide)
+    check_options(counts, compile, guide)
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
     dtype, keep = _types(model, guide, dtype)
     task = _read(model, args, u, as_dtype("svi", dtype), place, keep=keep, dims=dims, coords=coords)
-    _check_batch(task, options, world_size())
+    check_batch(task, options, world_size())
     guide = _beside(guide, model, task)
     outside = _held_out(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
         objective, parameters, named = _prepare(task, guide, options)
-        more = (compile, str(dtype), random_seed, _behaviour(task, objective, parameters))
-        identity = _identity(task, outside, options, guide, more)
+        more = (compile, str(dtype), random_seed, behaviour(task, objective, parameters))
+        identity = identity_of(task, outside, options, guide, more)
         run: Run | Climb | Restarts | None = None
         if options.unset and outside is None and processes.size == 1:
             run = _climb(
@@ -492,93 +483,3 @@ def _kept(draws: Tensor) -> Tensor:
     """Draws (S, ...) as a `Fit` holds them: one chain, on the CPU, real numbers in float64."""
     draws = draws[None].cpu()
     return draws.double() if draws.is_floating_point() else draws
-
-
-def _options(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
-    """Options, refused in words where they cannot be."""
-    if given["optimizer"] is not None and not callable(given["optimizer"]):
-        raise DataError(
-            f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
-            f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
-        )
-    if given["bound"] not in BOUNDS:
-        raise DataError(f"svi: bound must be one of {BOUNDS}, got {given['bound']!r}")
-    chosen = ("lr", "optimizer", "schedule", "clip", "particles", "warmup", "averaging")
-    unset = not any(given[name] for name in chosen) and given["early_stopping"] and given["bound"] == "elbo"
-    given["particles"] = 1 if given["particles"] is None else given["particles"]
-    given["lr"] = LR if given["lr"] is None else given["lr"]
-    require_at_least("svi: particles", given["particles"], 1)
-    require_at_least("svi: warmup", given["warmup"], 0)
-    require_within("svi: lr", given["lr"], 0, math.inf, "0.01 is usual")
-    if given["clip"] is not None:
-        require_within("svi: clip", given["clip"], 0, math.inf, "10 is usual")
-    schedule = given.pop("schedule") or ("plateau" if given["early_stopping"] else "constant")
-    if not callable(schedule) and schedule not in SCHEDULES:
-        raise DataError(f"svi: schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}")
-    return Options(schedule=schedule, unset=unset, **given)
-
-
-def _check_options(counts: dict[str, int], mode: str, guide: Guide) -> None:
-    for name, value in counts.items():
-        require_at_least(f"svi: {name}", value, 1)
-    if mode not in MODES:
-        raise DataError(f"svi: compile must be one of {MODES}, got {mode!r}")
-    if guide is not None and not callable(guide) and guide not in NAMES:
-        raise DataError(f"svi: guide must be one of {NAMES}, a function or a module, got {guide!r}")
-
-
-def _check_batch(task: Task, options: Options, processes: int) -> None:
-    """Refuse a batch that cannot be, before the processes of a run wait for each other."""
-    size = options.batch_size
-    if size is None:
-        if processes > 1:
-            raise DataError(f"svi: batch_size must be given to share a batch among {processes} processes")
-        return
-    require_at_least("svi: batch_size", size, 1)
-    if task.observations is None:
-        raise DataError(
-            "svi: batch_size is for models, which are told how many rows stand behind a batch; subclass ppgen.Model"
-        )
-    if size > task.rows:
-        raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")
-    if size % processes:
-        raise DataError(f"svi: batch_size must be a multiple of the {processes} processes, got {size}")
-
-
-def _behaviour(task: Task, objective: Objective, parameters: Parameters) -> str:
-    """The bound at fixed parameters and noise: what a program does goes by more than its text and its tensors."""
-    flat = [torch.full_like(vector, 0.05).requires_grad_() for vector in parameters.flat()]
-    own, declared = parameters.split(flat)
-    baselines = torch.zeros(len(objective.plan.scored), dtype=flat[0].dtype, device=flat[0].device)
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        found = functional_call(objective, own, (task.args, task.kwargs, declared, baselines, 1))
-    return repr(float(found[1].detach()))
-
-
-def _identity(task: Task, outside: Task | None, options: Options, guide: Guide, more: tuple[object, ...]) -> str:
-    """Digest of what makes two runs the same run."""
-    kind = guide if isinstance(guide, str) or guide is None else getattr(guide, "__qualname__", type(guide).__name__)
-    for part in (guide, options.optimizer, options.schedule):
-        more = (*more, _source(part) if isinstance(part, FunctionType) else "")
-    digest = hashlib.sha256(repr((options.words(), kind, *more, torch.__version__)).encode())
-    tensors: dict[str, Tensor] = {}
-    if isinstance(task.model, Function):
-        digest.update(_source(task.model.function).encode())
-    else:
-        description, tensors = describe(task.model)
-        own = _source(type(task.model)) if description["arguments"] is None else ""
-        digest.update(repr((description, own)).encode())
-    given = [*task.args, task.kwargs.get("u"), *([] if outside is None else [*outside.args, outside.kwargs.get("u")])]
-    for value in [*tree_leaves([parts(one) if isinstance(one, dict) else one for one in given]), *tensors.values()]:
-        if isinstance(value, Tensor):
-            digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
-    return digest.hexdigest()
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """The text of a function or class, or its name where there is none."""
-    try:
-        return inspect.getsource(partial(function).func)
-    except (OSError, TypeError):
-        return getattr(function, "__qualname__", repr(type(function)))

@@ -26,7 +26,6 @@ from ppgen.expecting import drawn, expecting, first_factors
 from ppgen.families.family import Factor, Natural
 from ppgen.inference.vb.batches import Batches
 from ppgen.model import Conjugate, Model, tracked, updated
-from ppgen.programs.isolated import isolated
 from ppgen.programs.task import Task
 from ppgen.results.posterior import Factors
 
@@ -44,8 +43,7 @@ def natural_guide(model: Conjugate, task: Task, args: tuple[Any, ...], kwargs: M
     if type(model).guide is not Model.guide:
         return NaturalGuide(model, _first_step(model, args, kwargs))
     batches = Batches(task.args[0], task.kwargs["u"], None, ragged=model.ragged)
-    with isolated():
-        factors = first_factors(model, [x for x, _ in batches], [u for _, u in batches], model.starts[0])
+    factors = first_factors(model, [x for x, _ in batches], [u for _, u in batches], model.starts[0])
     return NaturalGuide(model, factors)
 
 

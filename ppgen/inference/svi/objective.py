@@ -34,7 +34,7 @@ from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.enumeration import enumerated_log_prob, enumerating, expected_bound
 from ppgen.programs.mapped import mapped
 from ppgen.programs.parameters import Placed
-from ppgen.programs.scores import check_sites, innermost
+from ppgen.programs.scores import check_sites, innermost, observes
 from ppgen.programs.sites import MOST_ENUMERATED, check_enumerable, is_discrete
 
 __all__ = ["Objective", "Plan", "plan"]
@@ -128,8 +128,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
     local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
     numbers = max(1, sum(map(_numbers, drawn.values())))
     shapes = {name: site["fn"].shape() for name, site in wanted.items()}
-    observes = any(site["type"] == "sample" and site["is_observed"] for site in p.nodes.values())
-    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes, observes)
+    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes, observes(p.nodes))
 
 
 @final

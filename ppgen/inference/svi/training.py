@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import DataError, FitError
+from ppgen.inference.svi.options import Options
 from ppgen.inference.svi.parallel import Group
 from ppgen.programs.parameters import Parameters
 from ppgen.storage.checkpoint import Checkpoint
 
-__all__ = ["SCHEDULES", "Gradient", "Options", "Rows", "Run", "checkpoint_of", "seed_device"]
+__all__ = ["Gradient", "Rows", "Run", "checkpoint_of", "seed_device"]
 
 WINDOW, EXACT_WINDOW = 200, 5  # steps whose mean parameters are looked at
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
@@ -38,7 +39,6 @@ PATIENCE = 3  # windows without progress in a row that end a run, or that the le
 RISE = 0.002  # nats, times the root of the latent numbers, that are progress
 CLIP, CLIPPED = 10.0, 100  # times the median norm of so many gradients that a gradient may be long, by default
 SETBACKS, SLOWER = 5, 0.2  # times that a run may go back to good parameters, and what the rate is then multiplied by
-SCHEDULES = ("plateau", "constant", "cosine")
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adagrad", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "ASGD")
 AVERAGING = 3  # power of the step's number that an iterate weighs in the average
 KEPT = ("flat", "average", "mean", "best", "good")  # parameters that a checkpoint holds
@@ -48,33 +48,6 @@ log = logging.getLogger(__name__)
 
 Gradient = Callable[..., Sequence[Tensor]]
 """(flat parameters..., baselines, rows' data...) -> bound, new baselines, gradients of minus the bound."""
-
-
-@final
-@dataclass(frozen=True)
-class Options:
-    """What a run is, but for how long it goes on; ``unset`` where all of it was left to the engine."""
-
-    lr: float
-    optimizer: Callable[..., torch.optim.Optimizer] | None
-    schedule: str | Callable[[int], float]
-    warmup: int
-    clip: float | None
-    batch_size: int | None
-    particles: int
-    averaging: bool
-    early_stopping: bool
-    bound: str = "elbo"
-    delay: float = 1.0
-    forgetting: float = 0.7
-    unset: bool = False
-
-    def words(self) -> str:
-        """The options in words that are the same in another process."""
-        named = {name: getattr(value, "__qualname__", repr(value)) for name, value in vars(self).items()}
-        if isinstance(self.optimizer, functools.partial):
-            named["optimizer"] = repr((self.optimizer.func.__qualname__, self.optimizer.args, self.optimizer.keywords))
-        return repr(named)
 
 
 @final

@@ -28,7 +28,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from ppgen.arguments import as_folder, require_at_least
+from ppgen.arguments import as_folder, require_at_least, require_step_sizes
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.errors import DataError, FitError
 from ppgen.expecting import first_factors, observed_given
@@ -157,11 +157,9 @@ def _check(options: Options, n_init: int) -> None:
     counts = {"max_steps": options.max_steps, "n_init": n_init, "checkpoint_every": options.checkpoint_every}
     for name, value in counts.items():
         require_at_least(f"vb: {name}", value, 1)
-    for name in ("tol", "delay"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise DataError(f"vb: {name} must be zero or more, got {getattr(options, name)}")
-    if not 0 < options.forgetting <= 1:
-        raise DataError(f"vb: forgetting must be above 0 and at most 1, got {options.forgetting}")
+    if not 0 <= options.tol < float("inf"):
+        raise DataError(f"vb: tol must be zero or more, got {options.tol}")
+    require_step_sizes("vb", options.delay, options.forgetting)
 
 
 def _meaning(hyper: Mapping[str, Tensor]) -> str:

@@ -174,3 +174,15 @@ def test_latents_beside_the_factors_that_rows_share_are_refused():
 def test_factors_take_no_other_type():
     with pytest.raises(DataError, match="dtype must be left out for the factors of a conjugate model"):
         svi.fit(GMM(2, 2), ROWS, dtype=torch.float32, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delay": 0.5}, "svi: delay must be 1 or more, got 0.5"),
+        ({"forgetting": 1.5}, "svi: forgetting must be above 0"),
+    ],
+)
+def test_steps_that_do_not_fall_are_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        svi.fit(GMM(2, 2), ROWS, batch_size=20, **options, **SETTINGS)
