@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import ppgen
+from ppgen.distributions import observed
 from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
@@ -388,7 +389,7 @@ class Driven(Linear):
     def model(self, x, *, u=None, total=None):
         with pyro.plate("row", total or len(x), subsample_size=len(x)):
             h = pyro.sample("h", dist.Normal(x.new_zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal((u[:, 0] + h)[:, None], 0.5).expand(x.shape).to_event(1), obs=x)
+            pyro.sample("x", observed(dist.Normal((u[:, 0] + h)[:, None], 0.5).expand(x.shape).to_event(1)), obs=x)
 
     dims = {"h": ("row",)}
 
@@ -418,3 +419,14 @@ def test_the_search_of_rows_that_share_nothing_is_made_once(alone, monkeypatch):
     alone.impute(simulated(6, 9), draws=50, random_seed=0)
     alone.latents(simulated(6, 9), random_seed=0)
     assert len(made) == 2
+
+
+def test_gaps_of_the_rows_of_a_fit_are_filled_by_the_inputs_they_are_given():
+    """Four seen features say h = 16 (0.3 - shift) / 17 on average, and the gap is u + shift + h."""
+    u = torch.linspace(-1, 1, 30, dtype=torch.float64)[:, None]
+    x = u.expand(30, 5) + 0.3
+    x[:, 2] = torch.nan
+    fit = fitted(Driven(), x, u=u, guide="mean_field", max_steps=300, draws=200)
+    for shift in (0.0, 3.0):
+        found = torch.tensor(fit.impute(x, u=u + shift, draws=400, random_seed=0).values)[:, :, 2].mean(0)
+        torch.testing.assert_close(found, u[:, 0] + shift + (0.3 - shift) * 16 / 17, atol=0.2, rtol=0)
