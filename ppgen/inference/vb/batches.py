@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,10 @@ ROWS_AT_ONCE = 1 << 13  # rows of a table: with some tens of components all of a
 
 @final
 class Batches(Sequence[tuple[Tensor, Inputs]]):
-    """Rows of data and their inputs, in groups small enough for memory, longest first, or of ``batch_size``.
+    """Rows of data and their inputs, in groups small enough for memory, or of ``batch_size``.
+
+    Groups for memory take ``ragged`` rows longest first, and other rows in the order of what they miss, because rows
+    that miss the same share their factorisations.
 
     ``ragged`` rows end where nothing more is observed along their second axis: each group is cut to its longest, with
     its inputs where these have that axis too. Groups of ``batch_size`` or fewer are as many as it takes, and as even as
@@ -32,7 +36,7 @@ class Batches(Sequence[tuple[Tensor, Inputs]]):
         if batch_size is not None:
             self.groups = list(torch.randperm(len(data)).tensor_split(-(-len(data) // batch_size)))
         elif steps is None:
-            self.groups = list(torch.arange(len(data)).split(ROWS_AT_ONCE))
+            self.groups = list(_by_pattern(data).split(ROWS_AT_ONCE))
         else:
             self.groups = _by_memory(torch.argsort(-steps, stable=True), steps)
 
@@ -63,6 +67,15 @@ class Batches(Sequence[tuple[Tensor, Inputs]]):
         the sum over the data.
         """
         return float(len(self.groups))
+
+
+def _by_pattern(data: Tensor) -> Tensor:
+    """An order of the rows in which those that miss the same entries are neighbours; as they are where none are."""
+    missing = torch.isnan(data)
+    if not missing.any():
+        return torch.arange(len(data))
+    keys = np.packbits(missing.flatten(1).cpu().numpy(), axis=1)
+    return torch.from_numpy(np.lexsort(keys.T))
 
 
 def _by_memory(order: Tensor, steps: Tensor) -> list[Tensor]:

@@ -39,3 +39,15 @@ def test_inputs_follow_their_rows_and_steps(ragged):
             assert len(inputs) == len(batch)
             assert inputs.flatten(1)[:, 0].equal(batch[:, 0, 0])
             assert inputs.ndim == 2 or inputs.shape[1] == batch.shape[1]
+
+
+def test_rows_that_miss_the_same_are_neighbours():
+    """And every row comes once, with its own inputs."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 11).double()
+    x[:, :9] = torch.where(torch.rand(400, 1) < 0.5, x[:, :9], torch.nan)
+    x[:, 9:] = torch.where(torch.rand(400, 2) < 0.5, x[:, 9:], torch.nan)
+    ((rows, u),) = Batches(x, torch.arange(400.0)[:, None], None, ragged=False)
+    assert rows.nan_to_num().equal(x[u[:, 0].long()].nan_to_num())
+    assert u[:, 0].unique().equal(torch.arange(400.0))
+    assert int((torch.isnan(rows[1:]) != torch.isnan(rows[:-1])).any(1).sum()) == 8 - 1
