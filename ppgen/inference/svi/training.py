@@ -32,7 +32,8 @@ from ppgen.storage.checkpoint import Checkpoint
 
 __all__ = ["Gradient", "Rows", "Run", "checkpoint_of", "seed_device"]
 
-WINDOW, EXACT_WINDOW = 200, 5  # steps whose mean parameters are looked at
+WINDOW = 200  # steps whose mean parameters are looked at
+NATURAL_WINDOW, EXACT_WINDOW = 10, 5  # and where all go along natural gradients: with some noise, and without
 DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
 LATEST = (0.6, 0.85)  # share of all steps after which the rate has fallen so often, if the bound still rises
 PATIENCE = 3  # windows without progress in a row that end a run, or that the learning rate falls after
@@ -142,8 +143,8 @@ class Run:
 
     @property
     def window(self) -> int:
-        """Steps between two looks: few where each is one of coordinate ascent, without noise."""
-        return EXACT_WINDOW if self.exact else WINDOW
+        """Steps between two looks: few where each goes along the natural gradient alone, for such steps are large."""
+        return WINDOW if self.trained else EXACT_WINDOW if self.exact else NATURAL_WINDOW
 
     @property
     def exact(self) -> bool:

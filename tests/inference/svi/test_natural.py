@@ -56,6 +56,17 @@ def test_point_estimates_are_the_optimisers_and_end_where_theirs_do():
     torch.testing.assert_close(two.posterior.points["usage"].sum(), torch.ones(()).double())
 
 
+def test_minibatches_settle_in_some_hundred_steps_where_whole_steps_do():
+    """They took 1,000 while looks were as rare as those of an optimiser."""
+    rows = ROWS.repeat(10, 1) + 0.1 * torch.randn(1200, 2, generator=torch.Generator().manual_seed(1)).double()
+    found = svi.fit(GMM(2, 2), rows, batch_size=120, **SETTINGS)
+    whole = vb.fit(GMM(2, 2), rows, **SETTINGS)
+    assert found.attrs["converged"]
+    assert len(found.history) <= 400
+    both = [float(fit.log_likelihood(rows, draws=100, random_seed=0).mean()) for fit in (found, whole)]
+    assert abs(both[0] - both[1]) < 0.005
+
+
 def test_minibatches_come_near_the_bound_of_whole_steps():
     """Within 2 nats of the exact run over 120 rows, after 30 passes of falling steps."""
     exact = vb.fit(GMM(2, 2), ROWS, **SETTINGS).history["elbo"].iloc[-1]
