@@ -70,6 +70,13 @@ class Model(nn.Module, ABC):
         """What a person should be warned of, given draws {site: (S, ...)} of the posterior; each a whole sentence."""
         return []
 
+    def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Turn draws {site: (C, S, ...)} to be alike, where turns of a latent space leave p(theta, x) as it is.
+
+        By default nothing does. Chains of a model that says so are compared, and its latents averaged, after this.
+        """
+        return theta
+
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of ``__init__`` that rebuild this model: JSON values, tensors, and objects with a ``config``."""

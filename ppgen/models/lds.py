@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ppgen.collapsed.linear_gaussian import LinearGaussian
 from ppgen.data.parts import Inputs
+from ppgen.diagnostics.rotation import alike
 from ppgen.errors import DataError
 from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
@@ -100,6 +101,23 @@ class LDS(Conjugate):
             f"LDS: the dynamics grow, their spectral radius is {radius:.4g} (median of the draws), so forecasts spread "
             "ever wider: look at quantiles, not at means; differences of a series that trends do not grow"
         ]
+
+    def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Draws whose states are turned alike, by the loadings of the features."""
+        L = self.latent
+        chains, loading = theta["loading"].shape[:2], theta["loading"].flatten(0, 1)
+        rows = loading if self.covariance == "full" else loading[..., 0, :]
+        turn = alike(rows[..., :L])
+        dynamics = turn @ torch.cat(
+            [theta["dynamics"].flatten(0, 1)[..., :L] @ turn.mT, theta["dynamics"].flatten(0, 1)[..., L:]], -1
+        )
+        root = turn @ theta["dynamics_precision_cholesky"].flatten(0, 1)
+        found = {
+            "loading": torch.cat([rows[..., :L] @ turn.mT, rows[..., L:]], -1).reshape(loading.shape),
+            "dynamics": dynamics,
+            "dynamics_precision_cholesky": torch.linalg.cholesky(root @ root.mT),
+        }
+        return {**theta, **{name: value.unflatten(0, chains) for name, value in found.items()}}
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}

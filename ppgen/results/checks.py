@@ -66,6 +66,10 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
         for name, alignment in alignments.items():
             notes.append(alignment.words(name))
             yield from diagnostics.check_labels(name, alignment)
+        turned = fit.model.turned(posterior.sites)
+        if turned is not posterior.sites:
+            notes.append("Axes of the latent space may be turned without changing anything; they were turned alike.")
+            posterior = Draws(dict(turned), posterior.stats)
     sites = {name: value.numpy(force=True) for name, value in posterior.sites.items()}
     lp = {LP: stats["lp"]} if "lp" in stats else {}
     yield from diagnostics.check_chains({**sites, **lp})

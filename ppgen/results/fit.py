@@ -19,7 +19,7 @@ from ppgen.model import Model
 from ppgen.programs.memory import memory
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
-from ppgen.results.labels import aligned, declared
+from ppgen.results.labels import aligned, alike
 from ppgen.results.numbering import ordered, renamed, warn
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
@@ -265,11 +265,10 @@ class Fit:
 
     @cached_property
     def numbered_posterior(self) -> Factors | Draws:
-        """The posterior; of chains, with exchangeable labels numbered alike in every draw."""
+        """The posterior; of chains, with exchangeable labels numbered alike, and latent spaces turned alike."""
         if not isinstance(self.posterior, Draws) or "log_q" in self.posterior.stats:
             return self.posterior
-        labels = declared(self.model, self.posterior)
-        return aligned(self.posterior, labels)[0] if labels else self.posterior
+        return alike(self.model, self.posterior)
 
 
 def fit_result(

@@ -8,7 +8,7 @@ from ppgen.diagnostics.relabel import Alignment, align, label_axes, permuted
 from ppgen.model import Model
 from ppgen.results.posterior import Draws
 
-__all__ = ["aligned", "declared"]
+__all__ = ["aligned", "alike", "declared"]
 
 Labels = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Name of the labels -> site -> its event axes that hold them."""
@@ -41,3 +41,11 @@ def aligned(posterior: Draws, labels: Labels) -> tuple[Draws, dict[str, Alignmen
             sites |= moved
     values = {name: torch.as_tensor(sites[name]).to(value.device) for name, value in posterior.sites.items()}
     return Draws(values, posterior.stats), found
+
+
+def alike(model: Model, posterior: Draws) -> Draws:
+    """Draws with the labels and the axes of latent spaces that ``model`` calls arbitrary the same in all of them."""
+    labels = declared(model, posterior)
+    draws = aligned(posterior, labels)[0] if labels else posterior
+    turned = model.turned(draws.sites)
+    return draws if turned is draws.sites else Draws(dict(turned), draws.stats)

@@ -149,6 +149,50 @@ def test_mcmc_sums_the_states_out():
     assert np.isfinite(found.log_likelihood(x, draws=20, u=u, random_seed=0).values).all()
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_turns_of_the_states_change_neither_prior_nor_evidence(covariance):
+    """And draws that differ by a turn alone become the same draw."""
+    torch.manual_seed(0)
+    model, theta, x, _ = simulated(2, 6, 2, 3, model=LDS(2, 3, covariance=covariance))
+    many = {site: value[None, None].expand(1, 9, *value.shape).clone() for site, value in theta.items()}
+    Q = torch.linalg.qr(torch.randn(9, 2, 2).double()).Q
+    wide = Q[:, None] if covariance == "diagonal" else Q
+    many["loading"][0, ..., :2] = many["loading"][0, ..., :2] @ wide.mT
+    many["dynamics"][0, ..., :2] = many["dynamics"][0, ..., :2] @ Q.mT
+    many["dynamics"][0] = Q @ many["dynamics"][0]
+    root = Q @ many["dynamics_precision_cholesky"][0]
+    many["dynamics_precision_cholesky"][0] = torch.linalg.cholesky(root @ root.mT)
+    turned = model.turned(many)
+    for site in theta:
+        torch.testing.assert_close(turned[site], turned[site][:, :1].expand_as(turned[site]), rtol=0, atol=1e-9)
+    for given in ({site: value[0, 3] for site, value in some.items()} for some in (many, turned)):
+        for name, factor in model.natural_prior().items():
+            one, two = (factor.family.inner(factor.eta, factor.family.statistic(values)) for values in (theta, given))
+            torch.testing.assert_close(one, two, msg=name)
+        scores = [_evidence(model, values, x) for values in (theta, given)]
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-9)
+
+
+def _evidence(model, theta, x):
+    s = {name: factor.family.statistic(theta) for name, factor in model.natural_prior().items()}
+    return observed_given(model, s, x, None)["x"].distribution.log_prob(x)
+
+
+def test_states_after_mcmc_are_not_averaged_over_their_two_signs():
+    """Chains end in either sign; the mean state follows the data as closely as that of `vb` does."""
+    torch.manual_seed(1)
+    h = torch.zeros(1, 60).double()
+    for t in range(1, 60):
+        h[:, t] = 0.9 * h[:, t - 1] + 0.4 * torch.randn(1).double()
+    x = torch.stack([h, -h], -1) + 0.1 * torch.randn(1, 60, 2).double()
+    found = mcmc.fit(LDS(1, 2), x, draws=20, chains=16, tune=80, random_seed=0, progressbar=False)
+    signs = found.posterior.sites["loading"][:, -1, 0, 0, 0].sign()
+    assert signs.min() < signs.max()
+    mean = torch.as_tensor(found.latents(x, random_seed=0)["h"].values)[0, :, 0]
+    assert abs(np.corrcoef(mean, h[0])[0, 1]) > 0.95
+    assert mean.std() > 0.5 * torch.as_tensor(fit(LDS(1, 2), x).latents(x)["h"].values).std()
+
+
 def test_dynamics_that_grow_are_replicated_and_forecast():
     """Prior draws of 60 steps and forecasts of 300, among which some dynamics grow: none is refused."""
     x = normal(1, 60, 2).cumsum(1)

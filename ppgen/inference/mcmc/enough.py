@@ -1,8 +1,8 @@
 """When a chain sampler has drawn enough: the least effective size of every number, looked at from time to time.
 
 The size is what the checks of a fit look at: of the bulk, the tails and the mean of every entry of every site in its
-own units, and of the log density; labels that a model calls exchangeable are aligned first. The looks come at counts of
-draws that follow from the sizes, never from the clock, so the same run stops at the same draw again.
+own units, and of the log density; labels and turns that a model calls arbitrary are aligned first. The looks come at
+counts of draws that follow from the sizes, never from the clock, so the same run stops at the same draw again.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from ppgen.diagnostics.convergence import convergence
 from ppgen.model import Model
 from ppgen.programs.density import Density
-from ppgen.results.labels import aligned, declared
+from ppgen.results.labels import alike
 from ppgen.results.posterior import Draws
 
 __all__ = ["FEWEST", "WANTED", "Enough", "Stop"]
@@ -65,9 +65,7 @@ class Enough:
         """Least effective size of any number that moves; NaN where a draw is not finite."""
         sites = self.density.constrain(v.to(self.density.device))
         draws = Draws({name: value.movedim(0, 1).cpu() for name, value in sites.items()}, dict(stats))
-        labels = declared(self.model, draws)
-        if labels:
-            draws, _ = aligned(draws, labels)
+        draws = alike(self.model, draws)
         sizes = [_least(value.numpy()) for value in (*draws.sites.values(), stats["lp"])]
         return float(np.min(sizes)) if sizes else math.nan
 
