@@ -12,6 +12,10 @@ from ppgen.errors import DataError
 __all__ = ["check_units"]
 
 SMALL = 0.1  # standard deviations of the data in those of the prior
+SMALLISH, WIDER = (
+    0.3,
+    0.05,
+)  # where the prior adds more than such a share to the variance of small data, the log says so
 FAR = 10.0  # distance of the data's centre from zero, in their standard deviations
 
 _log = logging.getLogger("ppgen")
@@ -41,6 +45,7 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     odd = (variance < SMALL**2 * scale) | ((offset > 0) & (mean.abs() > FAR * variance.sqrt()))
     odd &= outweighed & varies
     if not odd.any():
+        _say_smallish(emission, varies & (scale > WIDER * count / states * variance), variance, scale)
         return
     d, axes = int(odd.nonzero()[0, 0]), tuple(range(batches[0].ndim - 1)) if batches[0].ndim > 2 else 0
     words = (
@@ -52,3 +57,15 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     if bool((odd == varies).all()):
         raise DataError(words)
     _log.warning("%s; %d of %d features that vary are so, and tell states hardly apart", words, odd.sum(), varies.sum())
+
+
+def _say_smallish(emission: Emission, widened: Tensor, variance: Tensor, scale: float) -> None:
+    """Warn of features that are not so small as to be refused, but whose states the prior will widen."""
+    small = widened & (variance < SMALLISH**2 * scale)
+    if small.any():
+        d = int(small.nonzero()[0, 0])
+        _log.warning(
+            "%s: x must be in units of about the prior's, standard deviation %.3g, got feature %d with %.3g, whose "
+            "states the prior will make wider than they are; standardise", type(emission).__name__, scale**0.5, d,
+            float(variance[d]) ** 0.5,
+        )  # fmt: skip

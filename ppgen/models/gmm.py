@@ -140,7 +140,8 @@ class GMM(Conjugate):
     ) -> list[dict[str, Int[Tensor, " N"]]]:
         """Components ``z``: by ``"kmeans"``, or of the nearest of K rows far from each other (``"random"``).
 
-        Missing entries are replaced by the mean of their feature, for the start only.
+        Distances are in standard deviations of the features, whatever their units. Missing entries are replaced by the
+        mean of their feature, for the start only.
         """
         count = sum(map(len, batches))
         if count < self.components and not self.nonparametric:
@@ -150,8 +151,10 @@ class GMM(Conjugate):
         check_units(self.emission, batches, self.components)
         mean = _mean(batches)
         chosen = _filled(_some(batches, CLUSTERED), mean)
+        spread = np.where(np.ptp(chosen, 0) > 0, chosen.std(0), 1.0)
+        chosen = chosen / spread
         centers = _centers(chosen, min(self.components, len(np.unique(chosen, axis=0))), start)
-        return [{"z": _nearest(_filled(x, mean), centers)} for x in batches]
+        return [{"z": _nearest(_filled(x, mean) / spread, centers)} for x in batches]
 
     def check(self, x: Tensor) -> None:
         self.emission.check(x, ("row",))

@@ -61,6 +61,11 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
             f"What was sampled is a lower bound of the density of {', '.join(bounded)}, whose missing values cannot "
             "all be summed out: posteriors of the parameters may be too narrow."
         )
+    if fixed := fit.attrs.get("untrained"):
+        notes.append(
+            f"Learnt tensors were kept as they were before the run ({', '.join(fixed[:4])}), without uncertainty; were "
+            "they trained?"
+        )
     if all(torch.isfinite(value).all() for value in posterior.sites.values()):
         posterior, alignments = aligned(posterior, declared(fit.model, posterior))
         for name, alignment in alignments.items():

@@ -188,3 +188,21 @@ def test_a_column_that_was_never_observed_is_predicted_from_the_prior():
     assert np.isfinite(filled).all()
     assert filled.sel(feature="never").values.std() > 0.2
     np.testing.assert_array_equal(filled.isel(draw=0).sel(feature=["b", "a"]), frame[["b", "a"]])
+
+
+def test_starts_do_not_depend_on_units():
+    """A feature in thousands does not decide alone; clusters that differ in another one are found."""
+    torch.manual_seed(0)
+    x = torch.cat([normal(80, 2) + torch.tensor([shift, 0.0]) for shift in (-4.0, 4.0)])
+    paths = [GMM(2, 2).guess([x * torch.tensor([1.0, scale])], [None], "kmeans")[0]["z"] for scale in (1.0, 1000.0)]
+    assert paths[0].equal(paths[1]) or paths[0].equal(1 - paths[1])
+
+
+def test_units_so_small_that_the_prior_widens_components_are_said(caplog):
+    torch.manual_seed(0)
+    x = 0.1 * torch.cat([0.5 * normal(100, 2) + shift for shift in (-2.0, 2.0)])
+    fit(GMM(2, 2), x, n_init=3)
+    assert caplog.text.count("whose states the prior will make wider") == 1
+    caplog.clear()
+    fit(GMM(2, 2), 5 * x)
+    assert not caplog.text

@@ -7,6 +7,7 @@ model sums out stays summed out; other discrete latents are enumerated where the
 References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancourt (2017); Zhang et al. (2022).
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -39,6 +40,7 @@ from ppgen.programs.scores import NOTHING_OBSERVED, observes
 from ppgen.programs.task import Task, read
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import MODES, Mode
+from ppgen.programs.untrained import untrained
 from ppgen.results.digest import described
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
@@ -52,7 +54,14 @@ STARTS = ("pathfinder", "prior", "uniform")
 TUNE = {"chees": 300, "nuts": 1000}
 MOST = 1000  # draws of a chain, where no number is given
 CHUNK = 1 << 22  # numbers of draws that are converted at a time
+UNTRAINED = (
+    "mcmc: samples the sites of the program alone, and keeps %d learnt tensors as they are (%s); train them by svi.fit "
+    "first, or give them priors"
+)
 DENSE_SIZE, DENSE_DRAWS = 100, 5  # largest P, and draws per dimension in tuning, for a metric with correlations
+
+
+log = logging.getLogger(__name__)
 
 
 @known_keywords("mcmc")
@@ -145,6 +154,9 @@ def fit(
             if task.observations is not None and not _observes(target):
                 raise DataError(NOTHING_OBSERVED.format(who="mcmc", model=type(task.model).__name__))
             check_dims("mcmc", task.model, shapes, target.program, target.args)
+            fixed = [] if isinstance(start, Fit) else untrained(target, program)
+            if fixed:
+                log.warning(UNTRAINED, len(fixed), ", ".join(fixed[:4]) + (", ..." if len(fixed) > 4 else ""))
         chains = chains or (LEAST[sampler] if compile == "eager" else default_chains(target, sampler))
         dense = _dense(dense_mass, target.size, chains * max(tune, 1))
         leapfrog = Leapfrog(target, chains, dense=dense, mode=cast(Mode, compile), calls=0)
@@ -183,6 +195,7 @@ def fit(
         "tune": tune,
         "stopped": run.why(),
         "bounded_sites": bounded,
+        "untrained": fixed,
         "device": str(target.device),
         "compile": leapfrog.batch.mode,
         "compile_reason": leapfrog.batch.reason,

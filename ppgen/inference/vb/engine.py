@@ -16,6 +16,7 @@ Beal (2003), ch. 3.
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -133,6 +134,7 @@ def fit(
         known, known_seed = ([], None) if saved is None else saved.load()
         seed = stack.enter_context(private_stream(random_seed if known_seed is None else known_seed))
         batches = Batches(data, inputs, batch_size, ragged=model.ragged)
+        stack.enter_context(_each_warning_once())
         states, interrupted = _restarts(model, batches, options, methods, known, seed, saved, progressbar)
     best = max(states, key=lambda state: state.bound)
     _restore(model, best.hyper)
@@ -151,6 +153,23 @@ def fit(
     history["kept"] = history["init"] == states.index(best)
     points = {site: value.detach() for site, value in model.points.items()}
     return fit_result(model, Factors(best.q, points), history, attrs, observations, task.inputs)
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Let what every start says of the data be said by the first alone."""
+    said: set[str] = set()
+
+    def fresh(record: logging.LogRecord) -> bool:
+        words = record.getMessage()
+        return words not in said and not said.add(words)  # type: ignore[func-returns-value]
+
+    log = logging.getLogger("ppgen")
+    log.addFilter(fresh)
+    try:
+        yield
+    finally:
+        log.removeFilter(fresh)
 
 
 def _check(options: Options, n_init: int) -> None:
