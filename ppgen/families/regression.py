@@ -35,6 +35,7 @@ class Regression:
     noise : prior guess of their variance.
     strength : prior precision of the coefficients, in units of the precision of the residuals.
     walk : whether the prior mean of the coefficients is the identity instead of zero.
+    states : number K of regressions, one for each state; None for one alone, without that axis.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class Regression:
         noise: float = 1.0,
         strength: float = 1.0,
         walk: bool = False,
+        states: int | None = None,
     ) -> None:
         if covariance not in ("full", "diagonal"):
             raise DataError(f'Regression: covariance must be "full" or "diagonal", got {covariance!r}')
         self.outputs, self.regressors, self.full = outputs, regressors, covariance == "full"
-        self.noise, self.strength, self.walk = noise, strength, walk
+        self.noise, self.strength, self.walk, self.states = noise, strength, walk, states
         self.family = MatrixNormalInverseWishart(site, f"{site}_precision_cholesky")
 
     def prior(self) -> Factor:
@@ -67,24 +69,28 @@ class Regression:
             scale=(self.noise * eye[:size, :size]).expand(*batch, size, size),
             degrees=torch.full(batch, size + 2.0, dtype=torch.float64),
         )
+        if self.states is not None:
+            eta = {name: value.expand(self.states, *value.shape).clone() for name, value in eta.items()}
         return Factor(self.family, eta)
 
     def dims(self, output: str, regressor: str) -> dict[str, tuple[str, ...]]:
         """Site -> its axes, for the names of the axes of outputs and regressors."""
         coefficients, root = self.family.coefficients, self.family.precision_cholesky
-        if self.full:
-            return {coefficients: (output, regressor), root: (output, f"other_{output}")}
-        return {coefficients: (output, "row_of_one", regressor), root: (output, "row_of_one", "column_of_one")}
+        found = {coefficients: (output, regressor), root: (output, f"other_{output}")}
+        if not self.full:
+            found = {coefficients: (output, "row_of_one", regressor), root: (output, "row_of_one", "column_of_one")}
+        states = () if self.states is None else ("state",)
+        return {site: (*states, *axes) for site, axes in found.items()}
 
     def form(self, s: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log density as ``<P, yy'> + <L, yr'> + <Q, rr'> + c``: P (D, D), L (D, R), Q (R, R) and c for one row."""
+        """Log density as ``<P, yy'> + <L, yr'> + <Q, rr'> + c``: P (D, D), L (D, R), Q (R, R) and c, of each state."""
         if self.full:
             constant = s["log_det"] - self.outputs / 2 * LOG_2PI
             return s["precision"], s["linear"], s["quadratic"], constant
         constant = s["log_det"].sum(-1) - self.outputs / 2 * LOG_2PI
         return torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], s["quadratic"].sum(-3), constant
 
-    def mean_and_precision(self, s: Natural) -> tuple[Float[Tensor, "D R"], Float[Tensor, "D D"]]:
+    def mean_and_precision(self, s: Natural) -> tuple[Float[Tensor, "*K D R"], Float[Tensor, "*K D D"]]:
         """Coefficients A and precision of the residuals that the statistics stand for."""
         precision = -2 * s["precision"]
         coefficients = torch.linalg.solve(precision, s["linear"])

@@ -30,7 +30,7 @@ from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 
-__all__ = ["LDS"]
+__all__ = ["LDS", "turned_alike"]
 
 
 FAR, SMALL = 10.0, 0.1  # an input's mean in its standard deviations, and the least of these
@@ -104,20 +104,7 @@ class LDS(Conjugate):
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws whose states are turned alike, by the loadings of the features."""
-        L = self.latent
-        chains, loading = theta["loading"].shape[:2], theta["loading"].flatten(0, 1)
-        rows = loading if self.covariance == "full" else loading[..., 0, :]
-        turn = alike(rows[..., :L])
-        dynamics = turn @ torch.cat(
-            [theta["dynamics"].flatten(0, 1)[..., :L] @ turn.mT, theta["dynamics"].flatten(0, 1)[..., L:]], -1
-        )
-        root = turn @ theta["dynamics_precision_cholesky"].flatten(0, 1)
-        found = {
-            "loading": torch.cat([rows[..., :L] @ turn.mT, rows[..., L:]], -1).reshape(loading.shape),
-            "dynamics": dynamics,
-            "dynamics_precision_cholesky": torch.linalg.cholesky(root @ root.mT),
-        }
-        return {**theta, **{name: value.unflatten(0, chains) for name, value in found.items()}}
+        return turned_alike(theta, self.dynamics, self.emission)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}
@@ -197,3 +184,26 @@ class LDS(Conjugate):
                 "for each step ahead too"
             )
         return u
+
+
+def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Regression) -> Mapping[str, Tensor]:
+    """Draws {site: (C, S, ...)} of regressions on a state, the state turned alike by the loadings of the features."""
+    A, root, C = (
+        theta[dynamics.family.coefficients], theta[dynamics.family.precision_cholesky], theta[emission.family.coefficients]
+    )  # fmt: skip
+    L, rows = dynamics.outputs, C.flatten(0, 1).flatten(1, -2)
+    turn = alike(rows[..., :L])
+    own = turn.unflatten(0, C.shape[:2])
+    own = own if dynamics.states is None else own[:, :, None]
+    leaning = own @ root
+    return {
+        **theta,
+        emission.family.coefficients: _times_state(rows, turn, L).reshape(C.shape),
+        dynamics.family.coefficients: own @ _times_state(A, own, L),
+        dynamics.family.precision_cholesky: torch.linalg.cholesky(leaning @ leaning.mT),
+    }
+
+
+def _times_state(coefficients: Tensor, turn: Tensor, L: int) -> Tensor:
+    """Coefficients of a state that was turned, beside those of other regressors."""
+    return torch.cat([coefficients[..., :L] @ turn.mT, coefficients[..., L:]], -1)
