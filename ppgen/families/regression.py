@@ -76,7 +76,7 @@ class Regression:
     def dims(self, output: str, regressor: str) -> dict[str, tuple[str, ...]]:
         """Site -> its axes, for the names of the axes of outputs and regressors."""
         coefficients, root = self.family.coefficients, self.family.precision_cholesky
-        found = {coefficients: (output, regressor), root: (output, f"other_{output}")}
+        found: dict[str, tuple[str, ...]] = {coefficients: (output, regressor), root: (output, f"other_{output}")}
         if not self.full:
             found = {coefficients: (output, "row_of_one", regressor), root: (output, "row_of_one", "column_of_one")}
         states = () if self.states is None else ("state",)

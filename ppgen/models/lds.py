@@ -188,9 +188,8 @@ class LDS(Conjugate):
 
 def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Regression) -> Mapping[str, Tensor]:
     """Draws {site: (C, S, ...)} of regressions on a state, the state turned alike by the loadings of the features."""
-    A, root, C = (
-        theta[dynamics.family.coefficients], theta[dynamics.family.precision_cholesky], theta[emission.family.coefficients]
-    )  # fmt: skip
+    sites = (dynamics.family.coefficients, dynamics.family.precision_cholesky, emission.family.coefficients)
+    A, root, C = (theta[site] for site in sites)
     L, rows = dynamics.outputs, C.flatten(0, 1).flatten(1, -2)
     turn = alike(rows[..., :L])
     own = turn.unflatten(0, C.shape[:2])
@@ -198,9 +197,9 @@ def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Re
     leaning = own @ root
     return {
         **theta,
-        emission.family.coefficients: _times_state(rows, turn, L).reshape(C.shape),
-        dynamics.family.coefficients: own @ _times_state(A, own, L),
-        dynamics.family.precision_cholesky: torch.linalg.cholesky(leaning @ leaning.mT),
+        sites[0]: own @ _times_state(A, own, L),
+        sites[1]: torch.linalg.cholesky(leaning @ leaning.mT),
+        sites[2]: _times_state(rows, turn, L).reshape(C.shape),
     }
 
 
