@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ppgen.collapsed.block import Block
 from ppgen.families.family import Natural
+from ppgen.messages import Mixture
 from ppgen.messages.discrete.chain import DiscreteChain
-from ppgen.messages.mixture import Mixture
 
 __all__ = ["Collapsed", "Latents", "Local", "SummedOut"]
 

@@ -10,16 +10,13 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ppgen.collapsed.base import Collapsed
+from ppgen.distributions.shape import Shape
 from ppgen.emissions.emission import Emission
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
-from ppgen.messages.mixture import Mixture, mixture
+from ppgen.messages import Mixture, mixture
 
 __all__ = ["EmissionMixture", "EmissionMixtureLatents"]
-
-Shape = torch.Size | list[int] | tuple[int, ...]
-
-ONCE = torch.Size()
 
 
 @final
@@ -86,7 +83,7 @@ class EmissionMixture(Collapsed):
         """``x`` with its NaN entries drawn given the components ``z``."""
         return self.emission.fill(x, self.statistics, values["z"])
 
-    def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N D"]:
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*S N D"]:
         """Replicated data: fresh components, and their observations."""
         (N,), count = self.batch_shape, torch.Size(sample_shape).numel()
         potential = self.log_weights.new_zeros(count * N, len(self.log_weights))

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.emissions.quadratic import marginalize
-from ppgen.families.regression import LOG_2PI
 
 __all__ = ["frames", "observed", "without"]
 

@@ -24,18 +24,17 @@ from torch.nn.functional import pad
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.block import GaussianBlock
 from ppgen.collapsed.linear_frames import frames, observed, without
+from ppgen.constants import LOG_2PI
+from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
+from ppgen.distributions.shape import Shape
 from ppgen.emissions.emission import holds_somewhere
 from ppgen.emissions.quadratic import homogeneous
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
-from ppgen.families.regression import LOG_2PI, Regression
+from ppgen.families.regression import Regression
 
 __all__ = ["LinearGaussian", "LinearGaussianLatents"]
-
-Shape = torch.Size | list[int] | tuple[int, ...]
-
-ONCE = torch.Size()
 
 
 @final
@@ -67,8 +66,8 @@ class LinearGaussianLatents:
         return {"h_draw": self._end(self.block.sample(self.eta))}
 
     def _end(self, value: Tensor) -> Tensor:
-        exists = torch.arange(value.shape[-2], device=value.device) < self.lengths[:, None]
-        return torch.where(exists[..., None], value, torch.nan)
+        inside = torch.arange(value.shape[-2], device=value.device) < self.lengths[:, None]
+        return torch.where(inside[..., None], value, torch.nan)
 
 
 @final
@@ -137,9 +136,8 @@ class LinearGaussian(Collapsed):
 
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the states ``h``; trailing NaN stays."""
-        exists = torch.arange(x.shape[1], device=x.device) < sequence_lengths(x)[:, None]
         h = values["h"]
-        return torch.where(exists[..., None], self._observe(x, h, self._known(h)), x)
+        return torch.where(exists(x)[..., None], self._observe(x, h, self._known(h)), x)
 
     def log_prob_steps(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
         """Log density of each step given those before it; zero past the end of a sequence.
@@ -180,7 +178,7 @@ class LinearGaussian(Collapsed):
         states = self._onwards(last, known, fresh=end == 0)
         return self._observe(x.new_full((N, horizon, D), torch.nan), states, known)
 
-    def sample(self, sample_shape: Shape = ONCE) -> Float[Tensor, "*S N T D"]:
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*S N T D"]:
         """Replicated data: fresh states, and their observations."""
         (N,), (T, D) = self.batch_shape, self.event_shape
         empty = torch.full((N, T, D), torch.nan, dtype=torch.float64, device=self.s_dynamics["log_det"].device)
@@ -226,9 +224,7 @@ class LinearGaussian(Collapsed):
         L, missing = self.dynamics.outputs, torch.isnan(x)
         whole = holds_somewhere(missing) is False
         P, linear, Q, constant = self.dynamics.form(self.s_dynamics)
-        exists = torch.arange(x.shape[1], device=x.device) < sequence_lengths(x)[:, None]
-        exists = exists[: 1 if whole else len(x)].to(P)
-        moved = exists[:, 1:]
+        moved = exists(x)[: 1 if whole else len(x), 1:].to(P)
         known = self._known(x[..., :0].to(P))
         after, before, alone = pad(moved, (1, 0)), pad(moved, (0, 1)), 1 - pad(moved, (1, 0))
         eye = torch.eye(L, dtype=P.dtype, device=P.device)

@@ -7,7 +7,6 @@ with the rows' precision :math:`\Lambda = LL'` (D, D) and the columns' precision
 as they come: no matrix is inverted or factorised.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppgen.distributions.wishart import Shape
+from ppgen.constants import LOG_2PI
+from ppgen.distributions.shape import Shape
 
 __all__ = ["MatrixNormal", "PrecisionNormal"]
 
@@ -76,7 +76,7 @@ class MatrixNormal(TorchDistribution):
         rows, columns = self.event_shape
         whitened = self.row_precision_cholesky.mT @ (value - self.location) @ self.column_precision_cholesky
         log_det = columns * _log_det(self.row_precision_cholesky) + rows * _log_det(self.column_precision_cholesky)
-        return log_det - (whitened.square().sum((-2, -1)) + rows * columns * math.log(2 * math.pi)) / 2
+        return log_det - (whitened.square().sum((-2, -1)) + rows * columns * LOG_2PI) / 2
 
     @property
     def mean(self) -> Tensor:

@@ -21,13 +21,11 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from ppgen.constants import LOG_2PI
+from ppgen.distributions.shape import Shape
 from ppgen.errors import DataError
 
 __all__ = ["observed"]
-
-Shape = torch.Size | list[int] | tuple[int, ...]
-
-ONCE = torch.Size()
 
 
 def observed(distribution: Any) -> Any:  # noqa: ANN401 (Pyro's distributions have no common class that types know)
@@ -90,11 +88,11 @@ class _Observed(TorchDistribution, ABC):
     def variance(self) -> Tensor:
         return self.base.variance
 
-    def sample(self, sample_shape: Shape = ONCE) -> Tensor:
-        return self.base.sample(sample_shape)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape))
 
-    def rsample(self, sample_shape: Shape = ONCE) -> Tensor:
-        return self.base.rsample(sample_shape)
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.base.rsample(torch.Size(sample_shape))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return self.base.enumerate_support(expand=expand)
@@ -135,7 +133,7 @@ class _Joint(_Observed):
         square = self._solve(root, torch.where(seen, value - self.base.loc, 0.0))[1]
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         if isinstance(self.base, NORMAL):
-            return -0.5 * (square + count * math.log(2 * math.pi)) - log_det
+            return -0.5 * (square + count * LOG_2PI) - log_det
         df = self.base.df
         constant = torch.lgamma((df + count) / 2) - torch.lgamma(df / 2) - 0.5 * count * (df * math.pi).log()
         return constant - log_det - 0.5 * (df + count) * torch.log1p(square / df)

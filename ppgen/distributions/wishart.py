@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.distributions import Gamma, constraints
 
 from ppgen.distributions.cholesky_factor import lower_cholesky_factor
+from ppgen.distributions.shape import Shape
 
-__all__ = ["Shape", "WishartCholesky", "cholesky", "expected_log_det", "inverse_lower", "log_multivariate_gamma"]
-
-Shape = torch.Size | list[int] | tuple[int, ...]
+__all__ = ["WishartCholesky", "cholesky", "expected_log_det", "inverse_lower", "log_multivariate_gamma"]
 
 
 class WishartCholesky(TorchDistribution):

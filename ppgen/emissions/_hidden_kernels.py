@@ -9,13 +9,13 @@ same and are neighbours share a factorisation.
 import numpy as np
 from numba import njit
 
+from ppgen.constants import LOG_2PI
 from ppgen.messages._compiled import KERNEL, Array
 
 __all__ = ["LANES", "draws", "moments", "normalizers"]
 
 Lanes = tuple[float, float, float, float, float, float, float, float]
 LANES = 8  # states in one block: sums of them fit into registers
-LOG_2PI = float(np.log(2 * np.pi))
 PIVOTS = 8  # pivots whose product is taken before its logarithm: within range for any pivots of 1e-38 to 1e38
 
 # Sums keep their order, so that bits do not depend on how a loop was compiled.

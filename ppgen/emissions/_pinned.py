@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppgen.emissions.quadratic import LOG_2PI
+from ppgen.constants import LOG_2PI
 
 __all__ = ["draw", "moments", "normalizer", "value"]
 

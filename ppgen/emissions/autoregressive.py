@@ -25,12 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions._simulation import simulate
 from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gap import GapChain, GapPosterior
-from ppgen.emissions.quadratic import LOG_2PI, coefficients, homogeneous, pack, scores
+from ppgen.emissions.quadratic import coefficients, homogeneous, pack, scores
 from ppgen.emissions.subspace import RowEvidence, Subspace
 from ppgen.errors import DataError
 from ppgen.families.family import Natural

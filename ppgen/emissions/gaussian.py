@@ -14,15 +14,15 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission, distinct_patterns, holds_somewhere
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
-from ppgen.emissions.quadratic import LOG_2PI, homogeneous, marginalize, scores, solve_spd
+from ppgen.emissions.quadratic import homogeneous, marginalize, scores, solve_spd
 from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
-from ppgen.families.normal_gamma import NormalGamma
+from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
-from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 __all__ = ["Gaussian"]
 

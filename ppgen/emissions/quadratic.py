@@ -4,7 +4,6 @@ Every Gaussian emission is one: a plain Gaussian with ``w = (x, 1)``, an autoreg
 ``w = (h_t, h_{t-1}, ..., h_{t-L}, 1)``. Packing turns K quadratic forms into one matrix product.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.messages._compiled import is_eager
 
 __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products", "scores", "solve_spd"]
@@ -19,7 +19,6 @@ __all__ = ["coefficients", "homogeneous", "marginalize", "pack", "pack_products"
 ROWS_AT_ONCE = 1 << 13  # rows whose packed products are made together
 ROWS_IN_CACHE = 1 << 11  # and where they are made in one piece of memory
 Context = Any  # what torch hands to the methods of a function; it takes any attribute
-LOG_2PI = math.log(2 * math.pi)
 
 
 def pack_products(w: Float[Tensor, "*n W"]) -> Float[Tensor, "*n F"]:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.emissions.emission import distinct_patterns
-from ppgen.emissions.quadratic import LOG_2PI
 from ppgen.errors import DataError
 
 __all__ = ["RowEvidence", "Subspace"]

@@ -5,9 +5,8 @@ from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor, Family, Natural, Sampler
 from ppgen.families.gamma import Gamma
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
-from ppgen.families.normal_gamma import NormalGamma
+from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
-from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 __all__ = [
     "Beta",

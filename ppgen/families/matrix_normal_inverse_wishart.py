@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions.constraints import Constraint, greater_than, independent, positive_definite, real
 
+from ppgen.constants import LOG_2PI
 from ppgen.distributions.matrix_normal import MatrixNormal
 from ppgen.distributions.wishart import (
     WishartCholesky,
@@ -107,7 +108,7 @@ class MatrixNormalInverseWishart(Family):
         log_diagonal = _joint_factor(eta).diagonal(dim1=-2, dim2=-1).log()
         half_log_det_scale, half_log_det_columns = log_diagonal[..., :rows].sum(-1), log_diagonal[..., rows:].sum(-1)
         wishart = nu * (rows / 2 * math.log(2) - half_log_det_scale) + log_multivariate_gamma(nu / 2, rows)
-        return wishart + rows * (columns / 2 * math.log(2 * math.pi) - half_log_det_columns)
+        return wishart + rows * (columns / 2 * LOG_2PI - half_log_det_columns)
 
     def expected(self, eta: Natural) -> Natural:
         """Expectations of -Λ/2, ΛA, -A'ΛA/2 and ½ log|Λ|."""

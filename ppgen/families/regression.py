@@ -7,20 +7,18 @@ with a matrix-normal inverse-Wishart prior on :math:`(A, \Lambda)` together (``"
 are latent. References: Beal (2003), §5; Bishop (2006), §3.3.
 """
 
-import math
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 
 __all__ = ["Regression"]
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 @final

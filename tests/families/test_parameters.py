@@ -8,10 +8,9 @@ from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor, Family
 from ppgen.families.gamma import Gamma
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
-from ppgen.families.normal_gamma import NormalGamma
+from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
 from ppgen.families.parameters import VariationalFactor
-from ppgen.families.spherical_normal_gamma import SphericalNormalGamma
 
 
 def positive(*shape):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.errors import FitError
 from ppgen.inference.ascent import Ascent, Gradient, Pair, dot
 from ppgen.inference.mcmc.hamiltonian import Target
@@ -165,7 +166,7 @@ class _Paths:
         for pair, e in zip(self.up.pairs, noise, strict=True):
             u = u + (pair.rho.sqrt() * e - pair.rho * dot(pair.y, u))[..., None] * pair.s
         quadratic, log_det = self._precision(u)
-        return u, -0.5 * (quadratic + log_det + u.shape[-1] * math.log(2 * math.pi))
+        return u, -0.5 * (quadratic + log_det + u.shape[-1] * LOG_2PI)
 
     def _precision(self, u: Float[Tensor, "K C P"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " C"]]:
         """Give u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""

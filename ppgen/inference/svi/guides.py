@@ -21,6 +21,7 @@ from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
+from ppgen.constants import LOG_2PI
 from ppgen.errors import DataError, FitError
 from ppgen.programs.sites import Site
 
@@ -203,7 +204,7 @@ class LowRank(NormalGuide):
         shared = (-self.log_scale).exp()[:, None] * self.factor
         capacity = torch.eye(shared.shape[1], **_like(shared)) + shared.T @ shared
         log_det = 2 * self.log_scale.sum() + 2 * torch.linalg.cholesky(capacity).diagonal().log().sum()
-        return -0.5 * (log_det + self.size * (1 + math.log(2 * math.pi)))
+        return -0.5 * (log_det + self.size * (1 + LOG_2PI))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -383,7 +384,7 @@ def _first(shape: torch.Size) -> Tensor:
 
 
 def _standard(noise: Tensor) -> Tensor:
-    return -0.5 * (noise.square().sum() + noise.numel() * math.log(2 * math.pi))
+    return -0.5 * (noise.square().sum() + noise.numel() * LOG_2PI)
 
 
 _KINDS: dict[str, Callable[[Sites], FlatGuide]] = {

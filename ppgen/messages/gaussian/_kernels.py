@@ -18,7 +18,7 @@ __all__ = ["eliminate", "join", "spread_out", "statistics"]
 
 _SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
 _AT_REST = 1e-14
-_LOG_2PI = 1.8378770664093454836
+_LOG_2PI = 1.8378770664093454836  # the nearest double; ppgen.constants has one unit of the last digit less
 
 
 @njit(**KERNEL)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ppgen.constants import LOG_2PI
 from ppgen.messages._compiled import Array
 
 __all__ = ["eliminate", "moments", "refuse_indefinite", "statistics"]
@@ -44,7 +45,7 @@ def eliminate(
     """Log-normalisers (B,), and Cholesky factors, gains and offsets of each block given the next."""
     J = 0.5 * (J + J.mT)
     precision, linear = J[:, 0].expand(len(h), -1, -1), h[:, 0]
-    value = h.new_full((len(h),), 0.5 * h.shape[1] * h.shape[2] * math.log(2 * math.pi))
+    value = h.new_full((len(h),), 0.5 * h.shape[1] * h.shape[2] * LOG_2PI)
     factors, gains, offsets = [], [], []
     failed = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
     for t in range(h.shape[1]):

@@ -10,11 +10,10 @@ import math
 import numpy as np
 from numba import njit
 
+from ppgen.constants import LOG_2PI
 from ppgen.messages._compiled import KERNEL, Array
 
 __all__ = ["smooth"]
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 @njit(**KERNEL)
