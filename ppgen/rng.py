@@ -11,9 +11,9 @@ import torch
 
 from ppgen.errors import DataError
 
-__all__ = ["private_stream"]
+__all__ = ["private_stream", "seed_device"]
 
-LARGEST = 2**53  # integers below are exact as JSON and as float64
+LARGEST_SEED = 2**53  # integers below are exact as JSON and as float64
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def private_stream(random_seed: int | None) -> Iterator[int]:
     DataError : a seed that is no whole number from 0 to 2**53.
     """
     whole = isinstance(random_seed, Integral) and not isinstance(random_seed, bool)
-    if random_seed is not None and not (whole and 0 <= random_seed < LARGEST):
+    if random_seed is not None and not (whole and 0 <= random_seed < LARGEST_SEED):
         raise DataError(
             f"random_seed must be a whole number from 0 to 2**53, got {random_seed!r}; pass another, or None"
         )
@@ -42,3 +42,11 @@ def private_stream(random_seed: int | None) -> Iterator[int]:
         finally:
             np.random.set_state(saved_numpy)  # noqa: NPY002
             random.setstate(saved_python)
+
+
+def seed_device(number: int, device: torch.device) -> None:
+    """Seed the generator that a device draws from."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)

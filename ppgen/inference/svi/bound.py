@@ -13,7 +13,6 @@ from ppgen.data.parts import each, parts
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.options import Options
 from ppgen.inference.svi.parallel import Group
-from ppgen.inference.svi.training import Rows
 from ppgen.programs.parameters import Parameters
 from ppgen.programs.task import Task
 from ppgen.programs.tracing import Batch, Mode, blame, build
@@ -22,9 +21,9 @@ __all__ = ["Bound", "build_bound", "gradients_of"]
 
 log = logging.getLogger(__name__)
 
-LOOKS = 16  # draws of the guide that a look at the bound averages over
+LOOK_DRAWS = 16  # draws of the guide that a look at the bound averages over
 FEWER, BATCHES = 4, 5  # of a run in minibatches: draws, and rows in batches, a tenth of what a window of steps costs
-CALLS = 10_000  # steps that a run is expected to take at most, to judge whether to compile
+MOST_CALLS = 10_000  # steps that a run is expected to take at most, to judge whether to compile
 
 
 @final
@@ -45,10 +44,10 @@ class Bound:
         self.task, self.objective, self.parameters, self.options = task, objective, parameters, options
         self.processes, self.types = processes, len(parameters.types)
         examples = [*parameters.flat(), self._baselines(), *self.batch(0)(0)]
-        self.built = build_bound(self._graph, self._eager, examples, mode, min(max_steps, CALLS))
+        self.built = build_bound(self._graph, self._eager, examples, mode, min(max_steps, MOST_CALLS))
         decided = options.early_stopping or outside is not None
         args, kwargs = self._looked_at() if outside is None else (outside.args, outside.kwargs)
-        draws = LOOKS if options.batch_size is None or outside is not None else FEWER
+        draws = LOOK_DRAWS if options.batch_size is None or outside is not None else FEWER
         draws = draws if objective.plan.draws else 1
         self.evaluate = self._evaluator(args, kwargs, draws, mode) if decided else None
 
@@ -57,11 +56,11 @@ class Bound:
         return self.built(*inputs)
 
     def batch(self, seed: int) -> Callable[[int], Sequence[Tensor]]:
-        """What comes at each step beside the parameters: rows of data and inputs; nothing when all are used."""
+        """Rows of data and inputs that come at each step beside the parameters; nothing when all rows are used."""
         size = self.options.batch_size
         if size is None:
             return lambda _: ()
-        rows, x, u = Rows(self.task.rows, size, seed), self.task.args[0], self.task.kwargs["u"]
+        rows, x, u = _Rows(self.task.rows, size, seed), self.task.args[0], self.task.kwargs["u"]
 
         def at(step: int) -> Sequence[Tensor]:
             index = self.processes.share(rows.at(step)).to(x.device)
@@ -157,7 +156,7 @@ class Bound:
 def gradients_of(
     estimate: Callable[[Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]], flat: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """What an estimate records, and the gradient of its first value, by flat parameters."""
+    """The record of an estimate, and the gradient of its first value, by flat parameters."""
     leaves = [vector.detach().requires_grad_() for vector in flat]
     with torch.enable_grad():
         value, records = estimate(leaves)
@@ -184,3 +183,20 @@ def build_bound(
         reason = str(told).split("\n")[0]
         log.warning("svi: the bound cannot be traced and runs eagerly, which is slower: %s", reason)
         return Batch(eager, "eager", reason)
+
+
+@final
+class _Rows:
+    """Rows of each step's batch, always as many: every pass is in a new order, its incomplete last batch left out."""
+
+    def __init__(self, total: int, size: int, seed: int) -> None:
+        self.total, self.size, self.seed = total, size, seed
+        self.order, self.turn = torch.empty(0, dtype=torch.int64), -1
+
+    def at(self, step: int) -> Tensor:
+        """Indices (B,) of the batch of a step."""
+        turn, place = divmod(step, self.total // self.size)
+        if turn != self.turn:
+            generator = torch.Generator().manual_seed(self.seed + turn)
+            self.order, self.turn = torch.randperm(self.total, generator=generator), turn
+        return self.order[place * self.size : (place + 1) * self.size]

@@ -29,18 +29,19 @@ from ppgen.errors import FitError
 from ppgen.inference.ascent import Ascent, Pair, dot
 from ppgen.inference.svi.fixed_draws import FixedDraws, matched_normals
 from ppgen.inference.svi.guides import FlatGuide, FullRank, LowRank, NormalGuide, Point
-from ppgen.inference.svi.training import checkpoint_of
+from ppgen.inference.svi.identity import checkpoint_of
 from ppgen.programs.parameters import Parameters
 
 __all__ = ["Climb", "first_draws"]
 
-FRAME_STEPS, MEMORY = 20, 20  # L-BFGS steps before the frame moves, and those it remembers
-FEW, NOISE = 1e-5, 1e-3  # largest entry of the natural gradient at the end; and where rounding hides any further gain
+FRAME_STEPS, MOST_PAIRS = 20, 20  # L-BFGS steps before the frame moves, and those it remembers
+SETTLED = 1e-5  # largest entry of the natural gradient at the end
+SETTLED_BY_ROUNDING = 1e-3  # and there, if rounding hides any further gain
 ROUGH = 0.05  # and of a part of the rows, or of few draws
-LOST = 1e-12  # relative gain that is rounding
+ROUNDING = 1e-12  # relative gain that is rounding
 FLAT, PATIENCE = 1e-3, 3  # nats a frame, and frames in a row, after which a guide with redundant parameters has settled
 GROWTH, FIRST_ROWS = 8, 1000  # of the parts of the rows
-ROUGH_DRAWS, DRAWS, MOST_DRAWS = 16, 64, 1024
+ROUGH_DRAWS, FINE_DRAWS, MOST_DRAWS = 16, 64, 1024
 ERROR, WORST = 0.03, 3  # root mean square of the natural gradient over fresh draws that will do; its largest entry's
 HISTORY = ("elbo", "gradient_norm", "draws", "rows")
 
@@ -61,8 +62,8 @@ class Climb:
     Parameters
     ----------
     bound : over fixed draws.
-    parameters : what is trained, all of one type; they keep their values until `finish`.
-    identity : of the run; a checkpoint of another is refused.
+    parameters : trained parameters, all of one type; they keep their values until `finish`.
+    identity : identity of the run; a checkpoint of another is refused.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Climb:
 
     @property
     def over(self) -> bool:
-        """Whether there is no step left to make."""
+        """True if there is no step left to make."""
         return self.steps >= self.max_steps or self.converged or self.stuck > 2
 
     @property
@@ -94,8 +95,8 @@ class Climb:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows are climbed, by draws enough."""
-        return self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= DRAWS)
+        """True if all rows are climbed, by enough draws."""
+        return self.stage == len(self.parts) - 1 and (self.draws == 1 or self.draws >= FINE_DRAWS)
 
     def step(self) -> None:
         """One step of L-BFGS, and after some of them a new frame."""
@@ -133,7 +134,7 @@ class Climb:
         return table.astype({"draws": int, "rows": int})
 
     def words(self) -> dict[str, Any]:
-        """What was done, for the attributes of a fit."""
+        """Attributes of a fit that say what was done."""
         done = {"converged": self.converged, "optimizer": "L-BFGS over fixed draws", "particles": self.draws}
         return {**done, "restart_elbos": [self.elbo]}
 
@@ -161,7 +162,7 @@ class Climb:
             self.guide.settle()
         (vector,) = self.parameters.flat()
         value, gradient = self._value_and_grad(vector[None])
-        return Ascent(vector[None], value, gradient, MEMORY)
+        return Ascent(vector[None], value, gradient, MOST_PAIRS)
 
     def _move(self) -> None:
         """Move the frame to where the guide is; when it has settled, go on to more rows, other draws, or the end."""
@@ -174,7 +175,7 @@ class Climb:
         self.stuck = self.stuck + 1 if lost else 0
         self.quiet = self.quiet + 1 if self.gained <= FLAT else 0
         self.gained = 0.0
-        small = ROUGH if not last else NOISE if lost else FEW
+        small = ROUGH if not last else SETTLED_BY_ROUNDING if lost else SETTLED
         if last and isinstance(self.guide, LowRank | Point) and self.quiet >= PATIENCE:
             small = ERROR
         if self._natural(before) <= small:
@@ -182,14 +183,14 @@ class Climb:
 
     def _least_gain(self) -> float:
         """Nats that are more than rounding; in the rough, more than a mean or a width would notice."""
-        return max(LOST * (1 + abs(float(self.up.value))), 0.0 if self.whole else FLAT)
+        return max(ROUNDING * (1 + abs(float(self.up.value))), 0.0 if self.whole else FLAT)
 
     def _settled(self, last: bool) -> None:
         """Go on with more rows, more draws, or come to the end."""
         if self.stage < len(self.parts) - 1:
             self.stage += 1
         elif not last:
-            self._take(DRAWS)
+            self._take(FINE_DRAWS)
         elif not self._needs_more_draws():
             self.converged = True
             return
@@ -202,7 +203,7 @@ class Climb:
         self.noise = self._numbers()
 
     def _needs_more_draws(self) -> bool:
-        """Whether draws that were not climbed would move the guide; then as many are taken as will do."""
+        """Tell whether draws that were not climbed would move the guide; then as many are taken as will do."""
         if not isinstance(self.guide, NormalGuide):
             return False
         climbed = self.noise
@@ -218,7 +219,7 @@ class Climb:
         return True
 
     def _of_guide(self) -> Tensor:
-        """Which entries of the flat vector are the named guide's."""
+        """Mark the entries of the flat vector that belong to the named guide."""
         ids = {id(value) for value in self.guide.parameters()}
         leaves = self.parameters.leaves.values()
         return torch.cat([torch.full((leaf.numel(),), id(leaf) in ids) for leaf in leaves])
@@ -242,7 +243,7 @@ class Climb:
             f"pair/{i}/{name}": value for i, pair in enumerate(self.up.pairs) for name, value in pair._asdict().items()
         }
         tensors["records"] = torch.tensor(self.records, dtype=torch.float64).reshape(-1, len(HISTORY))
-        state = {name: getattr(self, name) for name in _STATE}
+        state = {name: getattr(self, name) for name in STATE}
         checkpoint_of(path, self.identity).save(tensors, {"pairs": len(self.up.pairs), **state})
 
     def resume(self, path: Path | None) -> None:
@@ -256,7 +257,7 @@ class Climb:
         if saved is None:
             return
         content, tensors = saved
-        for name in _STATE:
+        for name in STATE:
             setattr(self, name, content[name])
         self._seed(self.seed)
         self.records = [tuple(row) for row in tensors["records"].tolist()]
@@ -264,12 +265,12 @@ class Climb:
             for name, value in self.guide.frame.items():
                 value.copy_(tensors[f"frame/{name}"])
         pairs = [Pair(*(tensors[f"pair/{i}/{name}"] for name in Pair._fields)) for i in range(content["pairs"])]
-        self.up = Ascent(tensors["up/v"], tensors["up/value"], tensors["up/gradient"], MEMORY, pairs)
+        self.up = Ascent(tensors["up/v"], tensors["up/value"], tensors["up/gradient"], MOST_PAIRS, pairs)
         self.up.diagonal = tensors["up/diagonal"]
 
     @property
     def is_finite(self) -> bool:
-        """Whether the bound is, where the climb stands."""
+        """True if the bound is finite where the climb stands."""
         return math.isfinite(self.elbo)
 
     def check(self) -> None:
@@ -289,7 +290,7 @@ class Climb:
             )
 
 
-_STATE = ("seed", "stage", "sets", "draws", "converged", "stuck", "quiet", "gained", "error")
+STATE = ("seed", "stage", "sets", "draws", "converged", "stuck", "quiet", "gained", "error")
 
 
 def _parts(bound: FixedDraws) -> list[int]:

@@ -14,7 +14,6 @@ References: Hoffman et al. (2013); Kingma & Welling (2014); Kucukelbir et al. (2
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,38 +24,32 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppgen.arguments import as_device, as_dtype, as_folder
-from ppgen.data.parts import each
 from ppgen.errors import DataError, FitError
 from ppgen.inference.svi.bound import Bound
 from ppgen.inference.svi.climbing import Climb, first_draws
 from ppgen.inference.svi.fixed_draws import FixedDraws
-from ppgen.inference.svi.guides import Laplace, NormalGuide, Point, named_guide
+from ppgen.inference.svi.guides import Laplace, NormalGuide, Point
 from ppgen.inference.svi.identity import behaviour, identity_of
-from ppgen.inference.svi.natural import NaturalGuide, natural_guide
+from ppgen.inference.svi.natural import NaturalGuide
 from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.options import Guide, Options, check_batch, check_options, options_of
 from ppgen.inference.svi.parallel import group, own_device, world_size
+from ppgen.inference.svi.preparation import held_out_task, own_copy, prepare, read_task, types
 from ppgen.inference.svi.restarts import Restarts
-from ppgen.inference.svi.training import RISE, Run, seed_device
-from ppgen.inference.svi.weighted import Weighted
+from ppgen.inference.svi.training import RISE, Run
 from ppgen.keywords import known_keywords
-from ppgen.model import Conjugate, Model
+from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.density import density, home, quiet
 from ppgen.programs.memory import memory, remember
-from ppgen.programs.minibatch import check_minibatch
-from ppgen.programs.naming import check_dims, check_guide, check_keywords
-from ppgen.programs.parameters import Parameters, Placed, declared_by, learnt_by
-from ppgen.programs.program import Function, make_local, moved, owner
-from ppgen.programs.rows import reads_rows, remember_row_sites, row_sites
-from ppgen.programs.scores import NOTHING_OBSERVED
-from ppgen.programs.sites import learn
-from ppgen.programs.task import Task, read
+from ppgen.programs.parameters import Parameters, Placed, learnt_by
+from ppgen.programs.rows import reads_rows, remember_row_sites
+from ppgen.programs.task import Task
 from ppgen.programs.threads import limited
 from ppgen.programs.tracing import Mode
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws, Factors
-from ppgen.rng import private_stream
+from ppgen.rng import private_stream, seed_device
 from ppgen.storage.lock import held
 
 __all__ = ["fit"]
@@ -105,19 +98,19 @@ def fit(
     Parameters
     ----------
     model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
-    args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
-        observed; of a function its arguments.
-    u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
-        numbers stay whole (an index of a group, say).
+    args : for a `Model` the observations ``x``, in any form that :func:`ppgen.data.as_observations` takes (NaN is "not
+        observed"); for a function its arguments.
+    u : inputs of a `Model`, with a row for each row of ``x``: an array, a table, or a dict of them by name. Whole
+        numbers in a dict stay whole, so that they can be indices (of a group, say).
     dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
-        a `Model` says them itself.
+        a `Model` has its own.
     guide : ``"mean_field"``, ``"full_rank"``, ``"low_rank"``, ``"laplace"``, ``"flow"``, ``"map"`` (one value of every
-        site, where their density in their own units is largest), or a guide of your own, called as the model is (a
-        module of its own is trained itself, not a copy). None is the model's own; a model without one gets
-        ``"mean_field"``, and a conjugate one its factors, along natural gradients, while all else is the optimiser's.
-    max_steps : at most this many steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 of ``"map"``.
-    lr : learning rate at the start, 0.01 by default. This and the next options are of small steps: whoever sets one
-        asks for them, also with a guide by name.
+        site, where their density in their own units is largest), or a guide of your own, called with the arguments of
+        the model (a module is itself trained, not a copy). None is the model's own guide; a model without one gets
+        ``"mean_field"``. A conjugate model gets its factors, trained along natural gradients beside the optimiser.
+    max_steps : largest number of steps: 100,000, or 10,000 without ``early_stopping``, or 1,000 for ``"map"``.
+    lr : learning rate at the start, 0.01 by default. This and the options down to ``early_stopping`` belong to small
+        noisy steps: a guide by name takes such steps if one of them is set.
     optimizer : a class of ``torch.optim``, or any function of ``(parameters, lr=)``; Adam by default.
     schedule : ``"plateau"`` (divided by ten when the bound has stopped rising; the default with ``early_stopping``),
         ``"constant"`` (the default without), ``"cosine"`` to zero at ``max_steps``, or a function of the step that
@@ -125,34 +118,33 @@ def fit(
     warmup : steps over which the learning rate rises from zero.
     clip : largest norm of a gradient, in nats per unit of the unconstrained parameters; longer ones are shortened. By
         default ten times the median of the last hundred.
-    particles : draws of the guide a step, made at once; 1 by default.
-    bound : ``"elbo"``, or ``"iwae"``, the importance-weighted bound: of each row the logarithm of the mean weight of as
-        many draws of its own latents as there are ``particles``. See :mod:`ppgen.inference.svi.weighted`.
-    averaging : give back an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
-    early_stopping : stop when the guide has settled; without it all steps are taken.
-    n_init : starts of a guide by name without options of small steps: the first near the middle, the others drawn from
-        the prior; the highest end is kept, and ``attrs["restart_elbos"]`` holds all.
-    batch_size : rows or sequences of a step's minibatch (of a `Model`); None uses all of them. A guide by name takes
+    particles : draws of the guide at each step, made at once; 1 by default.
+    bound : ``"elbo"``, or ``"iwae"``, the importance-weighted bound: the logarithm of the mean weight of ``particles``
+        draws of each row's own latents. See :mod:`ppgen.inference.svi.weighted`.
+    averaging : return an average of the parameters over the steps, late ones weighing more (Polyak & Juditsky 1992).
+    early_stopping : stop when the guide has settled; otherwise all steps are taken.
+    n_init : number of starts, for a guide by name without options of small steps: the first near the middle, the others
+        drawn from the prior. The fit with the highest bound is kept; ``attrs["restart_elbos"]`` holds all bounds.
+    batch_size : rows or sequences of a step's minibatch (for a `Model`); None uses all of them. A guide by name takes
         as many such batches together as fit in 130 MB, and at the end all rows.
-    delay, forgetting : of a conjugate model's factors in minibatches, sizes ``(step + delay) ** -forgetting`` of their
-        steps along natural gradients; with all rows these are whole.
-    held_out : observations whose bound is looked at every 200 steps, instead of that of the data; the parameters with
-        the best are given back. ``held_out_u`` are their inputs.
-    draws : draws of the trained guide to keep; of ``"map"`` there is one.
+    delay, forgetting : step sizes ``(step + delay) ** -forgetting`` of a conjugate model's factors along their natural
+        gradients in minibatches; with all rows these steps have size one.
+    held_out : observations whose bound is computed every 200 steps, instead of that of the data; the parameters with
+        the best one are returned. ``held_out_u`` are their inputs.
+    draws : draws of the trained guide to keep; ``"map"`` has one.
     compile : see :meth:`ppgen.programs.density.Density.batch`; a program that cannot be traced runs eagerly with
         ``"auto"``, which the log says.
-    dtype : of parameters and data while training; that of the model's parameters by default, else float64. Parameters
+    dtype : type of parameters and data in training; by default that of the model's parameters, else float64. Parameters
         of several types keep theirs beside data in float64, as networks do beside factors. The fit answers in float64.
-    device : ``"auto"`` (a model's own), ``"cpu"``, ``"cuda"`` or another of torch's.
-    checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
+    device : ``"auto"`` (that of the model), ``"cpu"``, ``"cuda"`` or another of torch's.
+    checkpoint : folder for checkpoints. Call `fit` again with the same arguments to resume, bit for bit.
     checkpoint_every : steps between saves.
 
-    Under ``torchrun`` all processes must be given the same; each works on its rows of every batch.
+    Under ``torchrun`` all processes must get the same arguments; each works on its rows of every batch.
 
     Returns
     -------
-    Fit
-        Its posterior is `Draws` (one chain of independent draws of the guide).
+    Fit : its posterior is `Draws` (one chain of independent draws of the guide).
 
     Raises
     ------
@@ -173,14 +165,14 @@ def fit(
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
     place = own_device(as_device("svi", device) or home(model, args))
-    dtype, keep = _types(model, guide, dtype)
-    task = _read(model, args, u, as_dtype("svi", dtype), place, keep=keep, dims=dims, coords=coords)
+    dtype, keep = types(model, guide, dtype)
+    task = read_task(model, args, u, as_dtype("svi", dtype), place, keep=keep, dims=dims, coords=coords)
     check_batch(task, options, world_size())
-    guide = _beside(guide, model, task)
-    outside = _held_out(task, held_out, held_out_u, dtype, place)
+    guide = own_copy(guide, model, task)
+    outside = held_out_task(task, held_out, held_out_u, dtype, place)
     with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
-        objective, parameters, named = _prepare(task, guide, options)
+        objective, parameters, named = prepare(task, guide, options)
         more = (compile, str(dtype), random_seed, behaviour(task, objective, parameters))
         identity = identity_of(task, outside, options, guide, more)
         run: Run | Climb | Restarts | None = None
@@ -245,7 +237,7 @@ def _numbers(objective: Objective, named: nn.Module | None) -> int:
 
 
 def _is_ascent(parameters: Parameters, options: Options) -> bool:
-    """Whether each step is one of coordinate ascent: there are few, too few to trace a graph for."""
+    """Tell whether each step is one of coordinate ascent: there are few, too few to trace a graph for."""
     return all(parameters.are_apart) and options.batch_size is None
 
 
@@ -291,90 +283,6 @@ def _climb(
     return Restarts(run, begin, prior, parameters, guide, n_init)
 
 
-def _read(
-    model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
-    *, keep: bool = False, **more: Any,  # noqa: ANN401 (what `read` takes beside these)
-) -> Task:  # fmt: skip
-    """What is fitted, in one type on one device; a model is told how many rows there are."""
-    task = read("svi", model, args, u, **more).to(device, dtype, keep=keep)
-    if task.observations is not None:
-        check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))
-    return task if task.observations is None else replace(task, kwargs={**task.kwargs, "total": task.rows})
-
-
-def _held_out(task: Task, x: object, u: object, dtype: torch.dtype, device: torch.device) -> Task | None:
-    """Rows beside those of ``task``, if there are any; refused where the bound of both cannot be compared."""
-    if x is None:
-        if u is not None:
-            raise DataError("svi: held_out_u must come with held_out, got it alone; pass both or neither")
-        return None
-    if task.observations is None:
-        raise DataError("svi: held_out is for models, whose data is known; subclass ppgen.Model")
-    outside = _read(task.model, (x,), u, dtype, device, beside=task)
-    for dim, size, given in zip(task.model.data_dims, task.args[0].shape, outside.args[0].shape, strict=True):
-        if dim not in (task.model.data_dims[0], "time") and given != size:
-            raise DataError(f"svi: held_out must have {size} {dim}s like x, got {given}; pass rows of the same data")
-    if bool(torch.isnan(outside.args[0]).all()):
-        raise DataError("svi: held_out must have observed entries, all are NaN; pass other rows")
-    return outside
-
-
-def _prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Parameters, nn.Module | None]:
-    """The bound, its parameters, and the named guide if it is one."""
-    batch_size = options.batch_size
-    model, program, kwargs = task.model, task.program, task.kwargs
-    args = task.args if batch_size is None else (task.args[0][:batch_size],)
-    if batch_size is not None:
-        check_minibatch(program, task.args[0], kwargs["u"], batch_size)
-        kwargs = {**kwargs, "u": each(kwargs["u"], lambda part: part[:batch_size])}
-    own = not isinstance(model, Function) and type(model).guide is not Model.guide
-    named: nn.Module | None = None
-    q: Callable[..., Any]
-    check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
-    if guide is None and isinstance(model, Conjugate):
-        named = natural_guide(model, task, args, kwargs).to(home(model, args))
-        program, q = named.model, named
-    elif guide is None and own:
-        q = model.guide
-    elif guide is None or isinstance(guide, str):
-        sites = learn(program, args, kwargs, minibatch=True).sites
-        q = named = named_guide(guide or "mean_field", sites).to(home(model, args))
-    else:
-        q = guide
-        make_local(_owners(guide))
-    owners = [model, *_owners(task.program), *_owners(q)]
-    objective = Objective(program, q, tuple(dict.fromkeys(owners)), _weighted(task, options))
-    q(*args, **kwargs)  # a guide may make its parameters when it first sees data
-    with declared_by(objective) as declared:
-        objective.learn(args, kwargs)
-    if task.observations is not None and not objective.plan.observes:
-        raise DataError(NOTHING_OBSERVED.format(who="svi", model=type(model).__name__))
-    check_dims("svi", model, objective.plan.shapes, program, args, whole=batch_size is None)
-    parameters = Parameters(objective, declared, named if isinstance(named, NaturalGuide) else None)
-    if not parameters.leaves:
-        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
-    return objective, parameters, named
-
-
-def _weighted(task: Task, options: Options) -> Weighted | None:
-    """What an importance-weighted bound averages inside its logarithm; None of the ELBO.
-
-    Raises
-    ------
-    FitError : whole draws are to be weighed by minibatches, which would estimate something else.
-    """
-    if options.bound == "elbo":
-        return None
-    x = task.args[0] if task.args else None
-    sites = row_sites(task.model, x, task.kwargs.get("u")) if isinstance(x, Tensor) else {}
-    if not sites and options.batch_size is not None:
-        raise FitError(
-            'svi: bound="iwae" weighs whole draws where rows own no latents, which no minibatch can estimate; use '
-            'batch_size=None, or bound="elbo"'
-        )
-    return Weighted(options.particles, frozenset(site.plate for site in sites.values()))
-
-
 def _name_of(guide: Guide, named: nn.Module | None) -> str:
     if isinstance(guide, str):
         return guide
@@ -385,7 +293,7 @@ def _posterior(
     objective: Objective, named: nn.Module | None, task: Task, draws: int, declared: dict[str, Tensor],
     own: Collection[str],
 ) -> Draws | Factors:  # fmt: skip
-    """What is believed of the parameters: factors as they are, or draws of the guide.
+    """The posterior of the parameters: factors as they are, or draws of the guide.
 
     Raises
     ------
@@ -415,19 +323,6 @@ def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Te
     return frozenset(site.plate for site in sites.values())
 
 
-def _beside(guide: Guide, model: object, task: Task) -> Guide:
-    """A guide that is a method of the same module as the program, of the same copy of it."""
-    own, copied = owner(model), owner(task.program)
-    if isinstance(model, Model) or own is None or copied is None or not callable(guide) or owner(guide) is not own:
-        return guide
-    return moved(guide, copied)
-
-
-def _owners(program: object) -> list[nn.Module]:
-    module = owner(program)
-    return [] if module is None else [module]
-
-
 def _finish_laplace(guide: Laplace, task: Task, dtype: torch.dtype) -> None:
     """Newton steps to the mode of the density, and its curvature there."""
     target = density(task.program, *task.args, **{key: value for key, value in task.kwargs.items() if key != "total"})
@@ -452,26 +347,6 @@ def _train(run: Run | Climb | Restarts, saved: Path | None, every: int, progress
             return True
     run.save(saved)
     return False
-
-
-def _types(model: object, guide: Guide, dtype: torch.dtype | None) -> tuple[torch.dtype, bool]:
-    """Type of the data, and whether parameters keep theirs.
-
-    They do where they have several, or beside factors of a conjugate model, which are float64 as all messages are: a
-    network then casts at its own border.
-    """
-    if guide is None and isinstance(model, Conjugate):
-        if dtype not in (None, torch.float64):
-            raise DataError(
-                f"svi: dtype must be left out for the factors of a conjugate model, which are float64, got {dtype}; "
-                "networks keep the type that they were made in"
-            )
-        return torch.float64, True
-    modules = [model] if isinstance(model, Model) else _owners(model)
-    types = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
-    if dtype is not None:
-        return dtype, False
-    return (torch.float64, True) if len(types) > 1 else (next(iter(types), torch.float64), False)
 
 
 def _plain(model: Model, keep: bool) -> Model:

@@ -28,7 +28,7 @@ from ppgen.programs.written import Written
 __all__ = ["FixedDraws", "matched_normals"]
 
 LARGEST_CALL = 1 << 24  # numbers that the operators of one call may write
-CALLS = 100  # of the graph for each group of rows and draws, as a compiler is told
+CALLS_PER_GROUP = 100  # of the graph for each group of rows and draws, as a compiler is told
 SOBOL = torch.quasirandom.SobolEngine.MAXDIM
 
 
@@ -41,7 +41,7 @@ class FixedDraws:
     Parameters
     ----------
     batch_size : rows that a group holds at least; None takes all rows at once, as a program of unknown data must.
-    draws : of one part at most.
+    draws : number of draws of one part at most.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FixedDraws:
         return value, gradients
 
     def is_random(self) -> bool:
-        """Whether the program draws numbers of its own, so that the bound is no function of its parameters."""
+        """Tell whether the program draws numbers of its own, so that the bound is no function of its parameters."""
         like = self.guide.centre
         noise = torch.zeros(self.part, self.guide.noise_size, dtype=like.dtype, device=like.device)
         found = []
@@ -96,14 +96,14 @@ class FixedDraws:
 
     @property
     def built(self) -> Batch:
-        """How the graph that was built first is run."""
+        """The graph that was built first."""
         return next(iter(self.graphs.values()))
 
     def _graph(self, flat: Sequence[Tensor], part: Tensor, batch: Sequence[Tensor]) -> Batch:
         size = len(batch[0]) if batch else 0
         if size not in self.graphs:
             examples = [*flat, *self._frame(), part, *batch]
-            calls = CALLS * math.ceil(self.task.rows / self.group)
+            calls = CALLS_PER_GROUP * math.ceil(self.task.rows / self.group)
             self.graphs[size] = build_bound(self._gradient, self._one_by_one, examples, self.mode, calls)
         return self.graphs[size]
 
@@ -178,9 +178,9 @@ def matched_normals(
 
     Parameters
     ----------
-    count : of rows M, even. Of up to a quarter as many columns W the covariance is exactly the identity; of more,
+    count : rows M, even. Of up to a quarter as many columns W the covariance is exactly the identity; of more,
         each column's variance is one.
-    generator : of the CPU; the numbers are scrambled Sobol points where there are few columns.
+    generator : one of the CPU; the numbers are scrambled Sobol points where there are few columns.
     """
     half = count // 2
     if size <= min(half // 2, SOBOL):

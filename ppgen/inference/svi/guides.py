@@ -30,9 +30,9 @@ __all__ = ["NAMES", "FlatGuide", "FullRank", "Laplace", "LowRank", "NormalGuide"
 Sites = Mapping[str, Site]
 
 FIRST_SPREAD, FIRST_SCALE = 0.1, 0.1  # of the unconstrained means at the start, and of each draw around them
-FARTHEST = 20.0  # unconstrained number that stands for a draw of the prior on the edge of its support
-LARGEST = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a matrix in memory
-STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS = 1e-4, 20, 1e-9, 64
+EDGE = 20.0  # unconstrained number that stands for a draw of the prior on the edge of its support
+LARGEST_SIZE = {"full_rank": 5000, "laplace": 5000}  # numbers whose covariance is a matrix in memory
+STEP, NEWTON_STEPS, NEWTON_TOLERANCE, ROWS_AT_ONCE = 1e-4, 20, 1e-9, 64
 
 
 def named_guide(name: str, sites: Sites) -> "FlatGuide":
@@ -45,9 +45,9 @@ def named_guide(name: str, sites: Sites) -> "FlatGuide":
     if name not in NAMES:
         raise DataError(f"svi: guide must be one of {NAMES}, a function or a module, got {name!r}")
     size = sum(site.size for site in sites.values())
-    if size > LARGEST.get(name, size):
-        raise DataError(f'svi: guide="{name}" takes at most {LARGEST[name]} numbers, got {size}; use "low_rank"')
-    return _KINDS[name](sites)
+    if size > LARGEST_SIZE.get(name, size):
+        raise DataError(f'svi: guide="{name}" takes at most {LARGEST_SIZE[name]} numbers, got {size}; use "low_rank"')
+    return KINDS[name](sites)
 
 
 class FlatGuide(nn.Module, ABC):
@@ -85,7 +85,7 @@ class FlatGuide(nn.Module, ABC):
         """Move the centre to values of the sites."""
         for name, site in self.sites.items():
             free = site.transform.inv(values[name]).reshape(-1)
-            self.centre[site.place] = free.nan_to_num(0.0, FARTHEST, -FARTHEST)
+            self.centre[site.place] = free.nan_to_num(0.0, EDGE, -EDGE)
 
     @abstractmethod
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -237,7 +237,7 @@ class Laplace(FlatGuide):
 
         Parameters
         ----------
-        gradient : of the log density, (C, P) -> (C, P).
+        gradient : gradient of the log density, (C, P) -> (C, P).
 
         Raises
         ------
@@ -258,7 +258,7 @@ class Laplace(FlatGuide):
         """Factor of the inverse of minus the Hessian, by central differences of the gradient."""
         size = STEP * (1 + v.abs())
         columns = []
-        for part in torch.arange(self.size).split(ROWS):
+        for part in torch.arange(self.size).split(ROWS_AT_ONCE):
             shift = torch.zeros(len(part), self.size, dtype=v.dtype, device=v.device)
             shift[torch.arange(len(part)), part] = size[part]
             columns.append((gradient(v + shift) - gradient(v - shift)) / (2 * size[part, None]))
@@ -387,7 +387,7 @@ def _standard(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square().sum() + noise.numel() * LOG_2PI)
 
 
-_KINDS: dict[str, Callable[[Sites], FlatGuide]] = {
+KINDS: dict[str, Callable[[Sites], FlatGuide]] = {
     "mean_field": MeanField,
     "full_rank": FullRank,
     "low_rank": LowRank,
@@ -396,4 +396,4 @@ _KINDS: dict[str, Callable[[Sites], FlatGuide]] = {
     "map": Point,
 }
 
-NAMES = tuple(_KINDS)
+NAMES = tuple(KINDS)

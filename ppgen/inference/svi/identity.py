@@ -1,9 +1,10 @@
-"""What makes two runs the same run, so that one goes on from the checkpoint of the other."""
+"""Identity of a run: a run goes on from the checkpoint of another if both have the same."""
 
 import hashlib
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -19,8 +20,9 @@ from ppgen.programs.parameters import Parameters
 from ppgen.programs.program import Function
 from ppgen.programs.task import Task
 from ppgen.results.rebuild import describe
+from ppgen.storage.checkpoint import Checkpoint
 
-__all__ = ["behaviour", "identity_of"]
+__all__ = ["behaviour", "checkpoint_of", "identity_of"]
 
 
 def behaviour(task: Task, objective: Objective, parameters: Parameters) -> str:
@@ -52,6 +54,11 @@ def identity_of(task: Task, outside: Task | None, options: Options, guide: Guide
         if isinstance(value, Tensor):
             digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
     return digest.hexdigest()
+
+
+def checkpoint_of(path: Path, identity: str) -> Checkpoint:
+    """Name the checkpoint of the run of this identity."""
+    return Checkpoint("svi", path, {"model, data or options": identity}, beside=[path.suffix])
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -11,22 +11,19 @@ References: Kingma & Welling (2014); Ranganath et al. (2014); Schulman et al. (2
 """
 
 import logging
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import vmap
 
-from ppgen.errors import DataError, FitError
+from ppgen.inference.svi.estimators import Plan, check_shapes, drawn_sites, plan
 from ppgen.inference.svi.weighted import Pair, Weighted, check_weighted, weighted_bound
 from ppgen.predictions.conditioned import latent_sites, sampled_sites
 from ppgen.predictions.over_draws import gather, nothing
@@ -34,101 +31,13 @@ from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.enumeration import enumerated_log_prob, enumerating, expected_bound
 from ppgen.programs.mapped import mapped
 from ppgen.programs.parameters import Placed
-from ppgen.programs.scores import check_sites, innermost, observes
-from ppgen.programs.sites import MOST_ENUMERATED, check_enumerable, is_discrete
 
-__all__ = ["Objective", "Plan", "plan"]
+__all__ = ["Objective"]
 
 Program = Callable[..., Any]
-Nodes = Mapping[str, Any]
 DRAWN = 1 << 27  # numbers of the guide's draws that are kept
 
 log = logging.getLogger(__name__)
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """How the gradient of each latent site is found.
-
-    ``summed`` are discrete sites of the model that the guide leaves out; ``depth`` is how deep plates nest, and
-    ``numbers`` counts those that the guide draws, for all rows behind a minibatch; ``local`` says whether some are of
-    the rows of a minibatch, ``shapes`` are those of the latent sites of the model, and ``observes`` whether it observes
-    anything.
-    """
-
-    closed: tuple[str, ...]
-    reparameterised: tuple[str, ...]
-    enumerated: tuple[str, ...]
-    scored: tuple[str, ...]
-    summed: tuple[str, ...]
-    depth: int
-    numbers: int = 1
-    local: bool = False
-    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
-    observes: bool = True
-
-    @property
-    def draws(self) -> bool:
-        """Whether the guide draws anything that makes the bound random."""
-        return bool(self.closed or self.reparameterised or self.enumerated or self.scored)
-
-    def words(self) -> dict[str, str]:
-        """Site -> estimator, in words."""
-        ways = {
-            "closed form": self.closed,
-            "reparameterised": self.reparameterised,
-            "enumerated": self.enumerated,
-            "score function": self.scored,
-            "summed out": self.summed,
-        }
-        return {site: way for way, sites in ways.items() for site in sites}
-
-
-def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
-    """Run both programs once and choose an estimator for every latent site.
-
-    Raises
-    ------
-    FitError : the guide does not draw the latent sites of the model.
-    DataError : a discrete site that is neither in the guide nor small enough to be summed out.
-    """
-    with torch.no_grad():
-        q = poutine.trace(guide).get_trace(*args, **kwargs)
-        with _SameShapes(set(latent_sites(q))):
-            p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
-    check_sites("svi", p.nodes)
-    wanted, drawn = latent_sites(p), latent_sites(q)
-    summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
-    _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
-    for name in summed:
-        check_enumerable(name, wanted[name]["fn"])
-    discrete = [name for name, site in drawn.items() if is_discrete(site["fn"])]
-    enumerated = tuple(name for name in discrete if _is_small(name, drawn[name]["fn"], len(discrete)))
-    scored = tuple(
-        name for name, site in _drawn_sites(q).items() if name not in enumerated and not site["fn"].has_rsample
-    )
-    exact = () if enumerated or summed else tuple(_closed(wanted, drawn, scored))
-    rest = tuple(name for name in drawn if name not in {*enumerated, *scored, *exact})
-    frames = [f for trace in (p, q) for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
-    depth = max((-int(frame.dim or 0) for frame in frames if frame.vectorized), default=0)
-    if enumerated and (summed or scored):
-        other = (*summed, *scored)[0]
-        raise FitError(
-            f"svi: a guide that draws the small discrete site {enumerated[0]!r} must draw every other with small "
-            f"support or by reparameterisation, {other!r} is not; leave the discrete sites out of the guide"
-        )
-    for name in scored:
-        log.warning(
-            "svi: the gradient of site %r comes from its score function (%s has no reparameterisation), which is "
-            "noisy: prefer more particles and a smaller lr",
-            name,
-            type(innermost(_drawn_sites(q)[name]["fn"])).__name__,
-        )
-    local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
-    numbers = max(1, sum(map(_numbers, drawn.values())))
-    shapes = {name: site["fn"].shape() for name, site in wanted.items()}
-    return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes, observes(p.nodes))
 
 
 @final
@@ -246,7 +155,7 @@ class Objective(nn.Module):
         """Name of the first site with a log density that is not finite at the present parameters; empty if none."""
         with torch.no_grad(), Placed(declared):
             p, q = _run(*self.programs, args, kwargs)
-            for name, site in {**_drawn_sites(q), **sampled_sites(p)}.items():
+            for name, site in {**drawn_sites(q), **sampled_sites(p)}.items():
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return name
         return ""
@@ -269,7 +178,7 @@ class Objective(nn.Module):
             bound = expected_bound(p, q)
             return bound, bound, baselines
         if not plan.summed:
-            _check_shapes(p, set(latent_sites(q)))
+            check_shapes(p, set(latent_sites(q)))
         bound = _closed_bound(p, q, plan, enumerated_log_prob(p) if plan.summed else None)
         return (bound, bound, baselines) if not plan.scored else _with_scores(bound, p, q, plan, baselines)
 
@@ -289,7 +198,7 @@ def _type_of(values: Mapping[str, Tensor]) -> torch.dtype:
 def _of_rows(trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, Tensor]:
     """Log density of what is drawn in the plate over the rows of the first argument, if anything is."""
     rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].ndim else 0
-    scores = row_scores(_drawn_sites(trace).values(), rows)
+    scores = row_scores(drawn_sites(trace).values(), rows)
     return {"log_q_rows": torch.stack(scores).sum(0)} if scores else {}
 
 
@@ -351,97 +260,3 @@ def _score(site: Any) -> Tensor:  # noqa: ANN401 (a node of a trace)
 
 def _divergence(q: Any, p: Any) -> Tensor:  # noqa: ANN401 (nodes of traces)
     return scale_and_mask(kl_divergence(q["fn"], p["fn"]), p["scale"], p["mask"])
-
-
-def _closed(wanted: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[str]:
-    """Sites whose divergence has a closed form.
-
-    What a site depends on in the model comes before it there, and must come before it in the guide too: then the
-    divergence, at the values drawn so far, has the right mean.
-    """
-    order = list(drawn)
-    before: set[str] = set()
-    for name in wanted:
-        if (
-            before <= set(order[: order.index(name)])
-            and name not in scored
-            and _has_closed_form(drawn[name], wanted[name])
-        ):
-            yield name
-        before.add(name)
-
-
-def _has_closed_form(q: Any, p: Any) -> bool:  # noqa: ANN401 (nodes of traces)
-    if isinstance(innermost(q["fn"]), Delta) or q["scale"] is not p["scale"] and q["scale"] != p["scale"]:
-        return False
-    if q["mask"] is not p["mask"]:
-        return False
-    try:
-        return kl_divergence(q["fn"], p["fn"]).shape == p["fn"].batch_shape == q["fn"].batch_shape
-    except NotImplementedError:
-        return False
-
-
-def _drawn_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Latent sites, a guide's auxiliary ones among them."""
-    return {name: site for name, site in sampled_sites(trace).items() if not site["is_observed"]}
-
-
-def _check_cover(wanted: set[str], drawn: set[str], known: set[str]) -> None:
-    missing, extra = sorted(wanted - drawn), sorted(drawn - known)
-    if missing or extra:
-        raise FitError(
-            f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}; draw each "
-            "under the model's name, helpers with infer={'is_auxiliary': True}"
-        )
-
-
-def _check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
-    """What the guide draws must have the shape that the model gives its site: else one would be broadcast, in silence.
-
-    Raises
-    ------
-    FitError : it has not, because the guide is wrong, or the shape of the site depends on values.
-    """
-    nodes: dict[str, Any] = dict(p.nodes)
-    for name in sorted(drawn & set(nodes)):
-        _check_shape(nodes[name])
-
-
-def _check_shape(site: Any) -> None:  # noqa: ANN401 (a node of a trace)
-    wanted, given = site["fn"].shape(), site["value"].shape
-    if wanted != given:
-        raise FitError(
-            f"svi: the guide must draw site {site['name']!r} in the shape of the model, {tuple(wanted)}, got "
-            f"{tuple(given)}; make them equal, and independent of the values of other sites"
-        )
-
-
-@final
-class _SameShapes(Messenger):
-    """Looks at the shapes of sites ``drawn`` by a guide before the model computes with what came."""
-
-    def __init__(self, drawn: set[str]) -> None:
-        super().__init__()
-        self.drawn = drawn
-
-    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
-        if msg["name"] in self.drawn:
-            _check_shape(msg)
-
-
-def _numbers(site: Any) -> int:  # noqa: ANN401 (a node of a trace)
-    """Numbers of a site, those of the rows behind a minibatch among them."""
-    return round(site["value"].numel() * math.prod(frame.full_size / frame.size for frame in _frames(site)))
-
-
-def _frames(site: Any) -> list[Any]:  # noqa: ANN401 (a node of a trace)
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.full_size is not None]
-
-
-def _is_small(name: str, fn: Any, count: int) -> bool:  # noqa: ANN401 (a distribution)
-    try:
-        check_enumerable(name, fn)
-    except DataError:
-        return False
-    return count <= MOST_ENUMERATED

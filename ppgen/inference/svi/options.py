@@ -26,7 +26,7 @@ Guide = str | Callable[..., Any] | None
 @final
 @dataclass(frozen=True)
 class Options:
-    """What a run is, but for how long it goes on; ``unset`` where all of it was left to the engine."""
+    """Options of a run, except how long it lasts; ``unset`` where all of them were left to the engine."""
 
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer] | None

@@ -27,7 +27,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this process shows progress and writes files."""
+        """True if this process shows progress and writes files."""
         return self.rank == 0
 
     def mean(self, *tensors: Tensor) -> None:
@@ -60,7 +60,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def world_size() -> int:
-    """How many processes a run will have."""
+    """Count the processes that a run will have."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_available() else 1

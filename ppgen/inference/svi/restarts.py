@@ -14,9 +14,9 @@ from torch import Tensor
 from ppgen.errors import DataError
 from ppgen.inference.svi.climbing import Climb
 from ppgen.inference.svi.guides import FlatGuide
-from ppgen.inference.svi.training import seed_device
 from ppgen.programs.parameters import Parameters
 from ppgen.programs.sites import Last
+from ppgen.rng import seed_device
 
 __all__ = ["Restarts"]
 
@@ -26,7 +26,7 @@ TRIES = 20  # draws of the prior, until one has a finite density
 @final
 @dataclass(frozen=True, eq=False)
 class _End:
-    """Where a climb ended, in parameters and frame, and what it says of itself."""
+    """The end of a climb: parameters, frame, and what the climb says of itself."""
 
     climb: Climb
     flat: tuple[Tensor, ...]
@@ -42,7 +42,7 @@ class Restarts:
     first : the first climb; parameters and guide are where it begins.
     begin : a climb with a seed, from where parameters and guide are.
     prior : the program, run with its arguments, that is drawn from.
-    count : of starts.
+    count : number of starts.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Restarts:
 
     @property
     def bound(self) -> Any:  # noqa: ANN401 (of any climb)
-        """Of the climb under way."""
+        """The bound of the climb under way."""
         return self.climb.bound
 
     @property
     def seed(self) -> int:
-        """Of all climbs."""
+        """The seed of all climbs."""
         return self.climb.seed
 
     @property
@@ -82,7 +82,7 @@ class Restarts:
 
     @property
     def over(self) -> bool:
-        """Whether every climb has ended."""
+        """True if every climb has ended."""
         return len(self.ended) == self.count - 1 and self.climb.over
 
     @property
@@ -111,7 +111,7 @@ class Restarts:
         return pd.concat(parts, ignore_index=True)
 
     def words(self) -> dict[str, Any]:
-        """What was done, for the attributes of a fit."""
+        """Attributes of a fit that say what was done."""
         return {**self._best().climb.words(), "restart_elbos": [end.climb.elbo for end in self.ended]}
 
     def save(self, path: Path | None) -> None:

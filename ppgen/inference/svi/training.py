@@ -24,23 +24,31 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppgen.errors import DataError, FitError
+from ppgen.errors import FitError
+from ppgen.inference.svi.identity import checkpoint_of
+from ppgen.inference.svi.optimizers import (
+    DECAYS,
+    learning_rate,
+    natural_rate,
+    optimizer_of,
+    put_together,
+    take_apart,
+    views_needed,
+)
 from ppgen.inference.svi.options import Options
 from ppgen.inference.svi.parallel import Group
 from ppgen.programs.parameters import Parameters
-from ppgen.storage.checkpoint import Checkpoint
+from ppgen.rng import seed_device
 
-__all__ = ["Gradient", "Rows", "Run", "checkpoint_of", "seed_device"]
+__all__ = ["Gradient", "Run"]
 
 WINDOW = 200  # steps whose mean parameters are looked at
 NATURAL_WINDOW, EXACT_WINDOW = 10, 5  # and where all go along natural gradients: with some noise, and without
-DECAYS, DECAY = 2, 0.1  # times that the learning rate falls on a plateau before the end, and by how much
 LATEST = (0.6, 0.85)  # share of all steps after which the rate has fallen so often, if the bound still rises
 PATIENCE = 3  # windows without progress in a row that end a run, or that the learning rate falls after
 RISE = 0.002  # nats, times the root of the latent numbers, that are progress
+SETBACKS = 5  # times that a run may go back to good parameters
 CLIP, CLIPPED = 10.0, 100  # times the median norm of so many gradients that a gradient may be long, by default
-SETBACKS, SLOWER = 5, 0.2  # times that a run may go back to good parameters, and what the rate is then multiplied by
-ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adagrad", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "ASGD")
 AVERAGING = 3  # power of the step's number that an iterate weighs in the average
 KEPT = ("flat", "average", "mean", "best", "good")  # parameters that a checkpoint holds
 BASELINE_WEIGHT = 0.1  # of the newest value in a running baseline
@@ -52,26 +60,9 @@ Gradient = Callable[..., Sequence[Tensor]]
 
 
 @final
-class Rows:
-    """Rows of each step's batch, always as many: every pass is in a new order, its incomplete last batch left out."""
-
-    def __init__(self, total: int, size: int, seed: int) -> None:
-        self.total, self.size, self.seed = total, size, seed
-        self.order, self.turn = torch.empty(0, dtype=torch.int64), -1
-
-    def at(self, step: int) -> Tensor:
-        """Indices (B,) of the batch of a step."""
-        turn, place = divmod(step, self.total // self.size)
-        if turn != self.turn:
-            generator = torch.Generator().manual_seed(self.seed + turn)
-            self.order, self.turn = torch.randperm(self.total, generator=generator), turn
-        return self.order[place * self.size : (place + 1) * self.size]
-
-
-@final
 @dataclass
 class Progress:
-    """What a run has recorded and decided so far."""
+    """Everything that a run has recorded and decided so far."""
 
     bounds: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -90,15 +81,15 @@ class Run:
     Parameters
     ----------
     gradient : see `Gradient`.
-    parameters : what is trained; they keep their values until `finish`.
+    parameters : trained parameters; they keep their values until `finish`.
     batches : given a seed, what ``gradient`` is given at each step beside parameters and baselines.
     evaluate : the bound at flat parameters, always of the same rows and by the same random numbers; None where no
         decision hangs on it.
-    held_out : whether those rows are held out.
-    local : whether rows have latent values of their own, whose noise differs between processes.
+    held_out : true if those rows are held out.
+    local : true if rows have latent values of their own, whose noise differs between processes.
     rise : nats of that bound that are progress.
     lost : says at which site the bound of a batch is not finite, in words for a message.
-    identity : of the run; a checkpoint of another is refused.
+    identity : identity of the run; a checkpoint of another is refused.
     """
 
     def __init__(
@@ -133,7 +124,7 @@ class Run:
         self.good = [vector.clone() for vector in self.flat]  # what a run goes back to
         self.natural = [vector for vector, apart in zip(self.flat, parameters.are_apart, strict=True) if apart]
         self.trained, self.pieces = self._trained()
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(self.options, self.trained)
         self.progress = Progress()
 
     @property
@@ -148,7 +139,7 @@ class Run:
 
     @property
     def exact(self) -> bool:
-        """Whether steps are those of coordinate ascent, without noise."""
+        """True if steps are those of coordinate ascent, without noise."""
         return not self.trained and self.options.batch_size is None
 
     @property
@@ -158,7 +149,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether there is no step left to make."""
+        """True if there is no step left to make."""
         return self.steps >= self.max_steps or (self.options.early_stopping and self.progress.converged)
 
     def step(self) -> None:
@@ -220,7 +211,7 @@ class Run:
         return table
 
     def words(self) -> dict[str, Any]:
-        """What was done, for the attributes of a fit."""
+        """Attributes of a fit that say what was done."""
         make = self.options.optimizer
         kind = make.func if isinstance(make, functools.partial) else make or torch.optim.Adam
         converged = self.progress.converged if self.options.early_stopping else None
@@ -241,7 +232,7 @@ class Run:
         state = self.optimizer.state_dict()["state"]
         content = {
             "seed": self.seed,
-            "optimizer": _take_apart(state, "optimizer", tensors),
+            "optimizer": take_apart(state, "optimizer", tensors),
             **{name: value for name, value in vars(progress).items() if name not in lists},
         }
         checkpoint_of(path, self.identity).save(tensors, content)
@@ -268,7 +259,7 @@ class Run:
         rest = {name: content[name] for name in ("decays", "stalled", "setbacks", "converged")}
         self.progress = Progress(**lists, looks=looks, **rest)
         groups = self.optimizer.state_dict()["param_groups"]
-        state = _put_together(content["optimizer"], tensors)
+        state = put_together(content["optimizer"], tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _seed(self, seed: int) -> None:
@@ -278,22 +269,13 @@ class Run:
         self.batch = self.batches(rows)
 
     def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What the optimiser is given: the flat vectors if it treats entries alike, else views with their shapes."""
-        make: Any = self.options.optimizer
-        kind = make.func if isinstance(make, functools.partial) else make
-        kinds = {base.__name__ for base in getattr(kind, "__mro__", ())}
+        """Tensors for the optimiser: the flat vectors if it treats all entries alike, else views with their shapes."""
         vectors = [vector for vector, apart in zip(self.flat, self.parameters.are_apart, strict=True) if not apart]
-        if kind is None or kinds & set(ELEMENTWISE):
+        if not views_needed(self.options):
             return vectors, []
         named = self.parameters.named(self.flat)
         views = [value for name, value in named.items() if name not in self.parameters.apart]
         return views, views
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        make = self.options.optimizer or functools.partial(torch.optim.Adam, fused=True)
-        if not self.trained:
-            return _NoOptimizer()
-        return _made(make, self.trained, self.options.lr)
 
     def _go_back(self, error: "_NotFinite") -> None:
         """To the last good parameters, with an optimiser that remembers nothing and a smaller rate."""
@@ -303,7 +285,7 @@ class Run:
         with torch.no_grad():
             for vector, kept in zip(self.flat, self.good, strict=True):
                 vector.copy_(kept)
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(self.options, self.trained)
         what = str(error).split(";")[0]
         log.warning("%s; gone back to the last good parameters, on with a rate of %.2g", what, self._rate())
 
@@ -355,22 +337,11 @@ class Run:
         return _NotFinite(f"svi: {what} at step {number} of {self.max_steps}{where}; {advice}")
 
     def _rate(self) -> float:
-        options, step = self.options, self.steps
-        warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
-        warm *= SLOWER**self.progress.setbacks
-        if callable(options.schedule):
-            return options.lr * warm * _factor(options.schedule, step)
-        if options.schedule == "cosine":
-            return options.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
-        return options.lr * warm * DECAY ** min(self.progress.decays, DECAYS)
+        progress = self.progress
+        return learning_rate(self.options, self.steps, self.max_steps, progress.decays, progress.setbacks)
 
     def _natural_rate(self) -> float:
-        """Step size along natural gradients: whole steps with all rows, falling ones in minibatches."""
-        options = self.options
-        slower = SLOWER**self.progress.setbacks
-        if options.batch_size is None:
-            return slower
-        return float(slower * (self.steps + options.delay) ** -options.forgetting)
+        return natural_rate(self.options, self.steps, self.progress.setbacks)
 
     def _decide(self, evaluate: Callable[[Sequence[Tensor]], float]) -> None:
         """Look at the window's mean: has its bound risen? If not, lower the rate, or come to the end."""
@@ -402,70 +373,5 @@ class Run:
         return self.best if self.progress.looks and not self.exact else self._present()
 
 
-@final
-class _NoOptimizer(torch.optim.Optimizer):
-    """Steps of a run that has natural gradients alone."""
-
-    def __init__(self) -> None:
-        super().__init__([torch.zeros(0)], {})
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        return None if closure is None else closure()
-
-
 class _NotFinite(RuntimeError):
     """A step that cannot be made."""
-
-
-def _made(make: Callable[..., Any], trained: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    made = make(trained, lr=lr)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise DataError(
-            f"svi: optimizer must give a torch.optim.Optimizer, got {type(made).__name__}; return it from your function"
-        )
-    return made
-
-
-def _factor(schedule: Callable[[int], float], step: int) -> float:
-    """What a schedule of the user's gives at a step, refused in words where a step by it makes no sense."""
-    try:
-        found = float(schedule(step))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"svi: schedule must be a function of the step that gives a number ({error})") from error
-    if not 0 <= found < math.inf:
-        raise DataError(f"svi: schedule must give factors of zero or more, got {found} at step {step}; mend it there")
-    return found
-
-
-def checkpoint_of(path: Path, identity: str) -> Checkpoint:
-    """Name the checkpoint of the run of this identity."""
-    return Checkpoint("svi", path, {"model, data or options": identity}, beside=[path.suffix])
-
-
-def seed_device(number: int, device: torch.device) -> None:
-    """Seed the generator that a device draws from."""
-    if device.type == "cuda":
-        torch.cuda.manual_seed(number)
-    else:
-        torch.default_generator.manual_seed(number)
-
-
-def _take_apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (an optimiser's state)
-    """JSON values in the form of ``value``; its tensors go to ``tensors``, by name."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[key, _take_apart(part, f"{name}/{key}", tensors)] for key, part in value.items()]}
-    if isinstance(value, list | tuple):
-        return {"list": [_take_apart(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]}
-    return {"value": value}
-
-
-def _put_together(plan: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (an optimiser's state)
-    (kind, value), *_ = plan.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {key: _put_together(part, tensors) for key, part in value}
-    return [_put_together(part, tensors) for part in value] if kind == "list" else value

@@ -40,7 +40,7 @@ SAME = 1e-9  # relative difference of two sums that is rounding
 @final
 @dataclass(frozen=True)
 class Weighted:
-    """How many draws are weighed, of what lies in the ``plates`` over rows; without any, of everything."""
+    """The number of draws that are weighed for each row of the ``plates``; without plates, whole draws are weighed."""
 
     draws: int
     plates: frozenset[str]
