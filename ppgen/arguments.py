@@ -23,7 +23,7 @@ __all__ = [
     "require_within",
 ]
 
-MEMORY = 4 * 2**30  # bytes that one answer may take
+LARGEST_ANSWER = 4 * 2**30  # bytes that one answer may take
 
 
 def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor:
@@ -139,8 +139,8 @@ def require_memory(who: str, draws: int, entries: int, advice: str) -> None:
     """Raise `DataError` when ``draws`` of ``entries`` float64 numbers would take more than 4 GB, or are none."""
     require_at_least(f"{who}: draws", draws, 1)
     size = draws * entries * 8
-    if size > MEMORY:
+    if size > LARGEST_ANSWER:
         raise DataError(
-            f"{who}: {draws} draws of {entries} entries must fit in {MEMORY / 2**30:.0f} GB, "
+            f"{who}: {draws} draws of {entries} entries must fit in {LARGEST_ANSWER / 2**30:.0f} GB, "
             f"got {size / 2**30:.1f} GB; {advice}"
         )

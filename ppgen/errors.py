@@ -1,4 +1,4 @@
-"""What ppgen raises. A message says *who: what must be, what came; what to do*."""
+"""Errors that ppgen raises. A message says *who: what must be, what came; what to do*."""
 
 __all__ = ["DataError", "FileError", "FitError", "PpgenError"]
 

@@ -1,4 +1,4 @@
-r"""The contract: what a generative model is to the rest of ppgen.
+r"""The contract between a generative model and the rest of ppgen.
 
 ==========  =====================================
 ``N``       sequences, or rows
@@ -15,8 +15,8 @@ r"""The contract: what a generative model is to the rest of ppgen.
 Data is ``x``, inputs ``u``, parameters ``theta``, discrete latents ``z``, continuous latents ``h``. NaN in ``x`` is
 the one marker for "not observed": its factor is one. A shorter sequence is the same sequence with trailing NaN.
 
-To add a model: subclass :class:`Model`, say ``dims``, write ``__init__`` and ``model``. A conjugate model subclasses
-:class:`Conjugate` instead and says ``natural_prior``; its program takes the statistics of its parameters from
+To add a model: subclass :class:`Model`, and write ``dims``, ``__init__`` and ``model``. A conjugate model subclasses
+:class:`Conjugate` instead and adds ``natural_prior``; its program takes the statistics of its parameters from
 :meth:`Conjugate.statistics`, and variational Bayes runs that same program.
 """
 
@@ -45,7 +45,7 @@ class Model(nn.Module, ABC):
 
     @property
     def ragged(self) -> bool:
-        """Whether trailing NaN along the second axis of the data ends a row: by default where that axis is time."""
+        """True if trailing NaN along the second axis of the data ends a row: by default where that axis is time."""
         return self.data_dims[1:2] == ("time",)
 
     exchangeable: ClassVar[tuple[str, ...]] = ()
@@ -67,7 +67,7 @@ class Model(nn.Module, ABC):
         return {}
 
     def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
-        """What a person should be warned of, given draws {site: (S, ...)} of the posterior; each a whole sentence."""
+        """Warnings about draws {site: (S, ...)} of the posterior that a person should read, each a whole sentence."""
         return []
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,9 +86,9 @@ class Model(nn.Module, ABC):
     def model(self, x: Tensor, *, u: Any = None, total: int | None = None) -> None:  # noqa: ANN401
         """The Pyro program p(theta, z, x).
 
-        ``u`` is what was given as inputs, a row per row of ``x``: a tensor; a dict of tensors by name where a dict was
-        given, whole numbers (the index of a group) in int64; None where nothing was. ``total`` sequences stand behind
-        this batch of ``len(x)``.
+        ``u`` are the inputs, a row for each row of ``x``: a tensor; a dict of tensors by name if a dict was given,
+        whole numbers (the index of a group) in int64; None if there are none. ``total`` is the number of sequences that
+        this batch of ``len(x)`` stands for.
         """
 
     def guide(self, x: Tensor, *, u: Any = None, total: int | None = None) -> None:  # noqa: ANN401
@@ -100,9 +100,9 @@ class Model(nn.Module, ABC):
     def observations(self, x: object) -> xr.DataArray:
         """Data as people hold them, as one labelled array with the axes ``data_dims``; NaN is what was not observed.
 
-        Every engine and every answer of a fit reads ``x`` by this, and gives its values to `model`. By default it takes
-        all that :func:`ppgen.data.as_observations` takes. A model whose data come in another form (documents in a
-        sparse matrix, say) reads them here, and arrays of the form that it answers with as well.
+        Every engine and every answer of a fit reads ``x`` through this method and gives its values to `model`. By
+        default it takes all that :func:`ppgen.data.as_observations` takes. A model whose data have another form
+        (documents in a sparse matrix, say) reads them here, and also arrays of the form of its own answers.
         """
         return as_observations(x, dims=self.data_dims)
 
@@ -112,7 +112,7 @@ class Model(nn.Module, ABC):
     def renumbered(self, axis: str, order: Tensor) -> "Model":
         """Put exchangeable labels in another order: label k of the answer is label ``order[k]`` of this model.
 
-        A model with learnt tensors says itself which of them lie along ``axis``; one without needs nothing.
+        A model with learnt tensors must override this and reorder those along ``axis``; one without need not.
         """
         if learnt := sorted(self.state_dict()):
             raise DataError(
@@ -130,8 +130,8 @@ def _statistic(factor: Factor) -> Natural:
 def statistic(name: str, factor: Factor) -> Natural:
     """Natural statistics ``t(theta)`` of the parameters that ``factor`` draws, as a step of a Pyro program.
 
-    Where nothing else is said, the sites of the factor are sampled from it. Variational Bayes answers with the
-    expectation ``E_q[t(theta)]`` instead, so that one program serves every engine.
+    By default the sites of the factor are sampled from it. Variational Bayes puts the expectation ``E_q[t(theta)]``
+    here instead, so that one program serves every engine.
     """
     found: Natural = _statistic(factor, name=name)
     return found
@@ -170,7 +170,7 @@ class Conjugate(Model):
     def guess(self, batches: Sequence[Tensor], inputs: Sequence[Any], start: str) -> list[dict[str, Tensor]]:
         """Values of the latents to start from, {latent: value} for each batch, by one of the ways in :attr:`starts`.
 
-        Without any, a run starts from parameters drawn from the prior.
+        If there are none, a run starts from parameters drawn from the prior.
         """
         return [{} for _ in batches]
 

@@ -1,4 +1,4 @@
-"""Whether groups of recordings differ in which syllables they use, how long these last, and what follows what.
+"""Comparison of groups of recordings: which syllables they use, how long these last, and what follows what.
 
 The recording is the unit: frames of one animal are not independent. Usage and duration of each syllable are compared
 by Kruskal and Wallis's test over the groups, then each pair of groups by Dunn's test on the same ranks (Dunn 1964,
@@ -34,19 +34,15 @@ class Comparison:
 
     Attributes
     ----------
-    usage, duration
-        Recordings (rows) by syllables (columns): share of time; median duration in seconds (NaN: not used).
-    usage_tests, duration_tests
-        One row per syllable: the mean of each group, Kruskal and Wallis's ``statistic``, ``p``, ``p_adjusted``, and
-        the smallest ``p`` that so many values can give, ``p_smallest``.
-    pairs
-        Dunn's test: one row per measure, syllable and pair of groups: ``z``, ``p``, ``p_adjusted``.
-    transitions
-        One row per transition and pair of groups: both means, their ``difference``, ``p``, ``p_adjusted``.
-    groups
-        The group of each recording.
-    smallest
-        The smallest p-value, before adjustment, that any test of ``usage``, ``duration`` and ``transitions`` can give.
+    usage, duration : recordings (rows) by syllables (columns): share of time; median duration in seconds (NaN: not
+        used).
+    usage_tests, duration_tests : one row per syllable: the mean of each group, Kruskal and Wallis's ``statistic``,
+        ``p``, ``p_adjusted``, and the smallest ``p`` that so many values can give, ``p_smallest``.
+    pairs : Dunn's test: one row per measure, syllable and pair of groups: ``z``, ``p``, ``p_adjusted``.
+    transitions : one row per transition and pair of groups: both means, their ``difference``, ``p``, ``p_adjusted``.
+    groups : the group of each recording.
+    smallest : the smallest p-value, before adjustment, that any test of ``usage``, ``duration`` and ``transitions`` can
+        give.
     """
 
     usage: pd.DataFrame
@@ -72,18 +68,12 @@ def compare(
 
     Parameters
     ----------
-    labels
-        Recording -> syllable of each frame.
-    groups
-        Recording -> its group; at least two groups of two recordings each.
-    fps
-        Frames per second.
-    permutations
-        How often recordings are shuffled between two groups; fewer when all the ways are fewer.
-    min_usage
-        Syllables used for less than this share of the time, over all recordings, are left out of the tests.
-    random_seed
-        Of the permutations, and of the ways to deal values out where they are too many to take every one.
+    labels : recording -> syllable of each frame.
+    groups : recording -> its group; at least two groups of two recordings each.
+    fps : frames per second.
+    permutations : number of shuffles of recordings between two groups; fewer if there are fewer ways in all.
+    min_usage : syllables used for less than this share of the time, over all recordings, are left out of the tests.
+    random_seed : of the permutations, and of the ways to deal values out where they are too many to take every one.
     """
     group = _groups(labels, groups)
     states = max(int(np.max(z, initial=0)) for z in labels.values()) + 1
@@ -120,10 +110,8 @@ def dunn(values: np.ndarray, groups: np.ndarray, random_seed: int = 0) -> pd.Dat
 
     Parameters
     ----------
-    values, groups
-        (N,) numbers and the group of each; NaN is left out.
-    random_seed
-        Of the ways to deal the ranks of two groups out to them, where they are too many to take every one.
+    values, groups : (N,) numbers and the group of each; NaN is left out.
+    random_seed : of the ways to deal the ranks of two groups out to them, where they are too many to take every one.
 
     Returns
     -------
@@ -149,14 +137,14 @@ def dunn(values: np.ndarray, groups: np.ndarray, random_seed: int = 0) -> pd.Dat
 
 
 def _apart(ranks: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-    """How far the mean ranks of two groups are apart, for each way (ways, values) of dealing ranks out."""
+    """Distances between the mean ranks of two groups, for each way (ways, values) of dealing ranks out."""
     one = dealt == 0
     count = one.sum(axis=1)
     return np.abs(one @ ranks / count - ~one @ ranks / (len(ranks) - count))
 
 
 def _spread(ranks: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-    """What grows with Kruskal and Wallis's statistic, for each way of dealing the same ranks out."""
+    """A number that grows with Kruskal and Wallis's statistic, for each way of dealing the same ranks out."""
     groups = np.arange(dealt.max() + 1)[:, None, None] == dealt
     return ((groups @ ranks) ** 2 / groups.sum(axis=2)).sum(axis=0)
 

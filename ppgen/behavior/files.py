@@ -1,4 +1,4 @@
-"""What the syllable tools write into a folder and read back: tables, groups, HDF5."""
+"""Files that the syllable tools write into a folder and read back: tables, groups, HDF5."""
 
 import hashlib
 import json
@@ -25,21 +25,14 @@ class Labelled:
 
     Attributes
     ----------
-    name
-        Of the recording.
-    fps
-        Frames per second.
-    probabilities
-        (T, K) of each syllable, float32; NaN where the syllable is -1.
-    syllable
-        (T,) the syllables of the most probable path through the whole recording, which in a few frames is not the most
-        probable syllable of the frame alone; -1 after the last frame in which anything was seen.
-    latent
-        (T, L) posterior mean of the pose's latent coordinates.
-    centroid, heading
-        (T, 2|3) in the recording's own units, (T,) in radians.
-    start
-        Number of the first frame in its file.
+    name : of the recording.
+    fps : frames per second.
+    probabilities : (T, K) of each syllable, float32; NaN where the syllable is -1.
+    syllable : (T,) the syllables of the most probable path through the whole recording, which in a few frames is not
+        the most probable syllable of the frame alone; -1 after the last frame in which anything was seen.
+    latent : (T, L) posterior mean of the pose's latent coordinates.
+    centroid, heading : (T, 2|3) in the recording's own units, (T,) in radians.
+    start : number of the first frame in its file.
     """
 
     name: str
@@ -169,8 +162,7 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
     Raises
     ------
-    DataError
-        Two recordings have the same name (upper and lower case are the same on some systems).
+    DataError : two recordings have the same name (upper and lower case are the same on some systems).
     """
     safe = [re.sub(r"[^\w.()+=,@ -]", "_", name).strip(" .") or "recording" for name in names]
     seen: dict[str, str] = {}

@@ -26,12 +26,9 @@ from ppgen.results.reading import read
 
 __all__ = ["Settings", "Study", "fit_pipeline", "out_of_reach", "windows"]
 
-WINDOW = 2_000
-"""Frames per window: long recordings are cut so that windows are about equal and run side by side."""
-WHOLE, BATCH = 200_000, 64_000
-"""Frames up to which each step sees all the data, and frames per step beyond that."""
-SEARCH = 60_000
-"""Frames that the search for a stickiness looks at."""
+WINDOW = 2_000  # frames per window: long recordings are cut so that windows are about equal and run side by side
+WHOLE, BATCH = 200_000, 64_000  # frames up to which each step sees all the data, and frames per step beyond that
+SEARCH = 60_000  # frames that the search for a stickiness looks at
 SEARCH_STEPS, FIRST_STEPS = 12, 30
 
 Windows = dict[str, np.ndarray]
@@ -43,24 +40,16 @@ class Settings:
 
     Attributes
     ----------
-    target_duration
-        Wished median duration of a syllable, in seconds.
-    states
-        The largest number of syllables; those not needed stay empty.
-    lags
-        Frames that the autoregression looks back.
-    variance, components
-        Share of the pose variance that the subspace keeps, or its width, which then decides.
-    n_init
-        Starts of the model; the best evidence bound is kept.
-    max_steps, tol
-        End of the last fit: so many steps, or a smaller relative change of the bound.
-    random_seed
-        Of everything random.
-    anterior, posterior
-        Keypoints at the front and the back of the body; found from names or from the motion when None.
-    leave_out
-        Keypoints not to use.
+    target_duration : wished median duration of a syllable, in seconds.
+    states : the largest number of syllables; those not needed stay empty.
+    lags : frames that the autoregression looks back.
+    variance, components : share of the pose variance that the subspace keeps, or its width, which then decides.
+    n_init : starts of the model; the best evidence bound is kept.
+    max_steps, tol : end of the last fit: so many steps, or a smaller relative change of the bound.
+    random_seed : of everything random.
+    anterior, posterior : keypoints at the front and the back of the body; found from names or from the motion when
+        None.
+    leave_out : keypoints not to use.
     """
 
     target_duration: float = 0.4
@@ -83,16 +72,11 @@ class Study:
 
     Attributes
     ----------
-    pipeline
-        Labels recordings; its syllables are not ordered by use where it comes from :func:`fit_pipeline`.
-    search
-        The search for a stickiness: ``trail`` has the durations in seconds.
-    x
-        The windows of data that the model was fitted to.
-    notes
-        What a person should know, in words.
-    starts
-        The bound that each start reached in the first brief fit of the search, in nats; the best was gone on with.
+    pipeline : labels recordings; its syllables are not ordered by use where it comes from :func:`fit_pipeline`.
+    search : the search for a stickiness: ``trail`` has the durations in seconds.
+    x : the windows of data that the model was fitted to.
+    notes : remarks that a person should read, in words.
+    starts : the bound that each start reached in the first brief fit of the search, in nats; the best was gone on with.
     """
 
     pipeline: Pipeline
@@ -109,19 +93,14 @@ def fit_pipeline(
 
     Parameters
     ----------
-    recordings
-        With the same keypoints and frame rate; more frames than lags each.
-    settings
-        Options.
-    say
-        Told, in words, what happens.
-    progressbar
-        Of the steps of a fit.
+    recordings : with the same keypoints and frame rate; more frames than lags each.
+    settings : options.
+    say : told, in words, what happens.
+    progressbar : of the steps of a fit.
 
     Raises
     ------
-    DataError
-        Recordings that cannot be fitted together, or options that do not fit them.
+    DataError : recordings that cannot be fitted together, or options that do not fit them.
     """
     kept = _usable(recordings, settings.leave_out)
     fps = _check(kept, settings)

@@ -12,6 +12,7 @@ from ppgen.errors import FileError
 
 __all__ = ["check_output", "output_folder"]
 
+# What a run may have left in its folder; everything else there is the user's and survives ``--overwrite``.
 OURS = {
     "syllables",
     "model",
@@ -25,7 +26,6 @@ OURS = {
     "run.json",
     "input",
 }
-"""What a run may have left in its folder; everything else there is the user's and survives ``--overwrite``."""
 Found = tuple[int, int] | None
 """Which run's results a folder holds: number and time of its ``run.json``; None where there are none."""
 
@@ -62,8 +62,8 @@ def output_folder(out: Path, overwrite: bool = False, inputs: Iterable[Path] = (
 
     Raises
     ------
-    FileError
-        The folder cannot be written, or was taken by something else meanwhile; the message says where the results are.
+    FileError : the folder cannot be written, or was taken by something else meanwhile; the message says where the
+        results are.
     """
     out = out.resolve()
     check_output(out, overwrite, inputs)

@@ -38,8 +38,7 @@ from ppgen.pose.simulate import simulate_mice, write_deeplabcut_csv
 
 __all__ = ["Reading", "apply", "compare", "demo", "fit", "match"]
 
-DRAWS, RENUMBERINGS = 100, 3
-"""Posterior draws in ``posterior.nc``; most times that syllables are numbered anew."""
+SAVED_DRAWS, RENUMBERINGS = 100, 3  # posterior draws in ``posterior.nc``; most times that syllables are numbered anew
 
 
 def fit(files: Sequence[Path], out: Path, settings: Settings, reading: Reading, *, overwrite: bool = False) -> None:
@@ -146,7 +145,7 @@ def _fit_into(
     _write_labels(work, labelled, known)
     say("sampling the posterior")
     table = summary(labels_of(labelled), pipeline.states, labelled[0].fps)
-    tree = posterior_tree(pipeline.fit, table.index.to_list(), DRAWS, random_seed=0)
+    tree = posterior_tree(pipeline.fit, table.index.to_list(), SAVED_DRAWS, random_seed=0)
     tree.to_netcdf(work / "posterior.nc", engine="h5netcdf")
     say("writing the report")
     chosen = [recording.select(pipeline.settings["keypoints"]) for recording in recordings]

@@ -1,4 +1,4 @@
-"""How stable syllables are between two fits of the same recordings: which is which, and how far they agree."""
+"""Stability of syllables between two fits of the same recordings: which is which, and how far they agree."""
 
 from dataclasses import dataclass
 
@@ -18,17 +18,12 @@ class Match:
 
     Attributes
     ----------
-    syllables
-        One row per syllable of A: its partner ``b`` (-1: none left), ``frames``, ``partner_frames``, the frames in
-        common (``shared``) and the ``agreement``, shared frames over frames in either (Jaccard index).
-    overlap
-        Frames in common: syllables of A by syllables of B, these in matched order.
-    agreement
-        Share of all frames that lie in matched syllables.
-    nmi
-        Normalised mutual information of the labels, between 0 and 1; it needs no matching.
-    recordings
-        The recordings compared.
+    syllables : one row per syllable of A: its partner ``b`` (-1: none left), ``frames``, ``partner_frames``, the frames
+        in common (``shared``) and the ``agreement``, shared frames over frames in either (Jaccard index).
+    overlap : frames in common: syllables of A by syllables of B, these in matched order.
+    agreement : share of all frames that lie in matched syllables.
+    nmi : normalised mutual information of the labels, between 0 and 1; it needs no matching.
+    recordings : the recordings compared.
     """
 
     syllables: pd.DataFrame
@@ -46,8 +41,7 @@ def match(a: Labels, b: Labels) -> Match:
 
     Raises
     ------
-    DataError
-        No recording is in both, or one has different lengths.
+    DataError : no recording is in both, or one has different lengths.
     """
     names = [name for name in a if name in b]
     if not names:

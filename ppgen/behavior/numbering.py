@@ -46,7 +46,7 @@ def selected(fit: Fit, states: Sequence[int]) -> Fit:
 
 
 def posterior_tree(fit: Fit, used: Sequence[int], draws: int, random_seed: int) -> xr.DataTree:
-    """What is known of the parameters, in the ArviZ schema: dim ``syllable``, and which syllables were ``used``.
+    """The posterior of the parameters in the ArviZ schema: dim ``syllable``, and which syllables were ``used``.
 
     The model's ``usage`` is a parameter of the prior of the transitions, a point estimate, and no share of the time;
     it is called ``prior_usage`` here.

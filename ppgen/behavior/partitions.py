@@ -13,10 +13,9 @@ import numpy as np
 
 __all__ = ["MANY", "SHUFFLES", "assignments", "permutation_p", "ways"]
 
-MANY = 10
-"""Values in each group from which on the usual approximations hold."""
+MANY = 10  # values in each group from which on the usual approximations hold
+# Ways up to which every one is taken; beyond, so many at random beside the one that was seen.
 MOST_WAYS, SHUFFLES = 20_000, 9_999
-"""Ways up to which every one is taken; beyond, so many at random beside the one that was seen."""
 
 
 def ways(sizes: Sequence[int]) -> int:
@@ -47,12 +46,9 @@ def permutation_p(
 
     Parameters
     ----------
-    samples
-        The values of each group.
-    statistic
-        ``statistic(values, dealt)`` gives one number for each way (ways, values); large is far apart.
-    seed
-        Of the ways, where not every one is taken.
+    samples : the values of each group.
+    statistic : ``statistic(values, dealt)`` gives one number for each way (ways, values); large is far apart.
+    seed : of the ways, where not every one is taken.
     """
     dealt = assignments(tuple(map(len, samples)), seed)
     found = statistic(np.concatenate(samples), dealt)

@@ -24,10 +24,10 @@ from ppgen.storage.folder import read_tensors, write_tensors
 
 __all__ = ["Pipeline", "observations", "renumbered"]
 
-CHUNK, OVERLAP = 60_000, 600
-"""Frames labelled together, and how many more are read on either side: hours of video in little memory."""
+# Frames labelled together, and how many more are read on either side: hours of video in little memory.
+FRAMES_AT_ONCE, OVERLAP = 60_000, 600
+# The file beside those of the fit; and the folder of the fit in pipelines of earlier versions.
 PARTS, EARLIER = "pipeline.safetensors", "fit"
-"""The file beside those of the fit; and the folder of the fit in pipelines of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +36,11 @@ class Pipeline:
 
     Attributes
     ----------
-    fit
-        The fitted hidden Markov model.
-    template
-        How bodies are aligned and scaled.
-    order
-        (K,) state of the model -> number of the syllable: the same number, but in pipelines of earlier versions.
-    settings
-        What the pipeline was fitted with: ``fps``, ``keypoints``, ``width`` of the subspace, and the other options.
+    fit : the fitted hidden Markov model.
+    template : alignment and scale of bodies.
+    order : (K,) state of the model -> number of the syllable: the same number, but in pipelines of earlier versions.
+    settings : options of the fit: ``fps``, ``keypoints``, ``width`` of the subspace, and the other
+        options.
     """
 
     fit: Fit
@@ -66,8 +63,7 @@ class Pipeline:
 
         Raises
         ------
-        DataError
-            A recording lacks a keypoint or has another frame rate.
+        DataError : a recording lacks a keypoint or has another frame rate.
         """
         return self.template.apply([self._checked(recording) for recording in recordings])
 
@@ -124,7 +120,7 @@ class Pipeline:
         end = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
         kept, source = _without_long_gaps(seen[:end])
         shown = x[:end][kept]
-        edges = np.linspace(0, len(shown), math.ceil(len(shown) / CHUNK) + 1).astype(int).tolist()
+        edges = np.linspace(0, len(shown), math.ceil(len(shown) / FRAMES_AT_ONCE) + 1).astype(int).tolist()
         parts = [self._infer_piece(shown, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         answers = self._nothing(len(x))
         if parts:
@@ -149,7 +145,7 @@ class Pipeline:
 
 
 def _without_long_gaps(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames (T,) to keep so that no gap is longer than twice the overlap, and the kept frame of each frame.
+    """Choose frames (T,) such that no gap is longer than twice the overlap; also give the kept frame of each frame.
 
     Far from what was seen nothing changes from frame to frame, so the middle of a gap may stand for many frames.
     """

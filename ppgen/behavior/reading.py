@@ -15,15 +15,13 @@ from ppgen.pose.recording import Recording
 
 __all__ = ["Reading", "say"]
 
-CONFIDENCE = 0.3
-"""Threshold where the files have confidences and none is given."""
-TRUTH = b"frame,syllable"
-"""How a table of known syllables begins, which the demo writes beside its recordings."""
+CONFIDENCE = 0.3  # threshold where the files have confidences and none is given
+TRUTH = b"frame,syllable"  # how a table of known syllables begins, which the demo writes beside its recordings
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: see :func:`ppgen.pose.pose.read_poses`; None is to find out."""
+    """Options of reading files: see :func:`ppgen.pose.pose.read_poses`; None is to find out."""
 
     fps: float | None = None
     min_confidence: float | None = None
@@ -81,7 +79,7 @@ def _shows(recording: Recording) -> float:
 
 
 def _is_truth(path: Path) -> bool:
-    """Whether a file is a table of known syllables, which holds no poses; it is left out, and that is said."""
+    """Tell whether a file is a table of known syllables, which holds no poses; it is left out, and the log says so."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -35,16 +35,11 @@ class Section:
 
     Attributes
     ----------
-    title
-        Its heading.
-    words
-        Paragraphs of plain text; HTML in them is shown, not run.
-    figures
-        Figures or axes.
-    tables
-        Tables, shown with their index.
-    verdict
-        A sentence to stand out, with whether it is good news.
+    title : its heading.
+    words : paragraphs of plain text; HTML in them is shown, not run.
+    figures : figures or axes.
+    tables : tables, shown with their index.
+    verdict : a sentence to stand out, with whether it is good news.
     """
 
     title: str

@@ -52,7 +52,7 @@ def usage(labels: Labels, states: int) -> pd.DataFrame:
 
 
 def transition_counts(z: np.ndarray, states: int) -> np.ndarray:
-    """How often (states, states) one syllable (row) was followed by another (column); staying is no transition."""
+    """Count how often (states, states) one syllable (row) was followed by another (column); staying does not count."""
     z = np.asarray(z)
     pairs = np.flatnonzero((z[:-1] != z[1:]) & (z[:-1] >= 0) & (z[1:] >= 0))
     counts = np.zeros((states, states), int)

@@ -21,28 +21,23 @@ from ppgen.errors import DataError, FitError
 __all__ = ["Search", "choose_stickiness"]
 
 State = TypeVar("State")
-LARGEST = 40 * math.log(10)
-"""log of the largest stickiness tried; beyond it float64 sums lose the rest of the transition prior."""
+# Log of the largest stickiness tried; beyond it float64 sums lose the rest of the transition prior.
+LARGEST_LOG = 40 * math.log(10)
+# Trials that may fail, and the range of log stickiness below a failed one that is not worth another trial.
 MOST_FAILURES, NARROW = 6, 2.0
-"""Trials that may fail, and the range of log stickiness below a failed one that is not worth another trial."""
 
 
 @dataclass(frozen=True)
 class Search(Generic[State]):
-    """What the search found.
+    """The result of the search.
 
     Attributes
     ----------
-    stickiness
-        The chosen value.
-    state
-        The fit at that value.
-    median
-        Median duration of that fit, in frames.
-    trail
-        One row per trial: ``stickiness``, ``median`` (frames).
-    reached
-        Whether the median is within the tolerance of the target.
+    stickiness : the chosen value.
+    state : the fit at that value.
+    median : median duration of that fit, in frames.
+    trail : one row per trial: ``stickiness``, ``median`` (frames).
+    reached : true if the median is within the tolerance of the target.
     """
 
     stickiness: float
@@ -65,25 +60,19 @@ def choose_stickiness(
 
     Parameters
     ----------
-    fit_once
-        ``fit_once(stickiness, previous)`` fits briefly and gives the fit and the median duration of its syllables in
-        frames; ``previous`` is the fit to start from, or None where none had a smaller stickiness.
-    target_frames
-        The wished median, at least one frame.
-    first
-        The first value tried, at least 1.
-    step
-        The first step of the search, in log stickiness; it doubles until the target is enclosed. As large as the log of
-        ``first`` when not given.
-    tolerance
-        Stop when the median is this close to the target, as a share of it, or half a frame: it cannot come closer.
-    max_evaluations
-        Stop after so many trials and keep the closest.
+    fit_once : ``fit_once(stickiness, previous)`` fits briefly and gives the fit and the median duration of its
+        syllables in frames; ``previous`` is the fit to start from, or None where none had a smaller stickiness.
+    target_frames : the wished median, at least one frame.
+    first : the first value tried, at least 1.
+    step : the first step of the search, in log stickiness; it doubles until the target is enclosed. As large as the log
+        of ``first`` when not given.
+    tolerance : stop when the median is this close to the target, as a share of it, or half a frame: it cannot come
+        closer.
+    max_evaluations : stop after so many trials and keep the closest.
 
     Raises
     ------
-    FitError
-        Every trial failed.
+    FitError : every trial failed.
     """
     if not target_frames >= 1:
         raise DataError(
@@ -93,7 +82,7 @@ def choose_stickiness(
     allowed = max(tolerance * target_frames, 0.5)
     tried: list[tuple[float, float, State]] = []
     cost: float | None = math.log(first)
-    failures, limit = 0, LARGEST
+    failures, limit = 0, LARGEST_LOG
     while cost is not None and len(tried) < max_evaluations and failures <= MOST_FAILURES:
         below = [(c, i) for i, (c, _, _) in enumerate(tried) if c < cost]
         try:
@@ -110,7 +99,7 @@ def choose_stickiness(
     return _best(tried, target_frames, allowed)
 
 
-def _next(tried: list[tuple[float, float]], target: float, step: float, limit: float = LARGEST) -> float | None:
+def _next(tried: list[tuple[float, float]], target: float, step: float, limit: float = LARGEST_LOG) -> float | None:
     """The next log stickiness to try, or None when the range up to ``limit``, where fits fail, is used up."""
     short = [(c, m) for c, m in tried if m < target]
     long = [(c, m) for c, m in tried if m >= target]
@@ -121,8 +110,8 @@ def _next(tried: list[tuple[float, float]], target: float, step: float, limit: f
         following = cost + step * 2 ** (len(short) - 1)
         if following < limit:
             return following
-        if limit == LARGEST:
-            return LARGEST if cost < LARGEST else None
+        if limit == LARGEST_LOG:
+            return LARGEST_LOG if cost < LARGEST_LOG else None
         return (cost + limit) / 2 if limit - cost > NARROW else None
     if not short:
         cost = min(c for c, _ in long)
@@ -143,7 +132,7 @@ def _enclose(short: list[tuple[float, float]], long: list[tuple[float, float]]) 
 
 
 def _false_position(low: tuple[float, float], high: tuple[float, float], target: float) -> float:
-    """Where the line through both log medians meets the target, kept inside the middle four fifths."""
+    """The point at which the line through both log medians meets the target, kept inside the middle four fifths."""
     rise = math.log(max(high[1], 1e-3)) - math.log(max(low[1], 1e-3))
     share = (math.log(target) - math.log(max(low[1], 1e-3))) / rise if rise > 0 else 0.5
     return low[0] + float(np.clip(share, 0.1, 0.9)) * (high[0] - low[0])

@@ -24,14 +24,11 @@ from ppgen.pose.recording import Recording
 
 __all__ = ["comparison_sections", "label_sections", "match_sections", "study_sections"]
 
-SHOWN = 12
-"""Syllables whose motion is drawn."""
-LEVEL = 0.05
-"""Share of false discoveries at which groups are said to differ."""
-COMMON = 0.005
-"""Share of the time below which a syllable is too rare for the transition graph."""
+SHOWN = 12  # syllables whose motion is drawn
+LEVEL = 0.05  # share of false discoveries at which groups are said to differ
+COMMON = 0.005  # share of the time below which a syllable is too rare for the transition graph
+# Frames of each recording, of the first three, that are compared with simulated data, and how many simulations.
 CHECKED, SIMULATIONS = 1_000, 20
-"""Frames of each recording, of the first three, that are compared with simulated data, and how many simulations."""
 
 
 @apart()
@@ -58,7 +55,7 @@ def study_sections(
 def label_sections(
     recordings: Sequence[Recording], labelled: Sequence[Labelled], aligned: Aligned, target: float | None = None
 ) -> list[Section]:
-    """What the animals did: ethogram, motions, usage, durations, transitions, and what was not seen."""
+    """Describe what the animals did: ethogram, motions, usage, durations, transitions, and what was not seen."""
     labels, first = labels_of(labelled), labelled[0]
     table = summary(labels, first.states, first.fps)
     used, rows = table.index.to_list(), instances(labels, first.fps)
@@ -251,7 +248,7 @@ def _differ(what: str, tests: pd.DataFrame) -> str:
 
 
 def _reach(smallest: float, tests: pd.DataFrame) -> str:
-    """What so few recordings cannot show, whatever the animals do; empty where they can show a single difference."""
+    """Say what so few recordings cannot show, whatever the animals do; empty if they can show a single difference."""
     many = int(tests["p"].notna().sum())
     if not many or not smallest * many > LEVEL:
         return ""

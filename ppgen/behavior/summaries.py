@@ -15,10 +15,8 @@ __all__ = ["SPEED", "as_dataset", "mean_bodies", "replicates"]
 
 SPEED = "speed (body lengths/s)"
 
-FAR = 1e6
-"""Body lengths at which simulated bodies are gone: all their distances are this, finite and far."""
-INSTANCES = 300
-"""Instances averaged per syllable: the mean is steady long before."""
+GONE = 1e6  # body lengths at which simulated bodies are gone: all their distances are this, finite and far
+INSTANCES = 300  # instances averaged per syllable: the mean is steady long before
 
 
 def as_dataset(labelled: Labelled) -> xr.Dataset:
@@ -43,14 +41,10 @@ def mean_bodies(
 
     Parameters
     ----------
-    recordings, labelled
-        Each recording and its labels, in the same order.
-    scales
-        Body length of each recording, in its own units.
-    syllables
-        Which ones.
-    seconds
-        How much to show of each.
+    recordings, labelled : each recording and its labels, in the same order.
+    scales : body length of each recording, in its own units.
+    syllables : syllables to show.
+    seconds : time to show of each.
 
     Returns
     -------
@@ -82,19 +76,15 @@ def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, 
 
     Parameters
     ----------
-    simulated
-        Dims (draw, sequence, time, feature), as ``Fit.posterior_predictive`` gives them for ``x``.
-    x
-        Recording -> aligned bodies (T, keypoints × axes), in body lengths.
-    axes
-        Axes of space, 2 or 3.
-    fps
-        Frames per second.
+    simulated : dims (draw, sequence, time, feature), as ``Fit.posterior_predictive`` gives them for ``x``.
+    x : recording -> aligned bodies (T, keypoints × axes), in body lengths.
+    axes : axes of space, 2 or 3.
+    fps : frames per second.
     """
     drawn = simulated.transpose("draw", "sequence", "time", "feature").to_numpy()
     parts = []
     for i, recorded in enumerate(x.values()):
-        lost = np.nan_to_num(drawn[:, i, : len(recorded)], nan=FAR)  # a simulation beyond all numbers counts as far
+        lost = np.nan_to_num(drawn[:, i, : len(recorded)], nan=GONE)  # a simulation beyond all numbers counts as far
         hidden = np.where(np.isfinite(recorded), lost, np.nan)
         for draw, values in enumerate([recorded, *hidden], start=-1):
             parts += [pd.DataFrame({"statistic": name, "draw": draw, "value": found})
@@ -105,7 +95,7 @@ def replicates(simulated: xr.DataArray, x: Mapping[str, np.ndarray], axes: int, 
 def _statistics(x: np.ndarray, axes: int, fps: float) -> dict[str, np.ndarray]:
     """Speed, change over a fifth of a second, and distance from the median pose; far where a body part is gone."""
     bodies = x.reshape(len(x), -1, axes)
-    gone = (np.abs(bodies) >= FAR).any(axis=-1)
+    gone = (np.abs(bodies) >= GONE).any(axis=-1)
     bodies = np.where(gone[..., None], 0.0, bodies)
     lag = min(max(round(0.2 * fps), 1), len(x) - 1)
     speed = _length(bodies[1:] - bodies[:-1], gone[1:] | gone[:-1]) * fps
@@ -122,7 +112,7 @@ def _statistics(x: np.ndarray, axes: int, fps: float) -> dict[str, np.ndarray]:
 def _length(steps: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """Lengths of steps; one from or to a body part that is gone is far, for two such places are not close."""
     length = np.linalg.norm(steps, axis=-1)
-    return np.where(gone & np.isfinite(length), FAR, length)
+    return np.where(gone & np.isfinite(length), GONE, length)
 
 
 def _motion(positions: np.ndarray, labelled: Labelled, scale: float, frames: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a fit of syllables can be trusted: the checks of any fit, and what only recordings of movement can show."""
+"""Trust in a fit of syllables: the checks of any fit, and those that only recordings of movement allow."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -14,12 +14,10 @@ from ppgen.diagnostics.verdict import Check, Report, report
 
 __all__ = ["check_movement", "check_rare", "simulate", "trust"]
 
-DRAWS = 25
-"""Draws behind the comparison with the exact posterior, each of which costs a pass over all the data."""
-FEW, RARE_SHARE = 5, 0.05
-"""Instances below which a syllable is rare, and the share of the time that rare ones may take."""
+CHECK_DRAWS = 25  # draws behind the comparison with the exact posterior, each of which costs a pass over all the data
+FEW, RARE_SHARE = 5, 0.05  # instances below which a syllable is rare, and the share of the time that rare ones may take
+# How far the speed of simulated animals may be off, which speed, and at how many body lengths one has left.
 FACTOR, QUANTILE, AWAY = 3.0, 0.99, 10.0
-"""How far the speed of simulated animals may be off, which speed, and at how many body lengths one has left."""
 
 
 def trust(study: Study, table: pd.DataFrame, replicas: pd.DataFrame, gone: Sequence[bool]) -> Report:
@@ -27,15 +25,12 @@ def trust(study: Study, table: pd.DataFrame, replicas: pd.DataFrame, gone: Seque
 
     Parameters
     ----------
-    study
-        The fit, whose states are numbered as its syllables.
-    table
-        One row per syllable that is used, as :func:`ppgen.behavior.segments.summary` gives it.
-    replicas, gone
-        Simulated beside recorded movement, and which simulated sets left, as :func:`simulate` gives them.
+    study : the fit, whose states are numbered as its syllables.
+    table : one row per syllable that is used, as :func:`ppgen.behavior.segments.summary` gives it.
+    replicas, gone : simulated beside recorded movement, and which simulated sets left, as :func:`simulate` gives them.
     """
-    frames = sum(map(len, study.x.values()))
-    known = study.pipeline.fit.diagnose(study.x if frames <= WHOLE else None, DRAWS, random_seed=0)  # else too slow
+    few = sum(map(len, study.x.values())) <= WHOLE  # of more data the comparison would be too slow
+    known = study.pipeline.fit.diagnose(study.x if few else None, CHECK_DRAWS, random_seed=0)
     old = [Check(*row) for row in known.table.itertuples(index=False)]
     new = [*check_movement(replicas, gone), *check_rare(table)]
     notes = [known.verdict.removeprefix(report(old).verdict).strip(), _rare_words(table), _starts_words(study.starts)]
@@ -92,7 +87,7 @@ def check_rare(table: pd.DataFrame) -> list[Check]:
 
 
 def _gone(simulated: xr.DataArray, checked: Mapping[str, np.ndarray]) -> list[bool]:
-    """Of each draw, whether a body part was ever farther away than bodies are; NaN is lost in any case."""
+    """Tell for each draw whether a body part was ever farther away than bodies are; a draw with NaN counts as such."""
     drawn = simulated.transpose("draw", "sequence", "time", "feature").to_numpy()
     far = max(AWAY, 3 * max(float(np.nanmax(np.abs(x), initial=0.0)) for x in checked.values()))
     parts = [drawn[:, i, : len(x)] for i, x in enumerate(checked.values())]
@@ -109,7 +104,7 @@ def _rare_words(table: pd.DataFrame) -> str:
 
 
 def _starts_words(starts: Sequence[float]) -> str:
-    """What is known of other optima: the last fit has one start, the best one of the search."""
+    """Describe other optima: the last fit has one start, the best one of the search."""
     said = "Whether another start ends in a better optimum is shown by fitting again with another --seed, and by match"
     if len(starts) < 2:
         return f"{said}."

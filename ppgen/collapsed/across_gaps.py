@@ -20,7 +20,8 @@ from ppgen.messages.switching.filter import States, Switching
 __all__ = ["AcrossGaps", "GapLatents"]
 
 DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
-RUNS, FEWEST = 8, 50  # runs over which the posterior is averaged, of a quarter of the particles, or at least so many
+RUNS = 8  # runs over which the posterior is averaged, each of a quarter of the particles
+FEWEST_PARTICLES = 50  # of such a run, if a quarter is less
 BUDGET, LEAST = 1 << 29, 16  # multiplications that an answer may cost, some three seconds; particles at least
 PATHS = 2  # from each of them, for the mean of the latent frames
 UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
@@ -57,7 +58,7 @@ class AcrossGaps:
         """
         generator = torch.Generator().manual_seed(0)
         affordable = BUDGET // max(1, self.switching.cost)
-        particles = min(max(FEWEST, self.switching.particles // 4), max(LEAST, affordable // RUNS))
+        particles = min(max(FEWEST_PARTICLES, self.switching.particles // 4), max(LEAST, affordable // RUNS))
         runs = min(RUNS, max(1, affordable // particles))
         thinning = torch.rand(runs, self._steps, dtype=torch.float64, generator=generator)
         found = [self._states(PATHS, each, generator, particles) for each in thinning]

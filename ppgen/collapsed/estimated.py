@@ -1,4 +1,4 @@
-"""Whether a log-density that has no closed form may be estimated, and whether it was.
+"""Permission to estimate a log-density that has no closed form, and a note that it was used.
 
 Samplers and optimisers need a function with a gradient that is the same at every call, so a distribution gives them a
 lower bound. An answer about the data wants p(x | theta) itself: inside `estimates`, it gets an unbiased estimate.
@@ -39,5 +39,5 @@ def estimates() -> Iterator[Said]:
 
 
 def wanted() -> Said | None:
-    """Where to say that a log-density was estimated; None where it must not be."""
+    """The list that takes a note of each estimated log-density; None where none may be estimated."""
     return _said.get()

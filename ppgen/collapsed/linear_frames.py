@@ -42,7 +42,7 @@ def _apply(matrix: Tensor, v: Tensor) -> Tensor:
 def frames(
     x: Tensor, known: Tensor, form: tuple[Tensor, Tensor, Tensor], constant: Tensor, L: int, *, diagonal: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``x' P x + x' M r + r' Q r + c``, r = (h, known), of every frame: coefficients of h h' and h, and the rest."""
+    """Coefficients of h h' and h, and the rest, of ``x' P x + x' M r + r' Q r + c`` per frame, r = (h, known)."""
     P, M, Q = form
     pull, known_pull = _apply(M, x).split([L, known.shape[-1]], -1)
     slope = pull + 2 * _apply(Q[..., L:, :L], known)

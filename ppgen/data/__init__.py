@@ -1,4 +1,4 @@
-"""What comes in: labelled arrays, in which NaN is what was not observed."""
+"""Labelled arrays, in which NaN is what was not observed: the form that all data take when they come in."""
 
 from ppgen.data.arrays import as_observations, lengths, like, to_tensor
 

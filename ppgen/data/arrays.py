@@ -1,7 +1,5 @@
 """The labelled layer: whatever people hold becomes one DataArray with named dims, float64, NaN = not observed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,11 +30,11 @@ def as_observations(
     name: str = "x",
     coords: Mapping[str, Sequence] | None = None,
 ) -> xr.DataArray:
-    """Return ``x`` as a labelled float64 array; NaN means not observed.
+    """``x`` as a labelled float64 array; NaN means not observed.
 
     Parameters
     ----------
-    x
+    x :
         - an array or tensor with exactly ``len(dims)`` axes; entries masked in a masked array become NaN;
         - a list or dict of arrays without the first dim (ragged along the second): shorter ones end in NaN, the keys
           of a dict label the first dim;
@@ -47,24 +45,19 @@ def as_observations(
           rows matched by label; see :func:`ppgen.data.views.beside`;
         - a sparse matrix, of scipy or torch, that takes no more than 1 GB when dense; what it does not hold is zero;
         - a DataArray with these dims by name (the first may be absent), or a Dataset that holds just one.
-    dims
-        Names of the axes. The meaning of an axis is never guessed from its length.
-    name
-        How messages and the result call the array.
-    coords
-        Labels for dims that ``x`` itself does not label.
+    dims : names of the axes. The meaning of an axis is never guessed from its length.
+    name : name of the array in messages and in the result.
+    coords : labels for dims that ``x`` itself does not label.
 
     Returns
     -------
-    xarray.DataArray
-        With dims ``dims``; when the first two are (sequence, time), a coordinate ``length`` along sequence counts the
-        frames up to the end of each sequence as it was given.
+    xarray.DataArray : with dims ``dims``; when the first two are (sequence, time), a coordinate ``length`` along
+        sequence counts the frames up to the end of each sequence as it was given.
 
     Raises
     ------
-    DataError
-        Wrong number of axes or dim names, a sparse matrix that would be too large, text, objects, complex numbers,
-        infinite values, or dates that do not go forward; said in words.
+    DataError : wrong number of axes or dim names, a sparse matrix that would be too large, text, objects, complex
+        numbers, infinite values, or dates that do not go forward; said in words.
 
     Examples
     --------
@@ -94,7 +87,7 @@ def as_observations(
 
 
 def to_tensor(observations: xr.DataArray) -> Tensor:
-    """Return the values as a float64 tensor that shares no memory with them."""
+    """The values as a float64 tensor that shares no memory with them."""
     return torch.tensor(np.ascontiguousarray(observations.values, dtype=np.float64))
 
 
@@ -121,12 +114,11 @@ def like(
     name: str | None = None,
     coords: Mapping[str, Sequence] | None = None,
 ) -> xr.DataArray:
-    """Return ``values`` with named ``dims``, labelled as ``observations`` is wherever the two share a dim.
+    """``values`` with named ``dims``, labelled as ``observations`` is wherever the two share a dim.
 
     Raises
     ------
-    DataError
-        The number of axes, or the length of a shared dim, differs.
+    DataError : the number of axes, or the length of a shared dim, differs.
     """
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != len(dims):
@@ -222,7 +214,7 @@ def _common(arrays: list[xr.DataArray], dim: str, name: str) -> dict[str, np.nda
 
 
 def _one(item: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
-    """Return one member of a ragged collection with the dims after the first."""
+    """One member of a ragged collection with the dims after the first."""
     if isinstance(item, pd.DataFrame | pd.Series):
         return _with_times(_from_table(item, dims[1:], name), name)
     if isinstance(item, xr.DataArray):
@@ -256,7 +248,7 @@ def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
 
 
 def _is_views(x: Mapping[Any, Any], dims: tuple[str, ...]) -> bool:
-    """Whether a dict holds tables of rows, not rows."""
+    """Tell whether a dict holds tables of rows, not rows."""
     return len(dims) == 2 and "time" not in dims and any(getattr(one, "ndim", 1) == 2 for one in x.values())
 
 
@@ -275,7 +267,7 @@ def _check_dense_size(shape: Sequence[int], name: str) -> None:
 
 
 def _floats(x: np.ndarray, name: str) -> np.ndarray:
-    """Return a float64 copy; masked entries become NaN."""
+    """A float64 copy; masked entries become NaN."""
     mask = np.ma.getmaskarray(x) if isinstance(x, np.ma.MaskedArray) else None
     array = np.asarray(x.data if isinstance(x, np.ma.MaskedArray) else x)
     if array.dtype.kind not in "fiub":

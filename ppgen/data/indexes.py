@@ -12,7 +12,7 @@ __all__ = ["check_times", "index_labels", "plain_labels", "shared_labels"]
 
 UNEVEN = 1.5  # times the shortest step is the longest of an even axis, as that of months
 
-_log = logging.getLogger("ppgen")
+log = logging.getLogger(__name__)
 _told: set[str] = set()
 
 
@@ -77,11 +77,11 @@ def tell(message: str) -> None:
     """Say it in the log, once."""
     if message not in _told:
         _told.add(message)
-        _log.warning(message)
+        log.warning(message)
 
 
 def _working(labels: np.ndarray) -> bool:
-    """Whether dates are the working days, one after the other, or every so many of them."""
+    """Tell whether dates are the working days, one after the other, or every so many of them."""
     if labels.dtype.kind != "M":
         return False
     days = labels.astype("datetime64[D]")

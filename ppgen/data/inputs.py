@@ -24,14 +24,14 @@ INPUT = "input"  # what the last axis of inputs is called
 @final
 @dataclass(frozen=True, eq=False)
 class LabelledInputs:
-    """What came as ``u``: numbers with a row per row of the data; and names of columns, {axis: names}, where given."""
+    """Inputs as they came: numbers with a row per row of the data; and names of columns, {axis: names}, if any."""
 
     values: Inputs = None
     names: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def shape(self) -> list[int] | dict[str, list[int]] | None:
-        """Of the numbers: of one array, or of each by name."""
+        """Shape of the numbers: of one array, or of each by name."""
         return each(self.values, lambda part: list(part.shape))
 
 
@@ -124,7 +124,7 @@ def labels_of(observations: xr.DataArray) -> dict[str, np.ndarray]:
 
 
 def places(wanted: Sequence[Any] | np.ndarray, given: Sequence[Any] | np.ndarray) -> np.ndarray | None:
-    """Where each of the ``wanted`` labels is among those ``given``; None where they are not the same ones."""
+    """Positions of the ``wanted`` labels among those ``given``; None where they are not the same ones."""
     ours, theirs = _index(wanted), _index(given)
     if len(ours) != len(theirs):
         return None
@@ -184,7 +184,7 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
 
 
 def _counted(labels: np.ndarray, others: np.ndarray) -> bool:
-    """Whether ``labels`` are the numbers 0, 1, 2, ... that pandas gives unnamed rows, beside names."""
+    """Tell whether ``labels`` are the numbers 0, 1, 2, ... that pandas gives unnamed rows, beside names."""
     counting = np.array_equal(labels, np.arange(len(labels)))
     return counting and labels.dtype.kind in "iu" and others.dtype.kind not in "biuf"
 

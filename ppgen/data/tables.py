@@ -69,7 +69,7 @@ def _refuse_others(what: str, frame: pd.DataFrame) -> None:
 
 
 def _is_real(column: pd.Series) -> bool:
-    """Whether a column holds real numbers, also as objects, of which some or all may be missing."""
+    """Tell whether a column holds real numbers, also as objects, of which some or all may be missing."""
     if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_complex_dtype(column.dtype):
         return False
     if column.dtype == object:

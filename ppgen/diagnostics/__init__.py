@@ -1,1 +1,1 @@
-"""Whether a fit can be trusted: checks on plain arrays, each a line in words."""
+"""Checks on plain arrays that decide whether a fit can be trusted, each a line in words."""

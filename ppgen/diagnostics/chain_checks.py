@@ -46,7 +46,7 @@ def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Ch
 def check_modes(
     draws: Mapping[str, Float[Array, "C S *event"]], lp: Float[Array, "C S"] | None = None
 ) -> Iterator[Check]:
-    """Whether all chains share one place; labels must have been aligned, ``lp`` is the log density."""
+    """Tell whether all chains share one place; labels must have been aligned, ``lp`` is the log density."""
     values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
     values = {site: value for site, value in values.items() if value.size}
     if not values or len(next(iter(values.values()))) < 2:
@@ -89,7 +89,7 @@ def check_sampler(stats: Mapping[str, Shaped[Array, "C S"]]) -> Iterator[Check]:
 
 
 def check_labels(name: str, alignment: Alignment) -> Iterator[Check]:
-    """Whether the labels called ``name`` can be told apart at all; how much they switched is no failure, but said."""
+    """Check that the labels called ``name`` can be told apart; how much they switched is reported and is no failure."""
     unclear = alignment.unclear
     yield Check(
         f"labels of {name}",
@@ -173,7 +173,7 @@ def _stay_check(sites: list[Float[Array, "_ C S"]]) -> Check:
 
 
 def _comes_back(value: Float[Array, "C S"]) -> bool:
-    """Whether values that a chain had left come again, in one arrival out of ten or more."""
+    """Tell whether values that a chain had left come again, in one arrival out of ten or more."""
     arrivals = np.diff(value, axis=1, prepend=np.nan) != 0
     distinct = sum(len(np.unique(chain)) for chain in value)
     return bool(distinct < 0.9 * arrivals.sum())

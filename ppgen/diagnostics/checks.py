@@ -67,7 +67,7 @@ def check_elbo(elbo: Float[Array, " I"], *, monotone: bool) -> Iterator[Check]:
 
 
 def check_convergence(converged: bool | None, elbo: Float[Array, " I"]) -> Iterator[Check]:
-    """Whether the engine's own test of convergence was met, and the bound has stopped rising.
+    """Tell whether the engine's own test of convergence was met, and the bound has stopped rising.
 
     The number is the slope over the last tenth of the run. Where that is 100 steps or more of a noisy bound, what they
     gained must be under a nat, or within three standard errors. With ``converged`` None the engine made no test, as
@@ -130,7 +130,7 @@ def check_point() -> Iterator[Check]:
 
 
 def check_restarts(elbos: Sequence[float]) -> Iterator[Check]:
-    """How far the best restart is ahead of the second: a lone winner may not be the best there is."""
+    """Check how far the best restart is ahead of the second: a lone winner may not be the best there is."""
     values = np.sort(np.asarray(elbos, dtype=float))[::-1]
     if values.size > 1:
         gap = float(values[0] - values[1]) if np.isfinite(values).all() else math.nan

@@ -24,7 +24,17 @@ from jaxtyping import Float
 from scipy.special import ndtri, stdtr
 from scipy.stats import chi2, rankdata
 
-__all__ = ["MANY", "Convergence", "bulk_size", "convergence", "effective_size", "nested_rhat", "rhat", "tail_shape"]
+__all__ = [
+    "MANY",
+    "NUMBERS_AT_ONCE",
+    "Convergence",
+    "bulk_size",
+    "convergence",
+    "effective_size",
+    "nested_rhat",
+    "rhat",
+    "tail_shape",
+]
 
 Array = np.ndarray
 Entries = Float[Array, "P C S"]
@@ -33,7 +43,7 @@ MANY, SUPERCHAINS = 16, 4  # from so many chains on R-hat is nested; superchains
 SHORTEST = 4  # draws of a chain, for any of this to have a value
 FORGOTTEN = 5  # autocorrelation times over which a chain's autocovariance is summed, each too small by what it spans
 FEW_CHAINS = 1.1  # what the error of a chain's mean may be above its estimate from few chains
-BLOCK = 1 << 22  # numbers worked on at once
+NUMBERS_AT_ONCE = 1 << 22  # numbers worked on at once
 TAIL_PRIOR = 10  # draws that the prior of a tail's shape, at 0.5, counts
 
 
@@ -61,7 +71,7 @@ class Convergence:
 
 def convergence(x: Entries, rate: float) -> Convergence:
     """Every number of `Convergence` at once; ``rate`` is the false-alarm rate of one entry."""
-    rows = max(1, BLOCK // max(1, x[0].size)) if len(x) else 1
+    rows = max(1, NUMBERS_AT_ONCE // max(1, x[0].size)) if len(x) else 1
     with np.errstate(invalid="ignore", divide="ignore"):
         parts = [_convergence(x[first : first + rows], rate) for first in range(0, len(x), rows)]
     return Convergence(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Convergence)))
@@ -82,7 +92,7 @@ def nested_rhat(parts: Float[Array, "P K M n"]) -> Float[Array, " P"]:
 
 
 def effective_size(parts: Float[Array, "P m n"]) -> Float[Array, " P"]:
-    """How many independent draws tell as much about the mean as ``m`` sequences of ``n``, by Geyer's sequences."""
+    """Count independent draws that tell as much about the mean as ``m`` sequences of ``n``, by Geyer's sequences."""
     n = parts.shape[-1]
     covariance = _autocovariance(parts)
     within = covariance[:, :1] * n / (n - 1)

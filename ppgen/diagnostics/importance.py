@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from scipy.special import ndtri
 from scipy.stats import norm, rankdata
 
+from ppgen.diagnostics.convergence import NUMBERS_AT_ONCE
 from ppgen.diagnostics.verdict import Check
 
 __all__ = ["check_importance", "check_moments", "check_rows"]
@@ -38,7 +39,6 @@ LEAST_SIZE = 100  # effective draws that know a mean to a tenth of a width, and 
 FEWEST = 25  # draws that have a shape
 EQUAL = 0.95  # share of effective draws from which the weights are all but equal
 MARGIN = 2.0  # standard errors by which a move must exceed what matters
-BLOCK = 1 << 22  # numbers worked on at once
 
 NO_STAND_IN = (
     "the variational posterior of the parameters is no stand-in for the exact one: do not quote its intervals of "
@@ -48,7 +48,7 @@ FIT_AGAIN = "more steps, a guide with correlations, or mcmc"
 
 
 class Moves(NamedTuple):
-    """What reweighting does to each entry (P,): to its mean in widths of the posterior, to the log width of q over it.
+    """Changes of each entry (P,) by reweighting: of its mean in widths of the posterior, of the log width of q over it.
 
     ``bend`` is the posterior's probability of lying below the decile of q where the two differ most, less q's own, and
     ``bend_error``, ``shift_error`` and ``stretch_error`` are standard errors; ``influence`` is what each draw adds to
@@ -108,11 +108,11 @@ def check_moments(draws: Mapping[str, Float[Array, "S *event"]], log_ratio: Floa
 
 
 def check_rows(draws: Mapping[str, Float[Array, "S N *event"]], log_ratio: Float[Array, "S N"]) -> Iterator[Check]:
-    """Of values that each row has for itself: k-hat of each row, and how far reweighting moves them in most rows.
+    """Check values that each row has for itself: k-hat of each row, and how far reweighting moves them in most rows.
 
     Parameters
     ----------
-    draws : of sites with a value per row.
+    draws : draws of sites with a value per row.
     log_ratio : log p(h, x | the rest) - log q(h) of each row.
     """
     log_weight, shape = smoothed(np.asarray(log_ratio, dtype=float).T)
@@ -137,7 +137,7 @@ def _most_rows(site: str, value: Float[Array, "S N *event"], weight: Float[Array
     """Median over rows of how far reweighting moves the values."""
     size = value[0, 0].size
     entry = np.moveaxis(value.reshape(*value.shape[:2], -1), 0, -1).reshape(-1, len(value))
-    rows = max(1, BLOCK // len(value) // size)
+    rows = max(1, NUMBERS_AT_ONCE // len(value) // size)
     parts = [
         moves(entry[first * size : (first + rows) * size], np.repeat(weight[first : first + rows], size, axis=0))
         for first in range(0, len(weight), rows)
@@ -158,13 +158,13 @@ def _most_rows(site: str, value: Float[Array, "S N *event"], weight: Float[Array
 
 
 def fit_to_reweight(log_weight: Float[Array, "R S"], shape: Float[Array, " R"]) -> Bool[Array, " R"]:
-    """Whether k-hat is small enough to rely on the weights, or they are all but equal."""
+    """Tell whether k-hat is small enough to rely on the weights, or they are all but equal."""
     size = log_weight.shape[-1]
     return (shape < largest_shape(size)) | (~np.isnan(shape) & (effective_size(log_weight) >= EQUAL * size))
 
 
 def effective_size(log_weight: Float[Array, "R S"]) -> Float[Array, " R"]:
-    """How many draws of equal weight are worth as much as these, whose weights sum to one."""
+    """Count the draws of equal weight that are worth as much as these, whose weights sum to one."""
     return 1 / np.exp(2 * log_weight).sum(-1)
 
 
@@ -197,7 +197,7 @@ def chance_limit(tests: int) -> float:
 
 
 def moves(entry: Float[Array, "P S"], weight: Float[Array, "... S"]) -> Moves:
-    """How far reweighting moves each entry, whose weights sum to one."""
+    """Changes of each entry by reweighting with weights that sum to one."""
     score = _scores(entry)
     w, S = weight * score.shape[-1], score.shape[-1]
     square = score**2 / (score**2).mean(-1, keepdims=True)
@@ -234,7 +234,7 @@ def _bend(score: Float[Array, "P S"], w: Float[Array, "... S"]) -> tuple[Float[A
 
 def _moved(entry: Float[Array, "P S"], weight: Float[Array, " S"]) -> Moves:
     """The same in parts of bounded memory."""
-    rows = max(1, BLOCK // max(1, weight.size))
+    rows = max(1, NUMBERS_AT_ONCE // max(1, weight.size))
     parts = [moves(entry[first : first + rows], weight) for first in range(0, len(entry), rows)]
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Moves._fields[:-1]}
     return Moves(**joined, influence=np.sum([part.influence for part in parts], 0))

@@ -17,7 +17,7 @@ __all__ = ["Modes", "modes"]
 
 Array = np.ndarray
 
-APART = 3.0  # spreads between the medians of neighbours
+GAP = 3.0  # spreads between the medians of neighbours
 NAMED = 3  # sites named in words
 SPREAD = 1.4826  # of a normal, per median absolute deviation
 
@@ -70,7 +70,7 @@ def _labels(value: Float[Array, "C S *event"]) -> Int[Array, "C P"]:
     spread = SPREAD * np.median(np.abs(flat - middle[:, None]), 1)
     order = np.argsort(middle, 0)
     middle, spread = np.take_along_axis(middle, order, 0), np.take_along_axis(spread, order, 0)
-    cut = np.diff(middle, axis=0) > APART * np.sqrt((spread[1:] ** 2 + spread[:-1] ** 2) / 2)
+    cut = np.diff(middle, axis=0) > GAP * np.sqrt((spread[1:] ** 2 + spread[:-1] ** 2) / 2)
     label = np.zeros(order.shape, dtype=int)
     np.put_along_axis(label, order[1:], cut.cumsum(0), 0)
     return label

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
+from ppgen.diagnostics.convergence import NUMBERS_AT_ONCE
 from ppgen.errors import DataError
 
 __all__ = ["Alignment", "align", "label_axes", "permuted"]
@@ -29,16 +30,15 @@ __all__ = ["Alignment", "align", "label_axes", "permuted"]
 Array = np.ndarray
 Axes = Mapping[str, tuple[int, ...]]
 
-LEARNT, PIVOTS, SWEEPS = 1000, 4, 20  # draws that places are learnt from; starts; turns of each
+LEARNT, PIVOTS, TURNS = 1000, 4, 20  # draws that places are learnt from; starts; turns of each
 FLOOR = 1e-3  # smallest scale, of the spread of a number over all draws and labels
-MARGIN = float(np.log(9))  # nats by which the best numbering must beat an exchange of two labels
-BLOCK = 1 << 22
+SURE = float(np.log(9))  # nats by which the best numbering must beat an exchange of two labels
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """How draws are renumbered: label ``k`` is the draw's own ``permutation[..., k]``; the identity is commonest."""
+    """Renumbering of draws: label ``k`` is the draw's own ``permutation[..., k]``; the identity is commonest."""
 
     permutation: Int[Array, "C S K"]
     unclear: float
@@ -58,11 +58,11 @@ class Alignment:
 
     @property
     def numberings(self) -> int:
-        """How many numberings there are, counting of each chain its commonest."""
+        """Count the different numberings, taking the commonest of each chain."""
         return len({tuple(_commonest(chain).tolist()) for chain in self.permutation})
 
     def words(self, name: str) -> str:
-        """What happened to the labels called ``name``."""
+        """Say what happened to the labels called ``name``."""
         if self.moved == 0:
             return f"Labels of {name} never switched."
         return (
@@ -86,7 +86,7 @@ def align(
 
     Parameters
     ----------
-    draws : of every site that has the labels; others are not looked at.
+    draws : draws of every site that has the labels; others are not looked at.
     axes : site -> the event axes that hold the labels, 0 the first behind chain and draw.
     lp : log density; its largest is the first pivot.
 
@@ -104,11 +104,11 @@ def align(
     pivots = [*first, *learnt[:: max(1, len(learnt) // PIVOTS)]][:PIVOTS]
     found = [_places(learnt, pivot, scale, floor) for pivot in pivots]
     place, scales, _ = min(found, key=lambda candidate: candidate[2])
-    rows = max(1, BLOCK // (K * K * F))
+    rows = max(1, NUMBERS_AT_ONCE // (K * K * F))
     parts = [_assigned(flat[i : i + rows], place, scales) for i in range(0, len(flat), rows)]
     permutation = np.concatenate([part[0] for part in parts])
     margin = np.concatenate([part[1] for part in parts])
-    return Alignment(_from_commonest(permutation).reshape(C, S, K), float((margin < MARGIN).mean()))
+    return Alignment(_from_commonest(permutation).reshape(C, S, K), float((margin < SURE).mean()))
 
 
 def permuted(value: Float[Array, "C S *event"], permutation: Int[Array, "C S K"], axes: tuple[int, ...]) -> Array:
@@ -121,7 +121,7 @@ def permuted(value: Float[Array, "C S *event"], permutation: Int[Array, "C S K"]
 
 
 def _features(draws: Mapping[str, Array], axes: Axes) -> Float[Array, "C S K F"]:
-    """What each label is known by: its own entries of every site, on the diagonal of those with two axes of labels."""
+    """Features that labels are matched by: a label's entries of every site, diagonal ones where two axes are labels."""
     missing = sorted(set(axes) - set(draws))
     if missing or not axes:
         raise DataError(f"relabel: axes must name sites of the fit, {sorted(draws)}, got {missing or 'none'}")
@@ -145,10 +145,10 @@ def _features(draws: Mapping[str, Array], axes: Axes) -> Float[Array, "C S K F"]
 def _places(
     flat: Float[Array, "S K F"], pivot: Float[Array, "K F"], scale: Float[Array, " F"], floor: Float[Array, " F"]
 ) -> tuple[Float[Array, "K F"], Float[Array, "K F"], float]:
-    """Where the labels are and how far they spread, learnt in turn with the numbering; and the score of both."""
+    """Centres and spreads of the labels, learnt in turn with the numbering; and the score of both."""
     place, scales = pivot, np.broadcast_to(scale, pivot.shape)
     before: Array | None = None
-    for _ in range(SWEEPS):
+    for _ in range(TURNS):
         permutation, _ = _assigned(flat, place, scales)
         if before is not None and (permutation == before).all():
             break

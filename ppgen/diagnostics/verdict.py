@@ -1,4 +1,4 @@
-"""What checks come to: lines in words, and a verdict that fails closed."""
+"""The verdict on a list of checks: lines in words, and a verdict that fails closed."""
 
 import html
 import textwrap
@@ -30,7 +30,7 @@ class Check(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """Whether a fit can be trusted: ``ok``, a ``verdict`` in words, and a ``table`` with one row per check."""
+    """Report on the trust in a fit: ``ok``, a ``verdict`` in words, and a ``table`` with one row per check."""
 
     ok: bool
     verdict: str
@@ -47,7 +47,7 @@ class Report:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict, and a table with the failed checks first."""
+        """The verdict, and a table with the failed checks first, as a notebook shows them."""
         rows = sorted(self._rows(), key=lambda row: row.ok)
         heads = "".join(f"<th>{name}</th>" for name in ("", "check", "found", "what to do"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in rows)

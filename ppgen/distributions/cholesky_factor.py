@@ -70,6 +70,6 @@ def _size(entries: int) -> int:
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
-    """Where each entry of the lower triangle lies in the vector, (D, D)."""
+    """Positions of the entries of the lower triangle in the vector, (D, D)."""
     row = torch.arange(size, device=device)[:, None]
     return (row * (row + 1) // 2 + torch.arange(size, device=device)).clamp(max=size * (size + 1) // 2 - 1)

@@ -26,12 +26,9 @@ class MatrixNormal(TorchDistribution):
 
     Parameters
     ----------
-    location
-        Mean M (*batch, D, R).
-    row_precision_cholesky
-        Lower Cholesky factor (*batch, D, D) of the rows' precision.
-    column_precision_cholesky
-        Lower Cholesky factor (*batch, R, R) of the columns' precision.
+    location : mean M (*batch, D, R).
+    row_precision_cholesky : lower Cholesky factor (*batch, D, D) of the rows' precision.
+    column_precision_cholesky : lower Cholesky factor (*batch, R, R) of the columns' precision.
     """
 
     arg_constraints = {
@@ -98,12 +95,9 @@ class PrecisionNormal(TorchDistribution):
 
     Parameters
     ----------
-    location
-        Mean (*batch, D).
-    precision_cholesky
-        Lower Cholesky factor L (*batch, D, D).
-    strength
-        Positive multiplier of the precision; batch shape.
+    location : mean (*batch, D).
+    precision_cholesky : lower Cholesky factor L (*batch, D, D).
+    strength : positive multiplier of the precision; batch shape.
     """
 
     arg_constraints = {

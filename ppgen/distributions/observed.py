@@ -67,7 +67,7 @@ def observed(distribution: Any) -> Any:  # noqa: ANN401 (Pyro's distributions ha
 
 
 class _Observed(TorchDistribution, ABC):
-    """What both kinds have in common: everything but the density is that of the distribution inside."""
+    """Everything but the density, which is that of the distribution inside."""
 
     arg_constraints = {}  # noqa: RUF012 (torch's name)
 
@@ -151,7 +151,7 @@ class _Joint(_Observed):
         return torch.where(seen, value, (drawn + moved[..., 0]).to(value))
 
     def _seen(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is seen; the factor of its covariance (or scale), missing entries pinned; and the whole covariance."""
+        """The observed part; the factor of its covariance or scale, missing entries pinned; the whole covariance."""
         seen, covariance = ~torch.isnan(value), _covariance(self.base)
         both = seen[..., :, None] & seen[..., None, :]
         identity = torch.eye(value.shape[-1], dtype=covariance.dtype, device=covariance.device)

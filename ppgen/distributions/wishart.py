@@ -28,10 +28,8 @@ class WishartCholesky(TorchDistribution):
 
     Parameters
     ----------
-    df
-        Degrees of freedom, above D - 1; batch shape.
-    scale_cholesky
-        Lower Cholesky factor (*batch, D, D) of the scale V; the Wishart's mean is ``df * V``.
+    df : degrees of freedom, above D - 1; batch shape.
+    scale_cholesky : lower Cholesky factor (*batch, D, D) of the scale V; the Wishart's mean is ``df * V``.
     """
 
     support = lower_cholesky_factor

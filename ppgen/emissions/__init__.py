@@ -1,4 +1,4 @@
-"""How a state or a latent shows in the data."""
+"""Emissions: distributions of the data given a state or a latent."""
 
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.bernoulli import Bernoulli

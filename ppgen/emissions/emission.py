@@ -1,4 +1,4 @@
-"""What an emission is to a mixture, a hidden Markov model or any other discrete-latent model."""
+"""The contract of an emission, as mixtures, hidden Markov models and any other discrete-latent model use it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ppgen.messages.switching.filter import Switching
 
 __all__ = ["SEQUENCES", "Emission", "distinct_patterns", "holds_somewhere"]
 
-LARGEST = 1e100  # squares and their sums stay finite
+LARGEST_VALUE = 1e100  # squares and their sums stay finite
 SEQUENCES = ("sequence", "time")  # axes of data before the features; a model of rows has ("row",)
 LETTERS, WORDS = {"time": "T"}, {"time": "step"}  # what errors call an axis; others are N and their own name
 
@@ -70,7 +70,7 @@ class Emission(ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether observations depend on nothing but their own state, so that all is summed out in closed form."""
+        """True if observations depend on nothing but their own state, so that all is summed out in closed form."""
         return True
 
     def complete(
@@ -120,10 +120,10 @@ class Emission(ABC):
                 f"{name}: x must be finite or NaN, got {x[where].item()} at {where}; use NaN for what was not observed"
             )
 
-        if (x.abs() > LARGEST).any():
-            where = tuple((x.abs() > LARGEST).nonzero()[0].tolist())
+        if (x.abs() > LARGEST_VALUE).any():
+            where = tuple((x.abs() > LARGEST_VALUE).nonzero()[0].tolist())
             raise DataError(
-                f"{name}: x must lie within {LARGEST:.0e} of zero, got {x[where].item()} at {where}; "
+                f"{name}: x must lie within {LARGEST_VALUE:.0e} of zero, got {x[where].item()} at {where}; "
                 "scale the features to about unit variance"
             )
 
@@ -148,7 +148,7 @@ def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"]
 
 
 def holds_somewhere(flags: Bool[Tensor, "..."]) -> bool | None:
-    """Whether any is true; None where nobody may look: while a graph is traced at other values, and under a map."""
+    """Tell whether any is true; None where values are not known: in a traced graph, and under a map."""
     try:
         return bool(flags.any())
     except RuntimeError:  # torch's, for values that depend on the inputs of a graph or on the mapped axis

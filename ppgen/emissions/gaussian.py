@@ -45,7 +45,7 @@ class Gaussian(Emission):
     covariance : ``"full"`` (normal-inverse-Wishart prior), ``"diagonal"`` (normal-gamma prior) or ``"spherical"`` (one
         precision for all features of a state).
     scale : prior guess of the variance within a state, in squared units of ``x``.
-    strength : how many observations the prior mean (zero) is worth.
+    strength : number of observations that the prior mean (zero) is worth.
     """
 
     prior_scales: ClassVar[tuple[str, ...]] = ("scale", "strength")

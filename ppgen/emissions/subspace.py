@@ -26,7 +26,7 @@ SMALLEST_LOSS = 1e-4  # eigenvalues of G below it count as this: "exactly known"
 
 
 class RowEvidence(NamedTuple):
-    """What rows of data say about the latent: exact values, and Gaussian potentials for some rows."""
+    """The latent as rows of data show it: exact values, and Gaussian potentials for some rows."""
 
     value: Float[Tensor, "n D"]
     known: Bool[Tensor, "n D"]
@@ -67,7 +67,7 @@ class Subspace:
         return {"mean": self.mean, "basis": self.basis, "scale": self.scale, "noise": float(self.noise)}
 
     def evidence(self, rows: Float[Tensor, "n F"]) -> RowEvidence:
-        """What each row says about its latent."""
+        """The evidence of each row about its latent."""
         missing = torch.isnan(rows)
         centred = torch.where(missing, 0.0, rows - self.mean)
         whole = ~missing.any(-1)

@@ -12,13 +12,10 @@ from ppgen.errors import DataError
 __all__ = ["check_units"]
 
 SMALL = 0.1  # standard deviations of the data in those of the prior
-SMALLISH, WIDER = (
-    0.3,
-    0.05,
-)  # where the prior adds more than such a share to the variance of small data, the log says so
-FAR = 10.0  # distance of the data's centre from zero, in their standard deviations
+SMALLISH, WIDER = 0.3, 0.05  # the log warns of small data to whose variance the prior adds more than such a share
+FAR_FROM_ZERO = 10.0  # distance of the data's centre from zero, in their standard deviations
 
-_log = logging.getLogger("ppgen")
+log = logging.getLogger(__name__)
 
 
 def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> None:
@@ -42,7 +39,7 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     varies = variance.sqrt() > 1e-12 * mean.abs()
     offset = strength * mean.square()
     outweighed = scale + offset > count / states * variance
-    odd = (variance < SMALL**2 * scale) | ((offset > 0) & (mean.abs() > FAR * variance.sqrt()))
+    odd = (variance < SMALL**2 * scale) | ((offset > 0) & (mean.abs() > FAR_FROM_ZERO * variance.sqrt()))
     odd &= outweighed & varies
     if not odd.any():
         _say_smallish(emission, varies & (scale > WIDER * count / states * variance), variance, scale)
@@ -56,7 +53,7 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
     )
     if bool((odd == varies).all()):
         raise DataError(words)
-    _log.warning("%s; %d of %d features that vary are so, and tell states hardly apart", words, odd.sum(), varies.sum())
+    log.warning("%s; %d of %d features that vary are so, and tell states hardly apart", words, odd.sum(), varies.sum())
 
 
 def _say_smallish(emission: Emission, widened: Tensor, variance: Tensor, scale: float) -> None:
@@ -64,7 +61,7 @@ def _say_smallish(emission: Emission, widened: Tensor, variance: Tensor, scale: 
     small = widened & (variance < SMALLISH**2 * scale)
     if small.any():
         d = int(small.nonzero()[0, 0])
-        _log.warning(
+        log.warning(
             "%s: x must be in units of about the prior's, standard deviation %.3g, got feature %d with %.3g, whose "
             "states the prior will make wider than they are; standardise", type(emission).__name__, scale**0.5, d,
             float(variance[d]) ** 0.5,

@@ -45,7 +45,7 @@ class Beta(Family):
         return {"one": eta["log_one"], "zero": eta["log_zero"]}
 
     def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
-        """What each of `named` is constrained to."""
+        """Textbook parameter -> its constraint."""
         return {"one": positive, "zero": positive}
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:

@@ -46,7 +46,7 @@ class Dirichlet(Family):
         return {"concentration": eta["log_probability"]}
 
     def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
-        """What each of `named` is constrained to."""
+        """Textbook parameter -> its constraint."""
         return {"concentration": independent(positive, 1)}
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:

@@ -45,7 +45,7 @@ class Gamma(Family):
         return {"shape": eta["log"], "rate": -eta["value"]}
 
     def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
-        """What each of `named` is constrained to."""
+        """Textbook parameter -> its constraint."""
         return {"shape": positive, "rate": positive}
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:

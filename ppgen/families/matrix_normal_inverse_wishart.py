@@ -94,7 +94,7 @@ class MatrixNormalInverseWishart(Family):
         }
 
     def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
-        """What each of `named` is constrained to."""
+        """Textbook parameter -> its constraint."""
         return {
             "location": independent(real, 2),
             "column_precision": positive_definite,

@@ -22,7 +22,7 @@ from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWish
 
 __all__ = ["NormalInverseWishart"]
 
-_REGRESSION = MatrixNormalInverseWishart()
+REGRESSION = MatrixNormalInverseWishart()
 
 
 @final
@@ -57,7 +57,7 @@ class NormalInverseWishart(Family):
 
     def named(self, eta: Natural) -> dict[str, Tensor]:
         """``location`` (D,), ``strength`` (), ``scale`` (D, D) and ``degrees`` (), batch dims first."""
-        named = _REGRESSION.named(_as_regression(eta))
+        named = REGRESSION.named(_as_regression(eta))
         return {
             "location": named["location"][..., 0],
             "strength": eta["quadratic"],
@@ -66,7 +66,7 @@ class NormalInverseWishart(Family):
         }
 
     def constraints(self, eta: Natural) -> Mapping[str, Constraint]:
-        """What each of `named` is constrained to."""
+        """Textbook parameter -> its constraint."""
         return {
             "location": real_vector,
             "strength": positive,
@@ -76,18 +76,18 @@ class NormalInverseWishart(Family):
 
     def log_normalizer(self, eta: Natural) -> Float[Tensor, "*batch"]:
         """Log-normaliser, that of the regression on a constant."""
-        return _REGRESSION.log_normalizer(_as_regression(eta))
+        return REGRESSION.log_normalizer(_as_regression(eta))
 
     def expected(self, eta: Natural) -> Natural:
         """Expectations of -Λ/2, Λμ, -μ'Λμ/2 and ½ log|Λ|."""
-        return _from_regression(_REGRESSION.expected(_as_regression(eta)))
+        return _from_regression(REGRESSION.expected(_as_regression(eta)))
 
     def statistic(self, theta: Mapping[str, Tensor]) -> Natural:
         """-Λ/2, Λμ, -μ'Λμ/2 and ½ log|Λ|."""
         coefficients = theta[self.location][..., None]
         precision_cholesky = theta[self.precision_cholesky]
         lifted = {"coefficients": coefficients, "precision_cholesky": precision_cholesky}
-        return _from_regression(_REGRESSION.statistic(lifted))
+        return _from_regression(REGRESSION.statistic(lifted))
 
     def draw(self, eta: Natural, sample: Sampler) -> dict[str, Tensor]:
         """Draw the precision's factor, then the mean given it."""

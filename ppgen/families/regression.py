@@ -32,7 +32,7 @@ class Regression:
     covariance : ``"full"`` or ``"diagonal"``, of the residuals.
     noise : prior guess of their variance.
     strength : prior precision of the coefficients, in units of the precision of the residuals.
-    walk : whether the prior mean of the coefficients is the identity instead of zero.
+    walk : if true, the prior mean of the coefficients is the identity instead of zero.
     states : number K of regressions, one for each state; None for one alone, without that axis.
     """
 

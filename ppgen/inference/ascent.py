@@ -15,7 +15,7 @@ __all__ = ["Ascent", "Gradient", "Pair", "dot"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-MEMORY, HALVINGS, SHRINK = 6, 12, 0.4
+MOST_PAIRS, HALVINGS, SHRINK = 6, 12, 0.4
 ARMIJO, CURVED = 1e-4, 1e-10
 
 
@@ -35,7 +35,7 @@ class Ascent:
     v: Float[Tensor, "C P"]
     value: Float[Tensor, " C"]
     gradient: Float[Tensor, "C P"]
-    memory: int = MEMORY
+    memory: int = MOST_PAIRS
     pairs: list[Pair] = field(default_factory=list)
     diagonal: Float[Tensor, "C P"] = field(init=False)
 

@@ -31,7 +31,7 @@ from ppgen.rng import private_stream
 __all__ = ["check"]
 
 TOLERANCE = 1e-8  # relative, of two ways to the same density
-KEPT = ("_memory", "_mean_field")  # attributes that ppgen itself adds to a model
+OWN_ATTRIBUTES = ("_memory", "_mean_field")  # attributes that ppgen itself adds to a model
 
 Law = Callable[[Subject], Check]
 
@@ -47,14 +47,14 @@ def check(
     Parameters
     ----------
     model : a `Model`, or a function with ``pyro.sample`` sites; it is not changed.
-    args : of a `Model` the observations ``x``, of which the first 64 rows are used; of a function its arguments.
+    args : for a `Model` the observations ``x``, of which the first 64 rows are used; for a function its arguments.
     u : inputs of a `Model`, a row per row of ``x``.
-    random_seed : of the place of the parameters at which the laws are tried.
+    random_seed : seed of the parameters at which the laws are tried.
 
     Returns
     -------
-    Report
-        A line for each law; one that is broken says what to write. An error inside the program is a broken law too.
+    Report : a line for each law; one that is broken says what to write. An error inside the program is a broken law
+        too.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _notes(model: Model) -> list[str]:
 
 
 def _equal(one: Tensor, two: Tensor, advice: str) -> Check:
-    """Whether two ways give the same densities; the value is the largest difference, in nats."""
+    """Tell whether two ways give the same densities; the value is the largest difference, in nats."""
     wide = float((one - two).abs().max()) if len(one) else 0.0
     size = float(torch.cat([one, two]).abs().max()) if len(one) else 0.0
     return Check("", wide, f"the same density, to {TOLERANCE:.0e} of it", wide <= TOLERANCE * (1 + size), advice)
@@ -269,7 +269,7 @@ def _keeps_nothing(one: Subject) -> Check:
     grown = [
         name
         for name, value in vars(model).items()
-        if name not in KEPT and isinstance(value, Tensor) and value is not before.get(name)
+        if name not in OWN_ATTRIBUTES and isinstance(value, Tensor) and value is not before.get(name)
     ]
     changed = [name for name, value in model.state_dict().items() if not _same(value, state.get(name))]
     wrong += [f"a model must hold no data, it kept {name!r} in a run; use a local variable" for name in grown]

@@ -1,4 +1,4 @@
-"""What the laws of a model are tried on: a program, whole data, and one place of its parameters."""
+"""The subject of a model's laws: a program, data without gaps, and one point of its parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -46,12 +46,12 @@ class Subject:
 
     @property
     def is_function(self) -> bool:
-        """Whether the model is a plain function, whose other arguments stay as they are."""
+        """True if the model is a plain function, whose other arguments stay as they are."""
         return isinstance(self.model, Function)
 
     @property
     def has_rows(self) -> bool:
-        """Whether there are data with rows to speak of."""
+        """True if there are data with rows."""
         return (
             self.x.ndim > 0
             and self.x.is_floating_point()
@@ -61,12 +61,12 @@ class Subject:
 
     @property
     def program(self) -> Callable[..., Any]:
-        """What a density is made of."""
+        """The program whose density is taken."""
         return self.model.function if isinstance(self.model, Function) else self.model
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What the program is called with."""
+        """Arguments of the program."""
         return (self.x, *self.model.rest) if isinstance(self.model, Function) else (self.x,)
 
     @property
@@ -110,7 +110,7 @@ class Subject:
         return self.of(x)
 
     def leaves_out_sites(self) -> bool:
-        """Whether discrete sites are summed out."""
+        """Tell whether discrete sites are summed out."""
         return bool(self.left_out)
 
 

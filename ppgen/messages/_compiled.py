@@ -1,4 +1,4 @@
-"""What the Numba kernels share: how they are compiled, run on threads, and take exponentials."""
+"""Common parts of the Numba kernels: compiling them, running them on threads, and exponentials."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ KERNEL: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
 }
 # Below this many multiplications per call, handing work to another thread costs more than it saves.
-_WORTH_A_THREAD = 200_000
+WORTH_A_THREAD = 200_000
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -56,7 +56,7 @@ def exp(x: float) -> float:
 
 
 def is_eager() -> bool:
-    """Whether values are at hand: no graph is traced or compiled, and nothing is mapped or differentiated by functions.
+    """Tell whether values are at hand: no graph is traced or compiled, and no function maps or differentiates.
 
     What is written by hand is then faster than torch operations, which a compiler would fuse.
     """
@@ -65,7 +65,7 @@ def is_eager() -> bool:
 
 
 def has_kernels(t: torch.Tensor) -> bool:
-    """Whether the kernels can work on the memory of ``t``; torch operations do otherwise."""
+    """Tell whether the kernels can work on the memory of ``t``; torch operations do otherwise."""
     return t.device.type == "cpu"
 
 
@@ -76,7 +76,7 @@ def run_tasks(function: Callable, tasks: int, work: float, *arguments: Array | i
     after a fork. Results do not depend on the number of threads.
     """
     workers = min(torch.get_num_threads(), tasks)
-    if workers < 2 or work < _WORTH_A_THREAD:
+    if workers < 2 or work < WORTH_A_THREAD:
         function(0, tasks, *arguments)
         return
     share = -(-tasks // min(4 * workers, tasks))

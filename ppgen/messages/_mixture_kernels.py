@@ -7,22 +7,22 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 
-__all__ = ["ROWS", "log_sums"]
+__all__ = ["ROWS_AT_ONCE", "log_sums"]
 
-ROWS = 256  # whose components stay in the cache
+ROWS_AT_ONCE = 256  # whose components stay in the cache
 
 
 @njit(**KERNEL)
 def log_sums(start: int, stop: int, joint: Array, shares: Array, value: Array) -> None:
-    """Of each column of ``joint`` (K, n) the log of the sum of exponentials, and the share of each of them in it.
+    """The log of the sum of exponentials of each column of ``joint`` (K, n), and the share of each entry in it.
 
-    A task takes `ROWS` columns. Where all entries are -inf, so is the sum, and all shares are zero.
+    A task takes `ROWS_AT_ONCE` columns. Where all entries are -inf, so is the sum, and all shares are zero.
     """
     K, n = joint.shape
-    top, total = np.empty(ROWS), np.empty(ROWS)
+    top, total = np.empty(ROWS_AT_ONCE), np.empty(ROWS_AT_ONCE)
     for task in range(start, stop):
-        first = task * ROWS
-        count = min(ROWS, n - first)
+        first = task * ROWS_AT_ONCE
+        count = min(ROWS_AT_ONCE, n - first)
         top[:] = -math.inf
         total[:] = 0.0
         for k in range(K):

@@ -15,7 +15,7 @@ __all__ = ["expectations", "fold_rows", "folded", "log_normalizer", "register"]
 
 # Above this many potentials, expected statistics are not kept between the forward and the backward pass but computed
 # in the latter: half again the time, and one array less at the peak.
-_KEEP_AT_MOST = 1 << 24
+KEEP_AT_MOST = 1 << 24
 
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 Tangent = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -113,7 +113,7 @@ def folded(name: str, paths: Callable[..., Tensor], dtype: torch.dtype = torch.l
 def log_normalizer(name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor) -> Tensor:
     """Log-normaliser (B,), differentiable twice in ``a``, ``b`` and ``c``."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, c))
-    keep = wanted and c.numel() <= _KEEP_AT_MOST
+    keep = wanted and c.numel() <= KEEP_AT_MOST
     return _LogNormalizer.apply(name, a, b, c, lengths, None, keep)[0]
 
 
@@ -128,7 +128,7 @@ def expectations(
 
 
 def _constant(*inputs: Tensor | None) -> bool:
-    """Whether nothing is differentiated here. Under ``torch.func`` and compilation nobody can say, so it is not."""
+    """Tell whether nothing is differentiated here; False under ``torch.func`` and compilation, where nobody knows."""
     if torch.compiler.is_compiling() or any(t is not None and t.requires_grad for t in inputs):
         return False
     return torch._C._functorch.maybe_current_level() is None

@@ -22,21 +22,18 @@ def mixture(log_weights: Float[Tensor, "*#B K"], log_potential: Float[Tensor, "*
 
     Parameters
     ----------
-    log_weights
-        (..., K) log-weights, normalised or not; ``-inf`` shuts a component out.
-    log_potential
-        (..., N, K) log-density of row n under component k. A row without observation is zeros.
+    log_weights : (..., K) log-weights, normalised or not; ``-inf`` shuts a component out.
+    log_potential : (..., N, K) log-density of row n under component k. A row without observation is zeros.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit together or tensors that are not floating point.
+    ValueError : for shapes that do not fit together or tensors that are not floating point.
     """
     return Mixture(log_weights, log_potential)
 
 
 class Mixture:
-    """What :func:`mixture` returns: the log-normaliser of every row and the posterior, differentiable at will.
+    """The log-normaliser of every row and the posterior, differentiable at will; :func:`mixture` makes it.
 
     A row that no component allows has log-normaliser ``-inf``, and responsibilities and a gradient of zero.
     """
@@ -75,8 +72,7 @@ class Mixture:
 
         Raises
         ------
-        ValueError
-            Where no component is possible.
+        ValueError : where no component is possible.
         """
         self._refuse_impossible()
         shares = self.responsibilities.detach()
@@ -93,8 +89,7 @@ class Mixture:
 
         Raises
         ------
-        ValueError
-            For components of another shape, or outside [0, K).
+        ValueError : for components of another shape, or outside [0, K).
         """
         *event, states = self.log_joint.shape
         if list(z.shape[-len(event) :]) != event or z.dim() > len(event) + 1:
@@ -140,7 +135,7 @@ class _LogSum(torch.autograd.Function):
         joint = first.reshape(len(first), -1).contiguous()
         shares, value = torch.empty_like(joint), joint.new_empty(joint.shape[1])
         arrays = (t.numpy() for t in (joint, shares, value))
-        run_tasks(kernels.log_sums, -(-joint.shape[1] // kernels.ROWS), 8 * joint.numel(), *arrays)
+        run_tasks(kernels.log_sums, -(-joint.shape[1] // kernels.ROWS_AT_ONCE), 8 * joint.numel(), *arrays)
         ctx.save_for_backward(log_joint, shares.reshape(first.shape).movedim(0, -1))
         return value.reshape(first.shape[1:])
 

@@ -53,7 +53,7 @@ class GMM(Conjugate):
     concentration : total prior count of the weights, :math:`\alpha` (K, one for each component, unless given; 1 for
         ``nonparametric=True``). Small values empty more components.
     scale : prior guess of the variance within a component, in squared units of ``x``.
-    strength : how many observations the prior mean (zero) of a component is worth.
+    strength : number of observations that the prior mean (zero) of a component is worth.
     """
 
     data_dims = ("row", "feature")

@@ -226,7 +226,7 @@ def _refuse_inputs(u: Inputs) -> None:
 
 
 def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[str] | None]:
-    """How many states there are, and their names where they were given."""
+    """The number of states, and their names if they were given."""
     if isinstance(states, str) or not isinstance(states, SupportsIndex | Sequence):
         raise DataError(f"HMM: states must be a whole number or a list of names, got {states!r}")
     names = None if isinstance(states, SupportsIndex) else [str(name) for name in states]

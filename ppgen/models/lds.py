@@ -33,7 +33,7 @@ from ppgen.model import Conjugate
 __all__ = ["LDS", "turned_alike"]
 
 
-FAR, SMALL = 10.0, 0.1  # an input's mean in its standard deviations, and the least of these
+FAR_FROM_ZERO, SMALL = 10.0, 0.1  # an input's mean in its standard deviations, and the least of these
 
 
 @final
@@ -160,7 +160,7 @@ class LDS(Conjugate):
         rows = torch.cat(given)
         mean, spread = rows.mean(0), rows.std(0, correction=0)
         varies = spread > 1e-12 * mean.abs()
-        odd = varies & ((mean.abs() > FAR * spread) | (spread < SMALL))
+        odd = varies & ((mean.abs() > FAR_FROM_ZERO * spread) | (spread < SMALL))
         if odd.any():
             i = int(odd.nonzero()[0, 0])
             raise DataError(

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["trajectories"]
 
-OUTLINES = 6
-"""Outlines per syllable: more overlap, fewer leave the motion to guesswork."""
+OUTLINES = 6  # outlines per syllable: more overlap, fewer leave the motion to guesswork
 
 
 def trajectories(bodies: xr.DataArray, *, most: int = 12, columns: int = 6) -> "Figure":
@@ -24,14 +23,11 @@ def trajectories(bodies: xr.DataArray, *, most: int = 12, columns: int = 6) -> "
 
     Parameters
     ----------
-    bodies
-        Mean bodies, dims (syllable, time, keypoint, space), in body lengths, where the body lies at the origin and
-        faces right when the syllable begins; ``time`` in seconds. Space beyond its first two axes is not drawn
-        (the view is from above). NaN is a keypoint that was not seen.
-    most
-        Draw the first so many syllables.
-    columns
-        Panels in a row.
+    bodies : mean bodies, dims (syllable, time, keypoint, space), in body lengths, where the body lies at the origin and
+        faces right when the syllable begins; ``time`` in seconds. Space beyond its first two axes is not drawn (the
+        view is from above). NaN is a keypoint that was not seen.
+    most : draw the first so many syllables.
+    columns : panels in a row.
     """
     shown = bodies.isel(syllable=slice(most)).transpose("syllable", "time", "keypoint", "space")
     flat = shown.isel(space=slice(2)).to_numpy()
@@ -77,7 +73,7 @@ def _frame(ax: "Axes", body: np.ndarray) -> None:
 
 
 def _skeleton(flat: np.ndarray) -> list[tuple[int, int]]:
-    """Which keypoints to join: the shortest tree through the median body, plus the outline of a small one.
+    """Pairs of keypoints to join: the shortest tree through the median body, plus the outline of a small one.
 
     Trackers' files rarely say what is joined to what; neighbours on the body are neighbours in space.
     """

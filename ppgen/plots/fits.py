@@ -20,10 +20,8 @@ def elbo(history: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
 
     Parameters
     ----------
-    history
-        ``Fit.history``: the columns ``step`` and ``elbo``, in nats.
-    ax
-        Where to draw; a new figure when not given.
+    history : ``Fit.history``: the columns ``step`` and ``elbo``, in nats.
+    ax : axes to draw into; a new figure by default.
     """
     ax = sole_axes(ax, 6.0, 3.0)
     kept = history[np.isfinite(history["elbo"])]
@@ -42,10 +40,8 @@ def missing(shares: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
 
     Parameters
     ----------
-    shares
-        Recordings (rows) by keypoints (columns), shares between 0 and 1.
-    ax
-        Where to draw; a new figure when not given.
+    shares : recordings (rows) by keypoints (columns), shares between 0 and 1.
+    ax : axes to draw into; a new figure by default.
     """
     rows, columns = shares.shape
     ax = sole_axes(ax, min(2.5 + 0.5 * columns, 12.0), 1.5 + 0.28 * rows)
@@ -68,8 +64,7 @@ def predictive_check(replicates: pd.DataFrame) -> "Figure":
 
     Parameters
     ----------
-    replicates
-        Long form: ``statistic`` (a panel each), ``draw`` (``-1``: recorded, 0, 1, …: simulated), ``value``.
+    replicates : long form: ``statistic`` (a panel each), ``draw`` (``-1``: recorded, 0, 1, …: simulated), ``value``.
     """
     panels = list(dict.fromkeys(replicates["statistic"]))
     if not panels:
@@ -89,12 +84,9 @@ def stickiness_search(trail: pd.DataFrame, *, target: float, ax: "Axes | None" =
 
     Parameters
     ----------
-    trail
-        One row per trial, in order: ``stickiness`` and ``median`` (seconds).
-    target
-        The wished median, in seconds.
-    ax
-        Where to draw; a new figure when not given.
+    trail : one row per trial, in order: ``stickiness`` and ``median`` (seconds).
+    target : the wished median, in seconds.
+    ax : axes to draw into; a new figure by default.
     """
     ax = sole_axes(ax, 4.5, 3.0)
     ax.axhline(target, color=QUIET, ls="--", label=f"target {target:.2f} s")

@@ -19,14 +19,10 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
 
     Parameters
     ----------
-    shares
-        Recordings (rows) by syllables (columns).
-    groups
-        The group of each recording, indexed like ``shares``.
-    tests
-        Indexed by syllable; the column ``p_adjusted`` decides the stars (* < 0.05, ** < 0.01, *** < 0.001).
-    most
-        Show the first so many syllables.
+    shares : recordings (rows) by syllables (columns).
+    groups : the group of each recording, indexed like ``shares``.
+    tests : indexed by syllable; the column ``p_adjusted`` decides the stars (* < 0.05, ** < 0.01, *** < 0.001).
+    most : show the first so many syllables.
     """
     shown = shares.iloc[:, :most]
     names = sorted(groups.unique())
@@ -50,16 +46,14 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
 
 
 def agreement(overlap: pd.DataFrame, *, names: tuple[str, str] = ("A", "B"), ax: "Axes | None" = None) -> "Axes":
-    """How two segmentations meet: the share of each row syllable's frames that the column syllable holds.
+    """Plot how two segmentations meet: the share of each row syllable's frames that the column syllable holds.
 
     Parameters
     ----------
-    overlap
-        Frames in common: syllables of one fit (rows) by syllables of the other (columns), columns in matched order.
-    names
-        What to call the two.
-    ax
-        Where to draw; a new figure when not given.
+    overlap : frames in common: syllables of one fit (rows) by syllables of the other (columns), columns in matched
+        order.
+    names : the names of the two.
+    ax : axes to draw into; a new figure by default.
     """
     totals = overlap.sum(axis=1).to_numpy(float)[:, None]
     share = np.divide(overlap.to_numpy(float), totals, out=np.zeros(overlap.shape), where=totals > 0)

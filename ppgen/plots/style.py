@@ -1,4 +1,4 @@
-"""What all figures share: a canvas outside pyplot, and colours that colour-blind readers can tell apart."""
+"""Common parts of all figures: a canvas outside pyplot, and colours that colour-blind readers can tell apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,10 @@ __all__ = [
     "tidy",
 ]  # fmt: skip
 
+# Paul Tol's muted scheme (SRON technical note 09-002): nine hues safe for all common colour-blindness.
 MUTED = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
-"""Paul Tol's muted scheme (SRON technical note 09-002): nine hues safe for all common colour-blindness."""
 INK, QUIET, ACCENT = "#332288", "#9A9A9A", "#CC6677"
-SHADES = "Blues"
-"""Colour map of shares and probabilities: white is none, and lightness alone carries the value."""
+SHADES = "Blues"  # colour map of shares and probabilities: white is none, and lightness alone carries the value
 
 
 _apart: ContextVar[bool] = ContextVar("apart", default=False)

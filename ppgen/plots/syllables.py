@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["durations", "ethogram", "transition_graph", "usage"]
 
-EDGES_PER_SYLLABLE = 3
-"""The graph draws the likeliest successors only: with all of them it is a ball of wool."""
+EDGES_PER_SYLLABLE = 3  # the graph draws the likeliest successors only: with all of them it is a ball of wool
 
 
 def ethogram(
@@ -31,16 +30,12 @@ def ethogram(
 
     Parameters
     ----------
-    latents
-        ``z`` (time, state), the probabilities, and ``z_mode`` (time), the most probable path (``-1``: none);
-        with a ``sequence`` dimension in front when several recordings are held, as ``Fit.latents`` gives.
-        The coordinate ``time`` is in seconds.
-    sequence
-        The recording to show; the first one when not given.
-    start, seconds
-        The stretch to show.
-    ax
-        Where to draw; a new figure when not given.
+    latents : ``z`` (time, state), the probabilities, and ``z_mode`` (time), the most probable path (``-1``: none); with
+        a ``sequence`` dimension in front when several recordings are held, as ``Fit.latents`` gives. The coordinate
+        ``time`` is in seconds.
+    sequence : the recording to show; the first one when not given.
+    start, seconds : the stretch to show.
+    ax : axes to draw into; a new figure by default.
     """
     one = latents.sel(sequence=sequence) if sequence is not None else latents
     one = one.isel(sequence=0) if "sequence" in one.dims else one
@@ -69,16 +64,13 @@ def ethogram(
 
 
 def durations(segments: pd.DataFrame, *, target: float | None = None, most: int = 25) -> "Figure":
-    """How long syllables last: all of them together, and the median and quartiles of each.
+    """Plot how long syllables last: all of them together, and the median and quartiles of each.
 
     Parameters
     ----------
-    segments
-        One row per instance, with the columns ``syllable`` and ``duration`` (seconds).
-    target
-        A wished median, in seconds, drawn as a line.
-    most
-        Show each of the first so many syllables on the right.
+    segments : one row per instance, with the columns ``syllable`` and ``duration`` (seconds).
+    target : a wished median, in seconds, drawn as a line.
+    most : show each of the first so many syllables on the right.
     """
     if segments.empty:
         raise DataError("durations: segments must hold at least one instance, got none")
@@ -106,12 +98,9 @@ def usage(shares: pd.DataFrame, *, most: int = 50, ax: "Axes | None" = None) -> 
 
     Parameters
     ----------
-    shares
-        One row per recording, one column per syllable, shares of the recording's frames.
-    most
-        Show the first so many syllables.
-    ax
-        Where to draw; a new figure when not given.
+    shares : one row per recording, one column per syllable, shares of the recording's frames.
+    most : show the first so many syllables.
+    ax : axes to draw into; a new figure by default.
     """
     shown = shares.iloc[:, :most]
     ax = sole_axes(ax, 9.0, 3.0)
@@ -127,18 +116,15 @@ def usage(shares: pd.DataFrame, *, most: int = 50, ax: "Axes | None" = None) -> 
 def transition_graph(
     transitions: pd.DataFrame, shares: pd.Series, *, most: int = 20, ax: "Axes | None" = None
 ) -> "Axes":
-    """What follows what: syllables on a circle, an arrow to each of the likeliest successors.
+    """Plot what follows what: syllables on a circle, an arrow to each of the likeliest successors.
 
     Parameters
     ----------
-    transitions
-        Square: the probability that the column's syllable is next when the row's ends; a row of NaN is skipped.
-    shares
-        Share of the time in each syllable: the area of its disc.
-    most
-        Show the first so many syllables.
-    ax
-        Where to draw; a new figure when not given.
+    transitions : square: the probability that the column's syllable is next when the row's ends; a row of NaN is
+        skipped.
+    shares : share of the time in each syllable: the area of its disc.
+    most : show the first so many syllables.
+    ax : axes to draw into; a new figure by default.
     """
     matrix = transitions.iloc[:most, :most].fillna(0.0).to_numpy()
     n = len(matrix)

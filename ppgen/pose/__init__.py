@@ -1,1 +1,1 @@
-"""What only behaviour needs: pose files, alignment, principal components, simulated mice."""
+"""Poses of animals, which only behaviour needs: pose files, alignment, principal components, simulated mice."""

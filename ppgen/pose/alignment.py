@@ -13,8 +13,6 @@ In 3-D the rotation is about the vertical (last) axis.
 References: Gower (1975), Generalized Procrustes analysis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,9 +38,9 @@ from ppgen.pose.recording import Recording
 
 __all__ = ["Aligned", "AlignedRecording", "Template", "align", "unalign"]
 
-_STEPS = 10
-_FRONT = ("nose", "snout", "forehead", "head", "neck", "ear")
-_BACK = ("tailbase", "tailstart", "basetail", "rump", "hip", "abdomen", "tail")
+STEPS = 10
+FRONT = ("nose", "snout", "forehead", "head", "neck", "ear")
+BACK = ("tailbase", "tailstart", "basetail", "rump", "hip", "abdomen", "tail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +84,12 @@ class Template:
     max_heading_error: float = 0.35
     notes: tuple[str, ...] = ()
 
-    def apply(self, recordings: Sequence[Recording]) -> Aligned:
+    def apply(self, recordings: Sequence[Recording]) -> "Aligned":
         """Align recordings, each on its own; the same input gives the same bits."""
         return Aligned(tuple(self._one(r) for r in recordings), self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, exact in JSON."""
+        """Plain numbers, strings and lists, exact in JSON."""
         return {
             "keypoints": list(self.keypoints),
             "shape": self.shape.tolist(),
@@ -102,8 +100,8 @@ class Template:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Template:
-        """Return what `to_dict` described, bit for bit."""
+    def from_dict(cls, state: Mapping[str, Any]) -> "Template":
+        """Undo `to_dict`, bit for bit."""
         shape, spread, covariance = (np.array(state[k], dtype=np.float64) for k in ("shape", "spread", "covariance"))
         return cls(
             tuple(state["keypoints"]), shape, spread, covariance, float(state["max_heading_error"]),
@@ -149,7 +147,7 @@ class Aligned:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about the alignment, in words."""
+        """Notes on the alignment that a person should read, in words."""
         return self.template.notes
 
 
@@ -166,22 +164,17 @@ def align(
 
     Parameters
     ----------
-    recordings
-        Animals of one kind, with the same keypoints; sizes and cameras may differ.
-    anterior, posterior
-        Keypoints at the front and at the back. When neither is given they are guessed from the names (nose, head,
-        tail base, ...), else from the direction of walking; a note says which.
-    keypoints
-        Use these only (leave out a tail tip that swings).
-    max_heading_error
-        Frames whose heading has a larger standard error, in radians, are not aligned.
-    max_frames
-        The template is fitted to at most so many frames, evenly taken.
+    recordings : animals of one kind, with the same keypoints; sizes and cameras may differ.
+    anterior, posterior : keypoints at the front and at the back. When neither is given they are guessed from the names
+        (nose, head, tail base, ...), else from the direction of walking; a note says which.
+    keypoints : use these only (leave out a tail tip that swings).
+    max_heading_error : frames whose heading has a larger standard error, in radians, are not aligned.
+    max_frames : the template is fitted to at most so many frames, evenly taken.
 
     Raises
     ------
-    DataError
-        Other keypoints in other recordings, fewer than two, unknown names, or a recording that never shows two at once.
+    DataError : other keypoints in other recordings, fewer than two, unknown names, or a recording that never shows two
+        at once.
     """
     chosen = [_chosen(r, recordings, keypoints) for r in recordings]
     if not chosen:
@@ -203,13 +196,13 @@ def unalign(
     heading: Float[np.ndarray, " T"],
     scale: float | int,
 ) -> Float[np.ndarray, "*B T P S"]:
-    """Return poses, in body lengths, to the place, direction and units they came from."""
+    """Put poses, in body lengths, back to the place, direction and units they came from."""
     turned = rotated(pose, heading)
     return turned * scale + centroid[:, None, :]
 
 
 def _thinned(recordings: Sequence[Recording], most: int) -> list[Recording]:
-    """Return recordings of evenly taken frames that show two keypoints or more, about ``most`` in all."""
+    """Recordings of evenly taken frames that show two keypoints or more, about ``most`` in all."""
     if len(recordings[0].keypoints) < 2:
         raise DataError("align: there must be at least 2 keypoints to tell where an animal faces, got 1; track more")
     share = min(1.0, most / sum(len(r) for r in recordings))
@@ -231,9 +224,9 @@ def _fit_shape(recordings: Sequence[Recording], limit: float) -> Template:
     """Generalised Procrustes: align to the template, average, repeat."""
     shape = medoid(np.concatenate([r.positions for r in recordings]))
     spread = np.full(len(shape), 0.15)
-    for step in range(_STEPS + 1):
+    for step in range(STEPS + 1):
         template = Template(recordings[0].keypoints, normalised(shape, spread), spread, np.eye(shape.size), limit)
-        if step == _STEPS:
+        if step == STEPS:
             break
         poses, weights = [], []
         for recording in recordings:
@@ -257,7 +250,7 @@ def _faced(
         raise DataError(f"align: anterior and posterior must be among {list(template.keypoints)}, got {unknown}")
     how = "given"
     if not front and not back:
-        front, back, how = _named(template.keypoints, _FRONT), _named(template.keypoints, _BACK), "guessed by name"
+        front, back, how = _named(template.keypoints, FRONT), _named(template.keypoints, BACK), "guessed by name"
     if front or back:
         ahead = _middle(template, front) - _middle(template, back)
         note = f"front ({how}): {', '.join(front) or 'away from the back'}; back: {', '.join(back) or 'the centre'}"
@@ -271,7 +264,7 @@ def _faced(
 
 
 def _walking(template: Template, recordings: Sequence[Recording]) -> tuple[np.complex128, float]:
-    """Return the mean direction of movement as the animal sees it, and its share of all movement."""
+    """The mean direction of movement as the animal sees it, and its share of all movement."""
     total, length = np.complex128(0), 0.0
     for recording in recordings:
         scale = template._scale(recording)
@@ -285,13 +278,13 @@ def _walking(template: Template, recordings: Sequence[Recording]) -> tuple[np.co
 
 
 def _middle(template: Template, names: tuple[str, ...]) -> np.complex128:
-    """Return the middle of some keypoints, or the centre of the template when there are none."""
+    """The middle of some keypoints, or the centre of the template when there are none."""
     places = [template.keypoints.index(k) for k in names]
     return np.complex128(plane(template.shape[places]).mean() if places else 0.0)
 
 
 def _named(keypoints: tuple[str, ...], words: Sequence[str]) -> tuple[str, ...]:
-    """Return the keypoints that hold the first of these words that any of them holds."""
+    """The keypoints that hold the first of these words that any of them holds."""
     plain = {k: "".join(c for c in k.lower() if c.isalnum()) for k in keypoints}
     for word in words:
         found = tuple(k for k, name in plain.items() if word in name)

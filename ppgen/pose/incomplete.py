@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 
 __all__ = ["complete", "fit_gaussian"]
 
-_CHUNK = 512
-_JITTER = 1e-9
+PATTERNS_AT_ONCE = 512
+JITTER = 1e-9
 
 
 def complete(
     x: Float[np.ndarray, "n F"], mean: Float[np.ndarray, " F"], covariance: Float[np.ndarray, "F F"]
 ) -> tuple[Float[np.ndarray, "n F"], Float[np.ndarray, "F F"]]:
-    """Return x with NaN replaced by its conditional mean, and the conditional covariance summed over rows.
+    """Rows ``x`` with NaN replaced by its conditional mean, and the conditional covariance summed over rows.
 
     Observed entries come back bit for bit; a row without any becomes the mean.
     """
@@ -32,7 +32,7 @@ def complete(
 def fit_gaussian(
     x: Float[np.ndarray, "n F"], *, rank: int | None = None, steps: int = 200, tol: float = 1e-5
 ) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, "F F"]]:
-    """Return the mean and covariance of greatest likelihood, by EM when entries are NaN.
+    """The mean and covariance of greatest likelihood, by EM when entries are NaN.
 
     With ``rank`` the covariance is that of probabilistic PCA (Tipping & Bishop, 1999): its M-step keeps the ``rank``
     leading eigenvalues of the expected scatter and averages the others.
@@ -64,12 +64,12 @@ def _by_pattern(
     patterns, which = np.unique(seen[incomplete], axis=0, return_inverse=True)
     order = np.argsort(which.ravel(), kind="stable")
     groups = np.split(incomplete[order], np.cumsum(np.bincount(which.ravel()))[:-1])
-    for i in range(0, len(groups), _CHUNK):
-        yield groups[i : i + _CHUNK], patterns[i : i + _CHUNK]
+    for i in range(0, len(groups), PATTERNS_AT_ONCE):
+        yield groups[i : i + PATTERNS_AT_ONCE], patterns[i : i + PATTERNS_AT_ONCE]
 
 
 def _gains(covariance: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return per pattern the matrix that takes a centred row, 0 where unseen, to its conditional mean."""
+    """The matrix of each pattern that takes a centred row, 0 where unseen, to its conditional mean."""
     both = seen[:, :, None] & seen[:, None, :]
     block = np.where(both, covariance, 0.0)
     # Unseen rows and columns become a unit matrix, which leaves the inverse of the seen block alone.
@@ -87,4 +87,4 @@ def _truncated(covariance: np.ndarray, rank: int) -> np.ndarray:
 
 def _floor(total: float, size: int) -> np.ndarray:
     """A little variance everywhere, so that a constant column does not make the covariance singular."""
-    return _JITTER * max(total / size, 1e-300) * np.eye(size)
+    return JITTER * max(total / size, 1e-300) * np.eye(size)

@@ -9,8 +9,6 @@ as it is by mean-filling.
 References: Tipping & Bishop (1999), Probabilistic principal component analysis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +21,7 @@ from ppgen.pose.incomplete import complete, fit_gaussian
 
 __all__ = ["PrincipalComponents", "fit_pca"]
 
-_WORK = 2e9
+WORK = 2e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class PrincipalComponents:
     explained: Float[np.ndarray, " F"]
 
     def project(self, x: Float[np.ndarray, "*B F"]) -> Float[np.ndarray, "*B D"]:
-        """Return the coordinates h of unit variance: the projection of a complete row, the posterior mean of another.
+        """The coordinates h of unit variance: the projection of a complete row, the posterior mean of another.
 
         A row without any observed entry has no coordinates: NaN.
         """
@@ -55,7 +53,7 @@ class PrincipalComponents:
         return h.reshape(*x.shape[:-1], len(self.scale))
 
     def reconstruct(self, h: Float[np.ndarray, "*B D"]) -> Float[np.ndarray, "*B F"]:
-        """Return the features at coordinates h."""
+        """The features at coordinates h."""
         return self.mean + (h * self.scale) @ self.basis.T
 
     @property
@@ -65,7 +63,7 @@ class PrincipalComponents:
         return inside + self.noise * np.eye(len(self.mean))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and lists, exact in JSON."""
+        """Plain numbers and lists, exact in JSON."""
         return {
             "mean": self.mean.tolist(),
             "basis": self.basis.tolist(),
@@ -75,8 +73,8 @@ class PrincipalComponents:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> PrincipalComponents:
-        """Return what `to_dict` described, bit for bit."""
+    def from_dict(cls, state: Mapping[str, Any]) -> "PrincipalComponents":
+        """Undo `to_dict`, bit for bit."""
         mean, basis, scale, explained = (
             np.array(state[key], dtype=np.float64) for key in ("mean", "basis", "scale", "explained")
         )
@@ -94,19 +92,14 @@ def fit_pca(
 
     Parameters
     ----------
-    x
-        (n, F); NaN means not observed.
-    components
-        Width D; when None the smallest that explains ``variance``.
-    variance
-        Share of variance, 0-1.
-    max_rows
-        Longer data is thinned evenly (always to the same rows) before fitting.
+    x : (n, F); NaN means not observed.
+    components : width D; when None the smallest that explains ``variance``.
+    variance : share of variance, 0-1.
+    max_rows : longer data is thinned evenly (always to the same rows) before fitting.
 
     Raises
     ------
-    DataError
-        Fewer than two usable rows, a feature that is never seen or never moves, or an impossible width.
+    DataError : fewer than two usable rows, a feature that is never seen or never moves, or an impossible width.
     """
     rows = _usable(x, max_rows)
     mean, covariance = fit_gaussian(rows)
@@ -139,7 +132,7 @@ def _usable(x: np.ndarray, max_rows: int) -> np.ndarray:
         raise DataError("fit_pca: x must vary, every feature is constant; nothing to find")
     rows = _thinned(rows, max_rows)
     patterns = len(np.unique(np.isnan(rows), axis=0))
-    affordable = int(_WORK / (max(patterns / len(rows), 1e-9) * rows.shape[1] ** 3))
+    affordable = int(WORK / (max(patterns / len(rows), 1e-9) * rows.shape[1] ** 3))
     return _thinned(rows, max(affordable, 1000))
 
 

@@ -1,7 +1,5 @@
 """Pose files in, recordings out: NaN where nobody saw a keypoint, and nothing made up in its place."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,25 +30,18 @@ def read_poses(
 
     Parameters
     ----------
-    path
-        A file, several files, or a movement-style Dataset (position (time, space, keypoints[, individuals])).
-    format
-        One of `FORMATS`, or ``"movement:<software>"`` to read through the package movement. Found from the content
+    path : a file, several files, or a movement-style Dataset (position (time, space, keypoints[, individuals])).
+    format : one of `FORMATS`, or ``"movement:<software>"`` to read through the package movement. Found from the content
         when None.
-    fps
-        Frames per second; overrides what the file says.
-    min_confidence
-        A keypoint seen with less confidence than this is not observed (NaN). Nothing is interpolated.
-    recording
-        Name of the recording; the file's name without its ending when None.
-    individuals
-        Beginnings of keypoint names that tell animals apart in a file that has no individuals of its own:
+    fps : frames per second; overrides what the file says.
+    min_confidence : a keypoint seen with less confidence than this is not observed (NaN). Nothing is interpolated.
+    recording : name of the recording; the file's name without its ending when None.
+    individuals : beginnings of keypoint names that tell animals apart in a file that has no individuals of its own:
         ``["B_", "W_"]`` makes of ``B_Nose`` and ``W_Nose`` the ``Nose`` of two animals.
 
     Raises
     ------
-    FileError
-        The file is absent, empty, damaged, unsafe, in no known format, or holds no usable poses; said in words.
+    FileError : the file is absent, empty, damaged, unsafe, in no known format, or holds no usable poses; said in words.
     """
     if not 0 <= min_confidence <= 1:
         raise DataError(f"read_poses: min_confidence must lie in 0-1, got {min_confidence}")
@@ -76,7 +67,7 @@ def read_poses(
 
 
 def missing_report(recordings: Sequence[Recording]) -> pd.DataFrame:
-    """Return what is missing, one row per recording and keypoint.
+    """Tabulate missing points, one row per recording and keypoint.
 
     Columns: ``share_missing`` (0-1), ``longest_gap_frames``, ``longest_gap_seconds`` (NaN when fps is unknown).
     """
@@ -161,7 +152,7 @@ def _refuse(track: Track, fps: float | None, who: str, *, never_seen: bool) -> N
 
 
 def _without_unsure(track: Track, threshold: float | int, who: str) -> tuple[np.ndarray, int]:
-    """Return positions that are NaN as a whole where a coordinate is NaN or the confidence too low."""
+    """Positions that are NaN as a whole where a coordinate is NaN or the confidence too low."""
     absent = np.isnan(track.positions).any(-1)
     below = np.zeros_like(absent)
     if threshold > 0:

@@ -20,15 +20,15 @@ __all__ = [
     "wrapped",
 ]
 
-_FREEDOM = 4.0
-_REWEIGHT = 3
-_SPREAD_FLOOR = 0.01
+FREEDOM = 4.0
+REWEIGHT = 3
+SPREAD_FLOOR = 0.01
 
 
 def place(
     points: np.ndarray, shape: np.ndarray, spread: np.ndarray, scale: float, limit: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return heading (T,), centroid (T, S) and robust weights (T, P) of frames (T, P, S) on a shape (P, S).
+    """Heading (T,), centroid (T, S) and robust weights (T, P) of frames (T, P, S) on a shape (P, S).
 
     ``spread`` (P,) is the standard deviation of each keypoint, ``scale`` the body length, ``limit`` the standard error
     of the heading, in radians, above which a frame is NaN.
@@ -36,11 +36,11 @@ def place(
     seen = _seen(points, shape)
     base = seen / spread**2
     weights = base
-    for _ in range(_REWEIGHT):
+    for _ in range(REWEIGHT):
         heading, centroid = _procrustes(points, shape, weights, scale)
         off = to_body(points, centroid, heading, scale) - shape
         distance = np.nan_to_num((off**2).sum(-1) / spread**2)
-        weights = base * (_FREEDOM + points.shape[2]) / (_FREEDOM + distance)
+        weights = base * (FREEDOM + points.shape[2]) / (FREEDOM + distance)
     heading, centroid = _procrustes(points, shape, weights, scale)
     unsure = ~(_heading_error(shape, base) <= limit)
     heading[unsure], centroid[unsure] = np.nan, np.nan
@@ -69,7 +69,7 @@ def refine(
 
 
 def body_length(points: np.ndarray, shape: np.ndarray, spread: np.ndarray, limit: float) -> float:
-    """Return the median over frames of the size of the observed keypoints relative to the shape's; NaN if no frame."""
+    """The median over frames of the size of the observed keypoints relative to the shape's; NaN if no frame."""
     weights = _seen(points, shape) / spread**2
     usable = _heading_error(shape, weights) <= limit
     if not usable.any():
@@ -87,7 +87,7 @@ def normalised(shape: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 
 def average(pose: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the robust mean (P, S) and the spread (P,) of aligned poses."""
+    """The robust mean (P, S) and the spread (P,) of aligned poses."""
     weights = np.where(np.isnan(pose).any(-1), 0.0, weights)
     total = weights.sum(0)
     with np.errstate(invalid="ignore"):
@@ -96,7 +96,7 @@ def average(pose: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     variance = (weights * square).sum(0) / np.maximum(total, 1e-300)
     # Half way to a common spread: left free, the weights run away to the two keypoints that define each other.
     variance = (variance + variance[total > 0].mean()) / 2
-    return shape, np.where(total > 0, np.maximum(np.sqrt(variance), _SPREAD_FLOOR), 1.0)
+    return shape, np.where(total > 0, np.maximum(np.sqrt(variance), SPREAD_FLOOR), 1.0)
 
 
 def medoid(points: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def medoid(points: np.ndarray) -> np.ndarray:
 
 
 def to_body(points: np.ndarray, centroid: np.ndarray, heading: np.ndarray, scale: float) -> np.ndarray:
-    """Return frames (T, P, S) as the animal sees them, in body lengths."""
+    """Frames (T, P, S) as the animal sees them, in body lengths."""
     return rotated((points - centroid[:, None]) / scale, -heading)
 
 
@@ -122,19 +122,19 @@ def rotated(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def plane(points: np.ndarray) -> np.ndarray:
-    """Return the first two coordinates as complex numbers."""
+    """The first two coordinates as complex numbers."""
     return points[..., 0] + 1j * points[..., 1]
 
 
 def wrapped(angle: np.ndarray) -> np.ndarray:
-    """Return angles in (-pi, pi]."""
+    """Angles in (-pi, pi]."""
     return np.where(np.isnan(angle), np.nan, np.angle(np.exp(1j * np.nan_to_num(angle))))
 
 
 def _procrustes(
     points: np.ndarray, shape: np.ndarray, weights: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted best rotation and shift of each frame; keypoints of weight 0 may be NaN."""
+    """The weighted best rotation and shift of each frame; keypoints of weight 0 may be NaN."""
     x, m = np.where(weights[..., None] > 0, points, 0.0), np.nan_to_num(shape)
     total = weights.sum(1)
     total = np.where(total > 0, total, np.nan)
@@ -146,7 +146,7 @@ def _procrustes(
 
 
 def _heading_error(shape: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the standard error in radians of each frame's heading, inf where nothing tells."""
+    """The standard error in radians of each frame's heading, inf where nothing tells."""
     flat = plane(np.nan_to_num(shape))
     total = np.maximum(weights.sum(1), 1e-300)
     middle = (weights * flat).sum(1) / total
@@ -155,7 +155,7 @@ def _heading_error(shape: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _scatter(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted sum of squares around the weighted mean, per frame."""
+    """The weighted sum of squares around the weighted mean, per frame."""
     total = weights.sum(1)
     middle = (weights[..., None] * x).sum(1) / total[:, None]
     return (weights * ((x - middle[:, None]) ** 2).sum(-1)).sum(1)

@@ -1,7 +1,5 @@
 """One animal in one recording: where its keypoints were, frame by frame, NaN where nobody saw them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,13 +12,13 @@ from ppgen.errors import DataError
 __all__ = ["Recording", "Track", "find_problem"]
 
 SPACE = ("x", "y", "z")
-LARGEST = 1e9
-"""Farther from 0 than any camera or arena reaches, in any unit; the arithmetic of bodies is still exact there."""
+# Farther from 0 than any camera or arena reaches, in any unit; the arithmetic of bodies is still exact there.
+LARGEST_COORDINATE = 1e9
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """What a reader found in a file for one individual, before any check.
+    """One individual as a reader found it in a file, before any check.
 
     ``positions`` is (T, P, 2|3) and ``confidence`` (T, P) or None; row 0 is frame number ``start`` of the file.
     """
@@ -40,24 +38,15 @@ class Recording:
 
     Parameters
     ----------
-    name
-        Label of the recording, unique within a project.
-    positions
-        (T, P, 2) or (T, P, 3) in the file's units; NaN means not observed.
-    confidence
-        (T, P) in 0-1 as the tracker wrote it, or None.
-    keypoints
-        P different names.
-    fps
-        Frames per second, or None when nobody said.
-    individual
-        The animal's name in a file of several animals.
-    source
-        Which format and file it came from.
-    start
-        Frame number of row 0 in the file (track fragments begin late).
-    notes
-        What a person should know about this recording, in words.
+    name : label of the recording, unique within a project.
+    positions : (T, P, 2) or (T, P, 3) in the file's units; NaN means not observed.
+    confidence : (T, P) in 0-1 as the tracker wrote it, or None.
+    keypoints : P different names.
+    fps : frames per second, or None when nobody said.
+    individual : the animal's name in a file of several animals.
+    source : format and file that it came from.
+    start : frame number of row 0 in the file (track fragments begin late).
+    notes : remarks on this recording that a person should read, in words.
     """
 
     name: str
@@ -89,8 +78,8 @@ class Recording:
         """Share of keypoints that are not observed, over all frames."""
         return float(np.isnan(self.positions).any(-1).mean())
 
-    def select(self, keypoints: Sequence[str]) -> Recording:
-        """Return the same recording with these keypoints only, in this order."""
+    def select(self, keypoints: Sequence[str]) -> "Recording":
+        """The same recording with these keypoints only, in this order."""
         unknown = [k for k in keypoints if k not in self.keypoints]
         if unknown:
             raise DataError(f"Recording {self.name!r}: keypoints must be among {list(self.keypoints)}, got {unknown}")
@@ -99,7 +88,7 @@ class Recording:
         return replace(self, positions=self.positions[:, places], confidence=confidence, keypoints=tuple(keypoints))
 
     def to_xarray(self) -> xr.Dataset:
-        """Return a movement-style Dataset: position (time, space, keypoints, individuals) and confidence.
+        """A movement-style Dataset: position (time, space, keypoints, individuals) and confidence.
 
         ``time`` is in seconds when the frame rate is known, in frames otherwise.
         """
@@ -172,12 +161,12 @@ def _position_problem(positions: np.ndarray, keypoints: tuple[str, ...]) -> str 
         t, p, s = infinite[0]
         where = f"row {t}, keypoint {keypoints[p]!r} ({SPACE[s]})"
         return f"positions must be finite or NaN, got {positions[t, p, s]} at {where}; write NaN for not observed"
-    huge = np.argwhere(np.abs(positions) > LARGEST)
+    huge = np.argwhere(np.abs(positions) > LARGEST_COORDINATE)
     if len(huge):
         t, p, s = huge[0]
         where = f"row {t}, keypoint {keypoints[p]!r} ({SPACE[s]})"
         return (
-            f"positions must lie within {LARGEST:g} of 0, got {positions[t, p, s]:g} at {where}; "
+            f"positions must lie within {LARGEST_COORDINATE:g} of 0, got {positions[t, p, s]:g} at {where}; "
             "write NaN for not observed"
         )
     if np.isnan(positions).any(-1).all():

@@ -7,8 +7,6 @@ follow a semi-Markov chain with gamma durations. The camera adds noise, loses si
 several frames.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from ppgen.pose.recording import Recording
 __all__ = ["Truth", "simulate_mice", "write_deeplabcut_csv"]
 
 # name, place along the spine (0 tail base, 1 nose) and to the left of it, in body lengths
-_BODY = (
+BODY = (
     ("nose", 1.00, 0.00),
     ("tail_base", 0.00, 0.00),
     ("left_ear", 0.80, 0.11),
@@ -41,10 +39,10 @@ _BODY = (
     ("right_forehead", 0.88, -0.05),
 )
 
-_POSTURES = ("bend", "head_yaw", "stretch", "rear", "sway")
+POSTURES = ("bend", "head_yaw", "stretch", "rear", "sway")
 # Per syllable: seconds, speed (body lengths/s), turning (rad/s), and per posture (target, sd, Hz, damping 1/s).
-_CALM = (0.0, 0.02, 0.0, 12.0)
-_SYLLABLES: tuple[tuple[str, float, float, float, dict[str, tuple[float, float, float, float]]], ...] = (
+CALM = (0.0, 0.02, 0.0, 12.0)
+SYLLABLES: tuple[tuple[str, float, float, float, dict[str, tuple[float, float, float, float]]], ...] = (
     ("run", 0.60, 3.0, 0.0, {"stretch": (0.12, 0.03, 0.0, 12.0), "sway": (0.0, 0.14, 4.0, 2.5)}),
     ("turn_left", 0.45, 0.8, 3.2, {"bend": (0.75, 0.08, 0.0, 9.0), "head_yaw": (0.35, 0.06, 0.0, 9.0)}),
     ("turn_right", 0.45, 0.8, -3.2, {"bend": (-0.75, 0.08, 0.0, 9.0), "head_yaw": (-0.35, 0.06, 0.0, 9.0)}),
@@ -58,14 +56,14 @@ _SYLLABLES: tuple[tuple[str, float, float, float, dict[str, tuple[float, float, 
     ("curl_left", 0.60, 0.0, 0.6, {"bend": (1.20, 0.06, 0.0, 7.0), "rear": (0.25, 0.04, 0.0, 9.0)}),
     ("shake", 0.45, 0.0, 0.0, {"bend": (0.0, 0.20, 6.0, 3.0)}),
 )
-_ARENA = 6.0
-_NOISE = 0.012
-_GAP_FRAMES = 12.0
+ARENA = 6.0
+CAMERA_NOISE = 0.012
+GAP_FRAMES = 12.0
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What was behind one recording.
+    """The truth behind one simulated recording.
 
     ``syllable`` (T,) indexes ``names``; ``positions`` (T, P, 2) has neither noise nor gaps; ``centroid`` (T, 2) is the
     middle of the spine, ``heading`` (T,) the direction of the body in radians, ``scale`` the body length in pixels.
@@ -92,25 +90,18 @@ def simulate_mice(
 
     Parameters
     ----------
-    recordings
-        How many, one animal each.
-    frames
-        Frames of each recording, or one number for all.
-    keypoints
-        3 to 14, from nose and tail base to the forehead.
-    syllables
-        2 to 12, from running to shaking; mean durations are 0.45 to 0.8 s.
-    missing
-        Expected share of keypoints that are not observed: half of it single points, half gaps of 12 frames on average.
-    fps
-        Frames per second; the same behaviour at any rate.
-    random_seed
-        None for a new one each time.
+    recordings : number of recordings, one animal each.
+    frames : frames of each recording, or one number for all.
+    keypoints : 3 to 14, from nose and tail base to the forehead.
+    syllables : 2 to 12, from running to shaking; mean durations are 0.45 to 0.8 s.
+    missing : expected share of keypoints that are not observed: half of it single points, half gaps of 12 frames on
+        average.
+    fps : frames per second; the same behaviour at any rate.
+    random_seed : None for a new one each time.
 
     Returns
     -------
-    recordings, truth
-        One of each per animal, in the same order.
+    recordings, truth : one of each per animal, in the same order.
     """
     counts = [frames] * recordings if isinstance(frames, int) else list(frames)
     _check(recordings, counts, keypoints, syllables, missing, fps)
@@ -145,10 +136,10 @@ def _check(recordings: int, counts: Sequence[int], keypoints: int, syllables: in
         raise DataError(f"{who}: frames must be one number or one per recording ({recordings}), got {len(counts)}")
     if min(counts) < 2:
         raise DataError(f"{who}: every recording must have at least 2 frames, got {min(counts)}")
-    if not 3 <= keypoints <= len(_BODY):
-        raise DataError(f"{who}: keypoints must lie in 3-{len(_BODY)}, got {keypoints}")
-    if not 2 <= syllables <= len(_SYLLABLES):
-        raise DataError(f"{who}: syllables must lie in 2-{len(_SYLLABLES)}, got {syllables}")
+    if not 3 <= keypoints <= len(BODY):
+        raise DataError(f"{who}: keypoints must lie in 3-{len(BODY)}, got {keypoints}")
+    if not 2 <= syllables <= len(SYLLABLES):
+        raise DataError(f"{who}: syllables must lie in 2-{len(SYLLABLES)}, got {syllables}")
     if not 0 <= missing < 0.9:
         raise DataError(f"{who}: missing must lie in 0-0.9, got {missing}")
     if not 15 <= fps <= 500:
@@ -166,20 +157,20 @@ def _one(
 ) -> tuple[Recording, Truth]:
     syllable = _syllable_sequence(frames, transition, fps, rng)
     dynamics, drive = _coefficients(len(transition), fps)
-    steps = _move(syllable, dynamics, drive, rng.standard_normal((frames, len(_POSTURES) + 2)), fps, _ARENA)
+    steps = _move(syllable, dynamics, drive, rng.standard_normal((frames, len(POSTURES) + 2)), fps, ARENA)
     posture, heading, centroid = steps[:, :5], steps[:, 5], steps[:, 6:]
     scale = float(rng.uniform(60.0, 140.0))
     body = _body(posture, keypoints)
     turn = np.exp(1j * heading)[:, None]
-    points = (body * turn + (centroid[:, 0] + 1j * centroid[:, 1])[:, None]) * scale + scale * (1 + 1j) * (_ARENA + 2)
+    points = (body * turn + (centroid[:, 0] + 1j * centroid[:, 1])[:, None]) * scale + scale * (1 + 1j) * (ARENA + 2)
     positions = np.stack([points.real, points.imag], -1)
-    names = tuple(s[0] for s in _SYLLABLES[: len(transition)])
+    names = tuple(s[0] for s in SYLLABLES[: len(transition)])
     absent = _absent(frames, keypoints, missing, rng)
-    seen = positions + _NOISE * scale * rng.standard_normal(positions.shape)
+    seen = positions + CAMERA_NOISE * scale * rng.standard_normal(positions.shape)
     seen[absent] = np.nan
     confidence = np.where(absent, rng.beta(1, 8, absent.shape), rng.beta(30, 1, absent.shape))
-    recording = Recording(name, seen, confidence, tuple(k for k, _, _ in _BODY[:keypoints]), fps, None, "simulated")
-    offset = scale * (_ARENA + 2)
+    recording = Recording(name, seen, confidence, tuple(k for k, _, _ in BODY[:keypoints]), fps, None, "simulated")
+    offset = scale * (ARENA + 2)
     return recording, Truth(syllable, positions, centroid * scale + offset, _wrapped(heading), scale, names)
 
 
@@ -191,7 +182,7 @@ def _transition(syllables: int, rng: np.random.Generator) -> np.ndarray:
 
 def _syllable_sequence(frames: int, transition: np.ndarray, fps: float, rng: np.random.Generator) -> np.ndarray:
     """Semi-Markov: gamma durations of shape 4, at least 0.15 s, then a jump to another syllable."""
-    mean = np.array([s[1] for s in _SYLLABLES[: len(transition)]]) * fps
+    mean = np.array([s[1] for s in SYLLABLES[: len(transition)]]) * fps
     shortest = max(2, round(0.15 * fps))
     jumps = int(frames / mean.min() * 1.5) + 64
     chain = _chain(np.cumsum(transition, 1), int(rng.integers(len(transition))), rng.random(jumps))
@@ -214,23 +205,23 @@ def _chain(cumulative: np.ndarray, start: int, uniform: np.ndarray) -> np.ndarra
 
 
 def _coefficients(syllables: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return per syllable and posture (target, phi1, phi2, sd of a step), and per syllable (speed, turning)."""
-    dynamics = np.empty((syllables, len(_POSTURES), 4))
-    for k, (_, _, _, _, given) in enumerate(_SYLLABLES[:syllables]):
-        for j, posture in enumerate(_POSTURES):
-            target, sd, hertz, damping = given.get(posture, _CALM)
+    """(target, phi1, phi2, sd of a step) of each syllable and posture, and (speed, turning) of each syllable."""
+    dynamics = np.empty((syllables, len(POSTURES), 4))
+    for k, (_, _, _, _, given) in enumerate(SYLLABLES[:syllables]):
+        for j, posture in enumerate(POSTURES):
+            target, sd, hertz, damping = given.get(posture, CALM)
             radius = np.exp(-damping / fps)
             one, two = 2 * radius * np.cos(2 * np.pi * hertz / fps), -(radius**2)
             step = sd * np.sqrt((1 + two) * ((1 - two) ** 2 - one**2) / (1 - two))
             dynamics[k, j] = target, one, two, step
-    return dynamics, np.array([[s[2], s[3]] for s in _SYLLABLES[:syllables]])
+    return dynamics, np.array([[s[2], s[3]] for s in SYLLABLES[:syllables]])
 
 
 @numba.njit(cache=True)
 def _move(
     syllable: np.ndarray, dynamics: np.ndarray, drive: np.ndarray, noise: np.ndarray, fps: float, arena: float
 ) -> np.ndarray:
-    """Return per frame 5 postures, heading, and centroid (x, y) in body lengths."""
+    """Five postures of each frame, heading, and centroid (x, y) in body lengths."""
     out = np.empty((len(syllable), 8))
     now, before = np.zeros(5), np.zeros(5)
     speed, turning, heading, px, py = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -257,9 +248,9 @@ def _move(
 
 
 def _body(posture: np.ndarray, keypoints: int) -> np.ndarray:
-    """Return (T, P) complex positions, mid-spine at 0, facing the positive real axis, body length one."""
+    """Complex positions (T, P), mid-spine at 0, facing the positive real axis, body length one."""
     bend, yaw, stretch, rear, sway = posture.T[:, :, None]
-    along, left = np.array([[a, b] for _, a, b in _BODY[:keypoints]]).T
+    along, left = np.array([[a, b] for _, a, b in BODY[:keypoints]]).T
     reach = along - 0.42
     # Rearing lifts the front: seen from above, it grows shorter towards the nose.
     shorter = 1.0 - 0.45 * np.clip(rear, 0.0, 1.3) * np.clip(reach, 0.0, None)
@@ -274,12 +265,12 @@ def _body(posture: np.ndarray, keypoints: int) -> np.ndarray:
 
 
 def _absent(frames: int, keypoints: int, missing: float, rng: np.random.Generator) -> np.ndarray:
-    """Return (T, P): half of the missing share as single points, half as gaps of geometric length."""
+    """Missing points (T, P): half of their share as single points, half as gaps of geometric length."""
     single = missing / 2
     gap = 1.0 - (1.0 - missing) / (1.0 - single)
-    begins = rng.random((frames, keypoints)) < -np.log1p(-gap) / _GAP_FRAMES
+    begins = rng.random((frames, keypoints)) < -np.log1p(-gap) / GAP_FRAMES
     at, point = np.nonzero(begins)
-    ends = np.minimum(at + rng.geometric(1.0 / _GAP_FRAMES, len(at)), frames)
+    ends = np.minimum(at + rng.geometric(1.0 / GAP_FRAMES, len(at)), frames)
     change = np.zeros((frames + 1, keypoints), dtype=np.int64)
     np.add.at(change, (at, point), 1)
     np.add.at(change, (ends, point), -1)

@@ -81,7 +81,7 @@ def observed_sites(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
 
 
 def name_of(model: Model) -> str:
-    """What messages call a model."""
+    """The name of a model in messages."""
     return type(model).__name__
 
 

@@ -1,4 +1,4 @@
-"""Which site observes the data that a program is asked about, which axis holds their rows, and what each row owns.
+"""The site that observes the data of a question, the axis that holds their rows, and the sites that each row owns.
 
 A plain function is asked about its first argument. One that takes its data elsewhere would get it in the place of its
 covariates, so what a site observes is compared with what was given.
@@ -31,7 +31,7 @@ __all__ = [
     "row_axis",
 ]
 
-ROUNDING = 1e-6  # relative, of data that a program keeps in float32
+FLOAT32_ROUNDING = 1e-6  # relative, of data that a program keeps in float32
 
 
 def data_site(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict[str, Any]:
@@ -135,15 +135,15 @@ def _shape(site: dict[str, Any]) -> torch.Size | None:
 
 
 def is_data(value: Tensor, x: Tensor) -> bool:
-    """Whether values are those of ``x`` where it was observed."""
+    """Tell whether values are those of ``x`` where it was observed."""
     if value.numel() != x.numel():
         return False
-    same = torch.isclose(value.detach().reshape(x.shape).to(x.dtype), x, rtol=ROUNDING, atol=0.0)
+    same = torch.isclose(value.detach().reshape(x.shape).to(x.dtype), x, rtol=FLOAT32_ROUNDING, atol=0.0)
     return bool((same | torch.isnan(x)).all())
 
 
 def _is_given(model: Model, theta: Theta, x: Tensor, name: str, value: Tensor) -> bool:
-    """Whether a site observes ``x``: its values, and not those of another argument that happens to be the same."""
+    """Tell whether a site observes ``x``: its values, and not those of another argument that happens to be the same."""
     if not is_data(value, x):
         return False
     if _argument(model, value) is None:

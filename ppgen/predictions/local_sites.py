@@ -62,7 +62,7 @@ def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
 
 
 def local(model: Model, theta: Theta, x: Tensor, u: Inputs) -> "Local | None":
-    """What each row of ``x`` owns, at the parameters that rows share in ``theta``; None where rows own nothing."""
+    """Values that each row of ``x`` owns, at the shared parameters in ``theta``; None where rows own nothing."""
     return _local(model, theta, x, u) if memory(model).row_sites else None
 
 
@@ -158,7 +158,7 @@ class Local:
     sites: Mapping[str, RowSite]
 
     def is_held_by(self, theta: Theta) -> bool:
-        """Whether ``theta`` has a value of every site."""
+        """Tell whether ``theta`` has a value of every site."""
         return all(name in theta for name in self.sites)
 
     def log_likelihood(self, n: int = PROPOSALS) -> Float[Tensor, " N"]:

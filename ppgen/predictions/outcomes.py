@@ -1,4 +1,4 @@
-"""What a program observes: which site holds which entries of the data, and outcomes that are other arguments.
+"""Outcomes of a program: which site holds which entries of the data, and outcomes that are other arguments.
 
 One site may observe all of the data, or several may share them, each a column or a block (``obs=x[:, 0]``,
 ``obs=x[:, 1:]``). Which entries a site holds is told by the gradient of its values by the data: it is one at the entry
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def outcomes(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor, u: Inputs) -> dict[str, Outcome]:
-    """What the program observes, by site: all that is part of the data ``x``, and what is another argument.
+    """The outcomes of the program by site: all that is part of the data ``x``, and all that is another argument.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _part(site: Mapping[str, Any], place: Tensor, x: Tensor) -> Outcome:
 
 
 def _whole_events(fn: Any, gaps: Tensor) -> bool:  # noqa: ANN401 (a distribution)
-    """Whether what is missing of an event is nothing or all of it; always, where entries are independent."""
+    """Tell whether events are missing as a whole or not at all; always true where entries are independent."""
     axes = len(innermost(fn).event_shape)
     if not axes:
         return True
@@ -193,7 +193,7 @@ def _numbers(value: Tensor) -> Tensor:
 
 
 def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
-    """Where the numbered values are in the data, by the slope of their sum; None where they are not all there.
+    """Positions of the numbered values in the data, by the slope of their sum; None where they are not all there.
 
     Values of another type have no slope: they are looked for among the columns.
     """
@@ -211,7 +211,7 @@ def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
 
 
 def _place_of_whole_numbers(value: Tensor, data: Tensor) -> Tensor | None:
-    """Where columns of whole numbers are among those of the data; None where they are not, or could be several."""
+    """Position of columns of whole numbers among those of the data; None where there is none, or several fit."""
     if not value.ndim or len(value) != len(data):
         return None
     columns, wanted = data.reshape(len(data), -1), value.reshape(len(data), -1)

@@ -37,10 +37,10 @@ Answer = Callable[[Theta], Any]
 
 CHUNK_BYTES = 1 << 27  # what the results of all operators of one chunk may take together, were none ever freed
 
-NOISE = ("There is a performance drop", "An output with one or more elements was resized")  # of vmap's own making
+VMAP_WARNINGS = ("There is a performance drop", "An output with one or more elements was resized")
 UNABLE = (RuntimeError, TypeError, NotImplementedError, ValueError)  # what vmap raises where it cannot
 
-_log = logging.getLogger("ppgen")
+log = logging.getLogger(__name__)
 _told: set[str] = set()
 
 
@@ -146,7 +146,7 @@ def _first(answer: Answer, draws: Mapping[str, Tensor]) -> tuple[Any, int]:
 
 
 def _numpy_stream() -> tuple[object, ...]:
-    """Where numpy's global stream stands. Python's own is not watched: checkers of types use it for themselves."""
+    """The state of numpy's global stream. Python's own is not watched: checkers of types use it for themselves."""
     state: Any = np.random.get_state()  # noqa: NPY002
     return bytes(state[1]), state[2:]
 
@@ -159,7 +159,7 @@ def _vectorized(answer: Answer, draws: Mapping[str, Tensor]) -> Any:  # noqa: AN
             return answer(theta)
 
     with torch.no_grad(), warnings.catch_warnings():
-        for message in NOISE:
+        for message in VMAP_WARNINGS:
             warnings.filterwarnings("ignore", message)
         return vmap(one, randomness="different")(dict(draws))
 
@@ -168,4 +168,4 @@ def _tell(message: str) -> None:
     """Log a message once in this process."""
     if message not in _told:
         _told.add(message)
-        _log.info("predictive: %s", message)
+        log.info("predictive: %s", message)

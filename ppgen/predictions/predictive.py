@@ -230,7 +230,7 @@ def data_distribution(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None
 
 
 def _observed(model: Model, theta: Theta, x: Tensor, u: Inputs, *, prior_of_rows: bool) -> dict[str, Outcome]:
-    """What the program observes; see `_run_with_discrete` for discrete sites."""
+    """The values that the program observes; see `_run_with_discrete` for discrete sites."""
     trace, theta = _run_with_discrete(model, theta, x, u, prior_of_rows=prior_of_rows)
     return outcomes(model, trace, theta, x, u)
 

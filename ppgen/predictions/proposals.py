@@ -1,4 +1,4 @@
-r"""Where the values of rows' own sites may lie: proposals with a density.
+r"""Proposals with a density for the values of rows' own sites.
 
 A guide that reads the rows proposes what it was trained to. The model itself proposes around the most probable values
 of each row, where there are few of them; both together are a mixture, in which a row that the guide serves badly is
@@ -63,7 +63,7 @@ class Proposals(ABC):
 
 @final
 class OfGuide(Proposals):
-    """What the guide draws for the rows, at the parameters that these share."""
+    """Draws of the guide for the rows, at the parameters that these share."""
 
     def draw(self, n: int) -> Proposed:
         trace, log_q = self._run(n, {})
@@ -75,7 +75,7 @@ class OfGuide(Proposals):
         return self._run(n, values)[1]
 
     def covers(self) -> bool:
-        """Whether the guide draws what rows own and nothing beside it, so that it has a density of any values."""
+        """True if the guide draws what rows own and nothing beside it, so that it has a density of any values."""
         trace, _ = self._run(1, {})
         own = {name for name, site in sampled_sites(trace).items() if self._axis(site) is not None}
         return own == set(self.local.sites)
@@ -179,7 +179,7 @@ def mixture(local: "Local") -> Mixture:
 
 
 def _found(modes: AroundModes) -> bool:
-    """Whether the modes can be searched: the program has second derivatives."""
+    """Tell whether the modes can be searched: the program has second derivatives."""
     try:
         return modes.peaks.mode is not None
     except PpgenError:

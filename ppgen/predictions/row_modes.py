@@ -62,7 +62,7 @@ def peaks(target: Target, starts: Float[Tensor, "M N d"]) -> Peaks:
     ----------
     target : log density (M * N,) of values (M * N, d) of all rows M times over, each row's of its own values only;
         twice differentiable.
-    starts : where the searches begin.
+    starts : points at which the searches begin.
     """
     here = _look(target, starts.flatten(0, 1))
     damping = torch.full_like(here.height, FIRST_DAMPING)

@@ -28,7 +28,7 @@ __all__ = ["Latents", "bounded_sites", "latents", "posterior_of", "summarized", 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What is known of summed-out latents: averages and modes, ``draws`` (n, ...) of them, and the axes of both."""
+    """Summed-out latents: averages and modes, ``draws`` (n, ...) of them, and the axes of both."""
 
     values: Mapping[str, Tensor]
     draws: Mapping[str, Tensor]

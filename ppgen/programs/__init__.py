@@ -1,1 +1,1 @@
-"""What every engine knows of a Pyro program: its sites, its density, its traced graph."""
+"""The common part of all engines that deals with a Pyro program: its sites, its density, its traced graph."""

@@ -19,7 +19,7 @@ __all__ = ["as_arguments"]
 
 
 def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What ``function`` is called with: Series, DataFrames and DataArrays as tensors, also in a dict; else as it is.
+    """Arguments of ``function``: Series, DataFrames and DataArrays as tensors, also in a dict; anything else as it is.
 
     Real numbers become float64, whole numbers stay whole, NaN stays NaN. Labels that are those of the rows of the first
     argument, in another order, are brought into its order, along every axis that has them; other labels are not read.

@@ -33,12 +33,12 @@ from ppgen.programs.sites import Last, Place, Program, Site, learn
 from ppgen.programs.tracing import Batch, Mode, blame, build
 from ppgen.rng import private_stream
 
-__all__ = ["Density", "Gradient", "density", "home", "quiet"]
+__all__ = ["NUMBERS_AT_ONCE", "Density", "Gradient", "density", "home", "quiet"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 NOISE, NOISE_PLACES = 0.01, 8  # nats of rounding that a density may carry, and where that is tried
-CHUNK = 1 << 22  # numbers that a conversion of draws works on at a time
+NUMBERS_AT_ONCE = 1 << 22  # numbers that a conversion of draws works on at a time
 
 
 def density(
@@ -53,9 +53,9 @@ def density(
     Parameters
     ----------
     model : any callable with ``pyro.sample`` sites, or a :class:`~ppgen.model.Model`. It is not changed.
-    args, kwargs : what it is called with; floating arrays and tensors are cast to ``dtype``.
-    dtype : of the density.
-    device : where the program, its arguments and the vectors go; None leaves them where the first tensor is.
+    args, kwargs : its arguments; floating arrays and tensors are cast to ``dtype``.
+    dtype : type of the density.
+    device : device of the program, its arguments and the vectors; None leaves them where the first tensor is.
 
     Raises
     ------
@@ -153,7 +153,7 @@ class Density:
     def constrain(self, v: Float[Tensor, "*B P"]) -> dict[str, Tensor]:
         """Values of the sites in their own units, {site: (*B, *shape)}."""
         rows = v.reshape(-1, v.shape[-1])
-        parts = rows.split(max(1, CHUNK // max(1, self.size)))
+        parts = rows.split(max(1, NUMBERS_AT_ONCE // max(1, self.size)))
         pieces = [vmap(self._values)(part) for part in parts]
         return {
             name: torch.cat([piece[name] for piece in pieces]).reshape(*v.shape[:-1], *site.shape)
@@ -285,7 +285,7 @@ def _prepare(
 
 
 def home(model: object, args: tuple[object, ...]) -> torch.device:
-    """Where the first tensor of the arguments or of the model is."""
+    """The device of the first tensor of the arguments or of the model."""
     own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return next((value.device for value in (*args, *own) if isinstance(value, Tensor)), torch.device("cpu"))
 

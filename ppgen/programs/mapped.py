@@ -1,4 +1,4 @@
-"""What lets a program of random draws run under ``torch.func.vmap``, a draw of its own for each mapped value."""
+"""Random draws under ``torch.func.vmap``: a program of them gets a draw of its own for each mapped value."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,5 +82,5 @@ def _is_shape(shape: Any) -> bool:  # noqa: ANN401
 
 
 def _inside_operator() -> bool:
-    """Whether vmap has handed over to an operator, whose memory is its own."""
+    """Tell whether vmap has handed over to an operator, whose memory is its own."""
     return torch._C._functorch.maybe_current_level() is None

@@ -1,4 +1,4 @@
-"""What a fitted model remembers of its fit: which data it was, by a digest, and what ``pyro.param`` statements learnt.
+"""Memory of a fitted model: a digest of its data, and the values that ``pyro.param`` statements learnt.
 
 Where each row has latents of its own it also remembers which these are, and the guide that proposes them for any rows.
 
@@ -40,7 +40,7 @@ class Memory:
 
 
 def memory(model: Model) -> Memory:
-    """What ``model`` remembers."""
+    """The memory of ``model``."""
     found: Memory = model.__dict__.get(NAME, Memory())
     return found
 

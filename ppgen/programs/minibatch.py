@@ -1,4 +1,4 @@
-"""Whether a program knows how many rows stand behind a minibatch: else its posterior is that of the minibatch alone."""
+"""A check that a program knows how many rows stand behind a minibatch; else its posterior is that of the minibatch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether what a model says of itself fits what it does: names of axes, and the arguments of its programs."""
+"""Checks that a model's declarations fit what it does: names of axes, and the arguments of its programs."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def check_dims(
 
 
 def wrong_dims(model: Model, shapes: Mapping[str, Sequence[int]], *, whole: bool = True) -> list[str]:
-    """What is wrong with ``dims`` and ``coords``, a line each: another number of axes, or of labels, or two sizes."""
+    """Errors in ``dims`` and ``coords``, a line each: another number of axes, or of labels, or two sizes."""
     wrong: list[str] = []
     sizes: dict[str, tuple[str, int]] = {}
     for site, shape in shapes.items():

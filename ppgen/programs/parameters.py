@@ -1,4 +1,4 @@
-"""What is trained: the parameters of modules and those that Pyro programs declare, as one flat vector per type.
+"""Trained parameters: those of modules and those that Pyro programs declare, as one flat vector per type.
 
 A program is run with other values in the place of its parameters, so that it is a function of them, without its
 modules or Pyro's store being touched.
@@ -52,7 +52,7 @@ class Parameters:
 
     @property
     def are_apart(self) -> tuple[bool, ...]:
-        """Whether a vector is of the part that lies apart."""
+        """Tell whether each vector is of the part that lies apart."""
         return tuple(apart for _, apart in self.kinds)
 
     def flat(self) -> tuple[Tensor, ...]:

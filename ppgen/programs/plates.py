@@ -1,4 +1,4 @@
-"""What Pyro says of plates of the wrong size, in words that name what to write."""
+"""Pyro's errors about plates of the wrong size, in words that name what to write."""
 
 import re
 

@@ -61,7 +61,7 @@ def at_rows(model: Model, x: Tensor, u: Inputs, rows: Tensor) -> tuple[Model, Te
 
 
 def called(model: Model, x: Tensor, u: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the programs of a model, or of a function, are called with."""
+    """Arguments of the programs of a model, or of a function."""
     return ((x, *model.rest), {}) if isinstance(model, Function) else ((x,), {"u": u})
 
 
@@ -99,7 +99,7 @@ def remember_row_sites(task: Task) -> dict[str, RowSite]:
 
 
 def reads_rows(guide: Callable[..., Any], model: Model, x: Tensor, u: Inputs, sites: Collection[str]) -> bool:
-    """Whether a guide says of any rows what their ``sites`` may be: it draws as many values as it is given rows."""
+    """Tell whether a guide can draw ``sites`` of any rows: it draws as many values as it is given rows."""
     count = next(n for n in _counts(x) if n != len(x))
     args, kwargs = _first_rows(model, x, u, count)
     try:
@@ -125,7 +125,7 @@ def _row_site(site: Site, plate: str, rows: int) -> RowSite:
 
 
 def _is_whole(site: Any, rows: int) -> bool:  # noqa: ANN401 (a node of a trace)
-    """Whether a site has the shape of its distribution, in a plate over so many rows."""
+    """Tell whether a site has the shape of its distribution, in a plate over so many rows."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     return site["value"].shape == site["fn"].shape() and any(frame.size == rows for frame in frames)
 

@@ -1,4 +1,4 @@
-"""What a trace shows before a run is paid for: that each value is scored once, and that none of them is NaN.
+"""Checks of a trace before a run is paid for: each value is scored once, and none of them is NaN.
 
 Pyro's own validation asks for the same shapes, but it is off where a program is mapped over draws, and for samplers.
 """
@@ -25,7 +25,7 @@ NOTHING_OBSERVED = (
 
 
 def observes(sites: Mapping[str, Any]) -> bool:
-    """Whether any of the nodes of a trace is observed."""
+    """Tell whether any of the nodes of a trace is observed."""
     return any(site["type"] == "sample" and site["is_observed"] for site in sites.values())
 
 
@@ -124,7 +124,7 @@ def _check_numbers(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a n
 
 
 def is_mapped(value: Tensor) -> bool:
-    """Whether a value differs between the draws that a program is mapped over, so that nothing can be said of it."""
+    """Tell whether a value differs between the draws that a program is mapped over, so that it is not known."""
     functorch = torch._C._functorch
     while functorch.is_gradtrackingtensor(value):
         value = functorch.get_unwrapped(value)

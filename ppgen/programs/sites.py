@@ -1,4 +1,4 @@
-"""What a Pyro program samples: its continuous latent sites as slices of one vector, its discrete ones by name."""
+"""Sites of a Pyro program: its continuous latent sites as slices of one vector, its discrete ones by name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -207,7 +207,7 @@ def _latent(msg: Any) -> bool:  # noqa: ANN401 (Pyro's message)
 
 
 def is_discrete(fn: Any) -> bool:  # noqa: ANN401 (a Pyro distribution)
-    """Whether a distribution is over countably many values."""
+    """Tell whether a distribution is over countably many values."""
     return bool(fn.support.is_discrete)
 
 

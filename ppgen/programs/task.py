@@ -1,4 +1,4 @@
-"""What an engine is given, read: a private model, its labelled data, and the arguments of its programs."""
+"""The input of an engine after reading: a private model, its labelled data, and the arguments of its programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

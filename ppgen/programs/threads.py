@@ -1,4 +1,4 @@
-"""How many threads a graph of operators is worth: one where its tensors are small, more where they are large.
+"""The number of threads that a graph of operators is worth: one where tensors are small, more where they are large.
 
 Threads meet at the end of every operator that is shared among them. On small tensors the meeting costs more than the
 work, and where another program holds one of the cores, each meeting waits for it. The number goes by the size of the

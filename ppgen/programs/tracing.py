@@ -181,7 +181,7 @@ def _trace(function: Callable[..., Outputs], examples: Sequence[Tensor]) -> fx.G
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """Whether a node whose result nobody uses must stay; random numbers need not (plates draw rows nobody asks for)."""
+    """Tell whether a node must stay although nobody uses its result; random numbers need not (plates draw some)."""
     tags = getattr(node.target, "tags", ())
     schema = getattr(node.target, "_schema", None)
     if torch.Tag.nondeterministic_seeded in tags and schema is not None and not schema.is_mutable:
@@ -190,7 +190,7 @@ def _has_effect(node: fx.Node) -> bool:
 
 
 def blame(error: Exception) -> Exception:
-    """What to say of a program that cannot be traced: the line of it that looked at a value."""
+    """Words for a program that cannot be traced, with the line of it that looked at a value."""
     place = _own_line(error)
     if place is None:
         return error

@@ -1,4 +1,4 @@
-"""What a graph of operators is expected to take, traced and compiled: by counts, never by the clock.
+"""Expected cost of a graph of operators, traced and compiled: by counts, never by the clock.
 
 Rounding differs between the two, and chains amplify it. A choice by the clock would give other draws whenever the
 machine is busy, or torch's cache is cold; a choice by counts gives the same run the same draws again.
@@ -49,11 +49,11 @@ class Work:
         return COLD + COLD_PER_NODE * self.nodes
 
     def pays(self, calls: float) -> bool:
-        """Whether compiling pays over so many calls."""
+        """Tell whether compiling pays over so many calls."""
         return calls * self.saved >= PAYS * self.cold
 
     def words(self, calls: float) -> str:
-        """What compiling costs and saves, over so many calls."""
+        """Say what compiling costs and saves, over so many calls."""
         return (
             f"compiling takes about {self.cold:.1f} s the first time, {WARM * self.cold:.1f} s from torch's cache, and "
             f"saves about {calls * self.saved:.1f} s of {calls:,.0f} calls"

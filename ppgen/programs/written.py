@@ -1,4 +1,4 @@
-"""What the operators of a computation write, by which its memory and its cost are judged without a clock."""
+"""Bytes that the operators of a computation write: they tell its memory and its cost without a clock."""
 
 from typing import Any, final
 

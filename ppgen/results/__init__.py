@@ -1,4 +1,4 @@
-"""What a fit gives back: labelled answers, ArviZ's DataTree, and folders on disk."""
+"""Results of a fit: labelled answers, ArviZ's DataTree, and folders on disk."""
 
 from ppgen.results.entries import by_entry
 from ppgen.results.fit import Fit, fit_result, load

@@ -223,7 +223,7 @@ def _predict(
 
 
 def shares_nothing(fit: "Fit") -> bool:
-    """Whether each row owns all latents, so that every draw of the parameters is the same."""
+    """Tell whether each row owns all latents, so that every draw of the parameters is the same."""
     return isinstance(fit.posterior, Draws) and set(fit.posterior.sites) <= set(memory(fit.model).of_rows)
 
 

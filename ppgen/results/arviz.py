@@ -117,7 +117,7 @@ def _with_rows(fit: "Fit", read: Read | None, theta: dict[str, Tensor], stats: d
 def _sample_stats(
     fit: "Fit", theta: dict[str, Tensor], read: Read | None, stats: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the sampler recorded; of a variational fit the log densities of ``theta`` under q, and under the model."""
+    """The sampler's records; of a variational fit the log densities of ``theta`` under q, and under the model."""
     flat = {site: value.flatten(0, 1) for site, value in theta.items()}
     if isinstance(fit.posterior, Factors):
         stats = {"log_q": fit.posterior.log_prob(flat)[None]}
@@ -207,7 +207,7 @@ def _deterministic(fit: "Fit", draws: Mapping[str, Tensor], x: Tensor, u: Inputs
 
 
 def _params(params: Mapping[str, Tensor], dims: dict[str, list[str]], coords: dict[str, Any]) -> xr.DataTree:
-    """What the program's own parameters learnt, without draws."""
+    """Values that the program's own parameters learnt, without draws."""
     values = {name: value[None, None] for name, value in params.items()}
     labelled = _tree({"posterior": _numpy(values)}, dims, coords, {})["posterior"].to_dataset()
     return xr.DataTree(labelled.isel(chain=0, draw=0, drop=True))
@@ -223,7 +223,7 @@ def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]
 
 
 def _has_several_sites(of_sites: Callable[[predictive.Theta], dict[str, Tensor]], draws: Mapping[str, Tensor]) -> bool:
-    """Whether a row's density is that of several sites, each of which can be had."""
+    """Tell whether a row's density is that of several sites, each of which can be had."""
     try:
         return len(of_sites(predictive.at(draws, 0))) > 1
     except FitError:

@@ -1,4 +1,4 @@
-"""Which checks a fit gets, and the arrays they need."""
+"""The checks that a fit gets, and the arrays they need."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ __all__ = ["diagnose", "with_rows"]
 
 Drawn = tuple[dict[str, Tensor], dict[str, Tensor]]
 
-ROWS = 1000  # rows whose own values are looked at, spread evenly over all
+CHECKED_ROWS = 1000  # rows whose own values are looked at, spread evenly over all
 LP = "log density"  # what the sampler's record of it is called among the sites
 
 
@@ -98,7 +98,7 @@ def _bound_checks(fit: "Fit", notes: list[str]) -> Iterator[Check]:
 
 
 def _posterior_checks(fit: "Fit", read: Read | None, draws: int, notes: list[str]) -> Iterator[Check]:
-    """How far q is from the posterior, by draws of q and both densities of them."""
+    """Checks of the distance of q from the posterior, by draws of q and both densities of them."""
     finite = _finite_share(fit.posterior)
     if finite < 1.0:
         yield from diagnostics.check_finite(finite)
@@ -131,9 +131,9 @@ def _weighed_checks(fit: "Fit", read: Read, drawn: Drawn, notes: list[str]) -> I
 
 
 def _row_checks(fit: "Fit", read: Read, drawn: Drawn, axes: dict[str, int]) -> Iterator[Check]:
-    """Of values that each row has for itself, of at most so many rows."""
+    """Checks of values that each row has for itself, in a limited number of rows."""
     (_, x, u), (theta, stats) = read, drawn
-    chosen = evenly(len(x), min(len(x), ROWS))
+    chosen = evenly(len(x), min(len(x), CHECKED_ROWS))
     joint = predictive.gather(lambda one: log_joint_rows(fit.model, one, x, u=u)[chosen], theta)
     own = {site: theta[site].movedim(axis + 1, 1)[:, chosen].numpy(force=True) for site, axis in axes.items()}
     yield from diagnostics.check_rows(own, (joint - stats["log_q_rows"][:, chosen]).numpy(force=True))
@@ -151,7 +151,7 @@ def _finite_share(posterior: Draws | Factors) -> float:
 
 
 def _is_point(posterior: Draws | Factors) -> bool:
-    """Whether every draw is the same: q is one value, which it has not drawn from any density."""
+    """Tell whether every draw is the same: q is one value, which it has not drawn from any density."""
     return (
         isinstance(posterior, Draws)
         and bool(posterior.sites)  # none where rows own all latents

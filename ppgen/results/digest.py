@@ -1,4 +1,4 @@
-"""What tells one fit from another."""
+"""Digests that tell one fit from another."""
 
 import hashlib
 

@@ -16,8 +16,8 @@ def by_entry(tree: xr.DataTree, name: str = "x", *, loo_pit: bool = False) -> xr
 
     Parameters
     ----------
-    tree : of `Fit.to_arviz`, with the data.
-    name : of the data.
+    tree : result of `Fit.to_arviz`, with the data.
+    name : name of the data.
     loo_pit : give each entry the log-likelihood of its row, for ``arviz_stats.loo_pit`` and ``plot_loo_pit`` alone,
         which need one per entry: each is then compared with draws from which its whole row (of a time series, its
         sequence) is left out.
@@ -60,6 +60,6 @@ def by_entry(tree: xr.DataTree, name: str = "x", *, loo_pit: bool = False) -> xr
 
 
 def _places(observed: xr.DataArray, seen: np.ndarray) -> dict[str, np.ndarray]:
-    """Where each entry was: its label along every axis of the data."""
+    """The position of each entry: its label along every axis of the data."""
     index = np.unravel_index(seen, observed.shape)
     return {str(dim): observed[dim].values[place] for dim, place in zip(observed.dims, index, strict=True)}

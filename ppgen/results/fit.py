@@ -1,4 +1,4 @@
-"""What a fit gives back: labelled answers about any data its model takes."""
+"""The result of a fit: labelled answers about any data its model takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ __all__ = ["Fit", "fit_result", "load"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit:
-    """A model, what is believed of its parameters, and the record of the run.
+    """A fitted model: the model, the posterior of its parameters, and the record of the run.
 
     Parameters
     ----------
@@ -61,17 +61,17 @@ class Fit:
 
     @property
     def params(self) -> Mapping[str, Tensor]:
-        """What the ``pyro.param`` statements of the program learnt in `svi.fit`; predictions use these values."""
+        """Values that the ``pyro.param`` statements of the program learnt in `svi.fit`; predictions use them."""
         return memory(self.model).params
 
     def latents(self, x: object, draws: int = 0, *, u: object = None, random_seed: int | None = None) -> xr.Dataset:
-        """Posterior of what was summed out: probabilities (or means), modes and ``draws`` draws.
+        """Posterior of the latents that were summed out: probabilities (or means), modes and ``draws`` draws.
 
-        Of a hidden Markov model: ``z`` (sequence, time, state), NaN past the end of a sequence; ``z_mode`` and
-        ``z_draw``, numbers of states along ``state``, -1 there.
-        From variational Bayes the exact q(z), whose mode is the most probable path; from draws the average over up to
-        200 of them, whose mode is the most probable state of each step. Discrete sites that `mcmc.fit` summed out by
-        enumeration come under their own names, their values numbered.
+        A hidden Markov model has ``z`` (sequence, time, state), NaN past the end of a sequence, and ``z_mode`` and
+        ``z_draw``, numbers of states along ``state``, -1 past the end. Variational Bayes gives the exact q(z), whose
+        mode is the most probable path. Draws give the average over up to 200 of them, whose mode is the most probable
+        state of each step. Discrete sites that `mcmc.fit` summed out by enumeration have their own names, and their
+        values are numbered.
         """
         return answers.latents(self, x, draws, u=u, random_seed=random_seed)
 
@@ -88,8 +88,8 @@ class Fit:
         """Predictive draws of exactly the missing entries; observed entries are the data, bit for bit.
 
         Trailing NaN is the end of a sequence and stays NaN; see `forecast`. ``sparse`` gives a Dataset with ``x``
-        (draw, missing) and the place of each missing entry, which is all that a large recording needs. Further outcomes
-        of a plain function come along as in `posterior_predictive`.
+        (draw, missing) and the position of each missing entry, which is all that a large recording needs. Further
+        outcomes of a plain function come along as in `posterior_predictive`.
 
         Raises
         ------
@@ -128,8 +128,8 @@ class Fit:
     ) -> xr.DataArray | xr.Dataset:
         """Replicated data sets of the shape of ``x`` (NaN past the end of a sequence), (draw, *dims of x).
 
-        Of a plain function with further outcomes (sites that observe other arguments of it) a Dataset: ``x``, and each
-        of those by the name of its site. Entries of ``x`` that no site observes stay as they are.
+        A plain function with further outcomes (sites that observe its other arguments) gives a Dataset: ``x``, and
+        each outcome by the name of its site. Entries of ``x`` that no site observes stay as they are.
         """
         return answers.posterior_predictive(self, x, draws, u=u, random_seed=random_seed)
 
@@ -144,14 +144,14 @@ class Fit:
     ) -> xr.DataArray | xr.Dataset:
         """Log posterior predictive density of each sequence or row in nats: log of the mean of p(x | theta).
 
-        All observed sites of a row count. ``per="site"`` gives a Dataset with that of each by itself; their draws of
-        p(x | theta), not these means, sum to the row's.
+        The density of a row is that of all its observed sites. ``per="site"`` gives a Dataset with the density of each
+        site by itself; their draws of p(x | theta), not these means, sum to the row's.
 
         Where p(x | theta) has no closed form, it is estimated without bias, and ``attrs`` says so.
 
-        ``per="step"`` splits that of a time series, (sequence, time): log p(x_t | x_1, ..., x_{t-1}), which sum to that
-        of their sequence; 0 where nothing was observed, NaN past the end. Of data held out from the fit these score
-        forecasts of one step; of the data of the fit they are in-sample, as the posterior has seen what they predict.
+        ``per="step"`` splits the density of a time series, (sequence, time), into log p(x_t | x_1, ..., x_{t-1}), which
+        sum to that of their sequence; 0 where nothing was observed, NaN past the end. For data held out from the fit
+        they score forecasts of one step; for the data of the fit they are in-sample, since the posterior has seen them.
 
         Raises
         ------
@@ -164,11 +164,11 @@ class Fit:
     ) -> xr.DataTree:
         """ArviZ's DataTree of this fit: at most ``draws`` draws of each chain.
 
-        Without ``x`` the groups posterior and sample_stats, and params where `svi.fit` learnt a ``pyro.param``. With
-        the data also prior, prior_predictive, posterior_predictive, log_likelihood (per sequence or row; left out, as
-        the log says, where the program has none), observed_data and constant_data; and values of
-        ``pyro.deterministic`` beside the parameters, for which the program is run again. Exchangeable
-        labels are numbered alike in every draw (`relabel`).
+        Without ``x`` it has the groups posterior and sample_stats, and params if `svi.fit` learnt a ``pyro.param``.
+        With the data it also has prior, prior_predictive, posterior_predictive, log_likelihood (per sequence or row; if
+        the program has none it is left out, and the log says so), observed_data and constant_data, and values of
+        ``pyro.deterministic`` beside the parameters, for which the program is run again. Exchangeable labels are
+        numbered alike in every draw (`relabel`).
         """
         from ppgen.results.arviz import to_arviz  # ArviZ is slow to import
 
@@ -182,8 +182,8 @@ class Fit:
     ) -> Report:
         """Say whether this fit can be trusted, failing closed; see :mod:`ppgen.diagnostics.checks`.
 
-        A variational fit is compared with the exact posterior (Pareto k-hat over ``draws`` draws) only where the data
-        ``x`` is given again.
+        A variational fit is compared with the exact posterior (Pareto k-hat over ``draws`` draws) only if the data
+        ``x`` are given again.
         """
         require_at_least("diagnose: draws", draws, 1)
         with private_stream(random_seed):
@@ -194,11 +194,11 @@ class Fit:
 
         Parameters
         ----------
-        labels : of a plain function, the sites that have labels and the axes (of the site's own, from 0) that they
-            number, ``{"mu": 0, "weight": 0}``; of a model that names its ``exchangeable`` axes, nothing.
+        labels : for a plain function, the sites that have labels, and the axes (among the site's own, from 0) that they
+            number: ``{"mu": 0, "weight": 0}``. A model that names its ``exchangeable`` axes needs none.
 
-        `diagnose`, `latents` and `to_arviz` do this themselves where a model names its axes. Variational factors have
-        one numbering.
+        `diagnose`, `latents` and `to_arviz` do this themselves if a model names its axes. Variational factors have one
+        numbering.
 
         Raises
         ------
@@ -238,9 +238,9 @@ class Fit:
         Parameters
         ----------
         axis : one of ``model.exchangeable``.
-        by : a site, whose posterior mean is ascending in the answer; with the data ``x``, a variable of `latents`,
-            whose average over the data is: ``by="z", x=x, descending=True`` has the most used first.
-        where : where to look along other axes of ``by``, by label.
+        by : a site, whose posterior mean then ascends; with the data ``x`` a variable of `latents`, whose average over
+            the data then ascends: ``by="z", x=x, descending=True`` puts the most used first.
+        where : labels to select along other axes of ``by``.
 
         Raises
         ------
@@ -249,7 +249,7 @@ class Fit:
         return ordered(self, axis, by, where, x=x, u=u, descending=descending)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write this fit to a new ``folder``, all or nothing; ``overwrite`` replaces an earlier fit there.
+        """Write this fit to a new ``folder``, as a whole or not at all; ``overwrite`` replaces an earlier fit there.
 
         Files in the folder that are not the fit's own stay where they are.
 
@@ -281,7 +281,7 @@ def fit_result(
 ) -> Fit:
     """Put a `Fit` together: engines call it, and it adds versions and labels of the training data.
 
-    ``inputs`` says which there were beside the data, an empty one that there were none; without it nothing is known.
+    ``inputs`` are those beside the data; an empty one says that there were none, and None that nothing is known.
     """
     labels = labels_of(observations)
     warn(model, posterior)
@@ -296,9 +296,9 @@ def load(folder: str | Path, model: Given = None) -> Fit:
 
     Parameters
     ----------
-    folder : where it was saved.
-    model : of your own model the class, or an instance (needed where it has no `config`); of a plain function that
-        function, with the numbers and arrays around it that it was fitted with; ppgen's own models need none.
+    folder : folder of the saved fit.
+    model : for your own model its class, or an instance (needed if it has no `config`); for a plain function that
+        function, with the numbers and arrays around it that it was fitted with. ppgen's own models need none.
 
     Raises
     ------

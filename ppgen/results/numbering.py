@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["arbitrary_names", "names", "ordered", "renamed", "warn"]
 
-DRAWS = 1000  # of variational factors, whose mean labels are ordered by
+ORDERING_DRAWS = 1000  # of variational factors, whose mean labels are ordered by
 REMARKED = 100  # draws of the posterior of which a model may have something to say
 NUMBERED = "numbered_by"  # attribute of a fit: axis -> what its labels were named or numbered by
 
-_log = logging.getLogger("ppgen")
+log = logging.getLogger(__name__)
 
 
 def names(fit: "Fit") -> dict[str, list[Any]]:
@@ -40,7 +40,7 @@ def names(fit: "Fit") -> dict[str, list[Any]]:
 
 
 def arbitrary_names(model: Model, attrs: Mapping[str, Any]) -> list[str]:
-    """What is to be said of names that a model had before the fit for labels that it calls exchangeable."""
+    """Warn of names that a model had before the fit for labels that it calls exchangeable."""
     known = attrs.get(NUMBERED, {})
     return [
         f"Names of {axis} ({', '.join(map(str, model.coords[axis]))}) were given before the fit and are arbitrary: "
@@ -57,7 +57,7 @@ def warn(model: Model, posterior: Factors | Draws) -> None:
         with private_stream(0):
             remarks = model.remarks(posterior.draws(REMARKED))
     for words in [*arbitrary_names(model, {}), *remarks]:
-        _log.warning(words)
+        log.warning(words)
 
 
 def renamed(fit: "Fit", given: Mapping[str, Sequence[str]]) -> "Fit":
@@ -109,7 +109,7 @@ def _by_site(fit: "Fit", by: str) -> xr.DataArray:
         mean = fit.posterior.sites[by].double().mean((0, 1))
     else:
         with private_stream(0):
-            mean = fit.posterior.draws(DRAWS)[by].double().mean(0)
+            mean = fit.posterior.draws(ORDERING_DRAWS)[by].double().mean(0)
     return xr.DataArray(mean.numpy(force=True), dims=fit.model.dims[by])
 
 

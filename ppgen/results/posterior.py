@@ -1,4 +1,4 @@
-"""What a fit believes about the parameters: factors with closed forms, or draws."""
+"""Beliefs of a fit about the parameters: factors with closed forms, or draws."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class Draws:
     Parameters
     ----------
     sites : {site: (C, S, *event)}; none where each row owns all latents, of which a guide knows for any rows.
-    stats : what the sampler recorded, {name: (C, S)}.
+    stats : records of the sampler, {name: (C, S)}.
     """
 
     sites: Mapping[str, Tensor]

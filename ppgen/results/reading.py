@@ -1,4 +1,4 @@
-"""What a fit is asked about: data and inputs of any form, brought into the order of those it was fitted to."""
+"""Questions to a fit: data and inputs of any form, brought into the order of those it was fitted to."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor) -> None:
 
 
 def _shapes(found: Sequence[int] | Mapping[str, Sequence[int]] | None) -> dict[str, Sequence[int]]:
-    """What inputs are called -> their shape; nothing where there are none."""
+    """Name of each input -> its shape; nothing where there are none."""
     if isinstance(found, Mapping):
         return {f"u[{name!r}]": found[name] for name in sorted(found)}
     return {} if found is None else {"u": found}

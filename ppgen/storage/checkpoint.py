@@ -22,10 +22,10 @@ class Checkpoint:
     Parameters
     ----------
     who : the engine.
-    path : of the file.
+    path : path of the file.
     identity : {what it is: its text or bytes}. A run goes on from a checkpoint only if all of these are equal; the file
         holds their digests.
-    beside : how names of other files end that such a run writes there.
+    beside : endings of the names of other files that such a run writes there.
     """
 
     def __init__(self, who: str, path: Path, identity: Mapping[str, str | bytes], beside: Collection[str] = ()) -> None:

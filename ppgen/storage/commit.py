@@ -24,7 +24,7 @@ DIGITS = 16  # of a file's digest in its name
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses is said in words."""
+    """Say in words why the disk refuses a file."""
     try:
         yield
     except OSError as error:
@@ -41,13 +41,13 @@ def own_name(name: str, digest: str) -> str:
 
 
 def is_own_name(found: str, name: str) -> bool:
-    """Whether ``found`` is what `own_name` made of ``name``."""
+    """Tell whether ``found`` is what `own_name` made of ``name``."""
     stem, suffix = map(re.escape, os.path.splitext(name))
     return re.fullmatch(rf"{stem}-[0-9a-f]{{{DIGITS}}}{suffix}", found) is not None
 
 
 def is_left(found: str, name: str) -> bool:
-    """Whether the file ``found`` may be what a killed run left that was writing ``name``."""
+    """Tell whether the file ``found`` may be what a killed run left that was writing ``name``."""
     inner = found[1 : -len(NEW)] if found.startswith(".") and found.endswith(NEW) else None
     return is_own_name(found, name) or inner == name or (inner is not None and is_own_name(inner, name))
 

@@ -19,9 +19,9 @@ else:
 __all__ = ["LOCK", "held"]
 
 LOCK = ".ppgen-lock"
-TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+ALREADY_LOCKED = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-FAR = 1 << 20  # the byte that Windows locks: those before it can still be read
+LOCKED_BYTE = 1 << 20  # the byte that Windows locks: those before it can still be read
 
 
 @contextlib.contextmanager
@@ -76,13 +76,13 @@ def _take(descriptor: int, path: Path, who: str) -> None:
     """Lock the file or say who has it; a file system without locks is said, and trusted."""
     try:
         if sys.platform == "win32":
-            os.lseek(descriptor, FAR, os.SEEK_SET)
+            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
             os.lseek(descriptor, 0, os.SEEK_SET)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in TAKEN:
+        if error.errno in ALREADY_LOCKED:
             owner = os.read(descriptor, 200).decode(errors="replace") if sys.platform != "win32" else ""
             raise FileError(
                 f"{who}: {path.parent} must be written by one run at a time, {owner or 'another process'} is at it; "

@@ -63,7 +63,7 @@ def test_renumbering_changes_names_and_nothing_else(study, mice):
 def test_a_long_recording_is_labelled_in_chunks_that_agree_with_the_whole(study, mice, monkeypatch):
     """With 60 frames of margin the past of a chunk no longer matters."""
     whole = study.pipeline.label(mice[0])
-    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 100)
     monkeypatch.setattr(module, "OVERLAP", 60)
     pieces = study.pipeline.label(mice[0])
     assert len(pieces.syllable) == len(whole.syllable)
@@ -84,7 +84,7 @@ def test_frames_after_the_last_seen_one_have_no_syllable_and_frames_in_between_h
 @pytest.mark.parametrize("gap", [(50, 190), (170, 219), (190, 210), (0, 130)])
 def test_a_gap_of_any_length_never_ends_the_recording(study, mice, monkeypatch, gap):
     """Across the border of two pieces, longer than their overlap, longer than a piece, and before the first frame."""
-    monkeypatch.setattr(module, "CHUNK", 40)
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 40)
     monkeypatch.setattr(module, "OVERLAP", 5)
     gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
     gone.positions[slice(*gap)] = np.nan
@@ -98,7 +98,7 @@ def test_a_gap_across_a_border_is_answered_as_in_one_piece(study, mice, monkeypa
     gone = dataclasses.replace(mice[0], positions=mice[0].positions.copy())
     gone.positions[100:112] = np.nan
     whole = study.pipeline.label(gone)
-    monkeypatch.setattr(module, "CHUNK", 105)
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 105)
     monkeypatch.setattr(module, "OVERLAP", 60)
     pieces = study.pipeline.label(gone)
     outside = np.r_[0:98, 114:240]

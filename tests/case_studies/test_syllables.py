@@ -42,7 +42,7 @@ def brief():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "FIRST_STEPS", 4)
         patch.setattr(fitting, "SEARCH_STEPS", 2)
-        patch.setattr(jobs, "DRAWS", 5)
+        patch.setattr(jobs, "SAVED_DRAWS", 5)
         patch.setattr(study_report, "SIMULATIONS", 3)
         yield
 

@@ -157,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_a_folder_is_refused_before_any_work(tmp_pat
 
 
 def test_what_would_not_fit_in_memory_is_refused_in_words(hmm_fit, recordings, monkeypatch):
-    monkeypatch.setattr(arguments, "MEMORY", 2**16)
+    monkeypatch.setattr(arguments, "LARGEST_ANSWER", 2**16)
     with pytest.raises(
         DataError, match="impute: 500 draws of 240 entries must fit in .* pass sparse=True or fewer draws"
     ):

@@ -41,7 +41,7 @@ OWN = ("log_likelihood", "imputed")  # names of quantities that are always there
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
-    """What a calibration found: ``report`` (ok, verdict, table), ``pit`` {quantity: (replications, *shape)} in (0, 1).
+    """Results of a calibration: ``report`` (ok, verdict, table), ``pit`` {quantity: (replications, *shape)} in (0, 1).
 
     ``failures`` has a row per replication that could not be fitted, with its seed; ``attrs`` says what was run.
     """
@@ -59,7 +59,7 @@ class Calibration:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found against the engine, and enough was run to find it."""
+        """True if nothing was found against the engine, and enough was run to find it."""
         return self.report.ok
 
     def to_arviz(self) -> xr.DataTree:
@@ -102,23 +102,23 @@ def calibrate(
     Parameters
     ----------
     model : a `Model`, or any function with ``pyro.sample`` sites. Its priors must be proper.
-    args : of a `Model` template data ``x``, of a function its arguments. The numbers observed do not matter, shape and
-        gaps do: what is NaN in the template is hidden from every fit.
+    args : for a `Model` template data ``x``, for a function its arguments. Only shape and gaps of the data matter, not
+        their numbers: entries that are NaN in the template are hidden from every fit.
     u : inputs of a `Model`.
     engine : ``"mcmc"``, ``"svi"``, ``"vb"``, or a function ``(data, seed)`` that returns a `Fit` or independent draws
-        {site: (draws, *shape)}. ``data`` is ``x``, of a plain function {observed site: value}.
-    replications : 1000 see a posterior that is 10 % too narrow; 100 prove nothing.
-    draws : of each posterior; fewer are kept where those of a chain depend on each other.
-    sites : continuous sites to rank; all of them where None.
+        {site: (draws, *shape)}. ``data`` is ``x``, or for a plain function {observed site: value}.
+    replications : number of simulated data sets. 1000 show a posterior that is 10 % too narrow; 100 prove nothing.
+    draws : number of draws of each posterior; fewer are kept if those of a chain depend on each other.
+    sites : continuous sites to rank; None ranks all of them.
     quantities : name -> function ``(theta, data)`` of one draw {site: value} and one data set, gaps and all. It may
         draw: a prediction is an unknown like any other.
     imputations : draws at which hidden entries of a `Model` are imputed; 0 for none.
-    options : passed to the engine. Of mcmc in one batch: chains, tune, draws (a chain), sampler, target_accept,
-        max_tree_depth, compile.
+    options : options of the engine. Those of mcmc in one batch are chains, tune, draws (of a chain), sampler,
+        target_accept, max_tree_depth and compile.
     level : probability of a false alarm, over all tests together.
-    batched : all fits at once, where there is such a way (None), always, or never. A function as engine then gets all
+    batched : run all fits at once: True always, False never, None if the engine can. A function as engine then gets all
         data sets (replications, ...) in one call and returns {site: (replications, draws, *shape)}.
-    n_jobs : processes, for fits one by one. Results do not depend on it.
+    n_jobs : number of processes, for fits one by one. Results do not depend on it.
     random_seed : the same seed gives the same ranks on the same machine.
 
     Raises
@@ -251,7 +251,7 @@ def _together(data: list[Data]) -> Data:
 
 
 def _spread(sizes: np.ndarray, total: int) -> np.ndarray:
-    """Which of ``total`` draws are kept, (R, total): ``sizes`` of them, evenly over all chains."""
+    """Choose which of ``total`` draws are kept, (R, total): ``sizes`` of them, evenly over all chains."""
     kept = np.zeros((len(sizes), total), dtype=bool)
     for row, size in zip(kept, sizes.astype(int), strict=True):
         row[np.arange(size) * total // max(size, 1)] = True

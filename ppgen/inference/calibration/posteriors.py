@@ -35,12 +35,12 @@ from ppgen.rng import private_stream
 
 __all__ = ["ENGINES", "Drawn", "Engine", "draw"]
 
-_log = logging.getLogger("ppgen")
+log = logging.getLogger(__name__)
 
 ENGINES = ("mcmc", "svi", "vb")
 Engine = str | Callable[..., Any]
 
-BLOCK = 1000  # data sets that are sampled together
+SETS_AT_ONCE = 1000  # data sets that are sampled together
 TOGETHER: dict[str, Any] = {
     "chains": 4,
     "tune": 200,
@@ -100,7 +100,7 @@ def draw(
             if isinstance(error, DataError):
                 raise
             if batched is None:
-                _log.warning("calibrate: %d fits one by one, for one batch is not possible: %s", len(seeds), reason)
+                log.warning("calibrate: %d fits one by one, for one batch is not possible: %s", len(seeds), reason)
     if batched:
         raise DataError(f"calibrate: these replications cannot be fitted as one batch ({reason}); pass batched=False")
     if engine == "vb" and not isinstance(joint.model, Conjugate):
@@ -128,8 +128,8 @@ def _mcmc(joint: Joint, data: Data, seeds: Sequence[int], draws: int, options: d
         raise DataError(f"calibrate: options of a batch by mcmc are {sorted(TOGETHER)}, got {unknown}")
     settings = TOGETHER | options
     mode, parts, usable = settings.pop("compile"), [], []
-    for first in range(0, len(seeds), BLOCK):
-        part = tree_map(lambda leaf, first=first: leaf[first : first + BLOCK], data)
+    for first in range(0, len(seeds), SETS_AT_ONCE):
+        part = tree_map(lambda leaf, first=first: leaf[first : first + SETS_AT_ONCE], data)
         sampled = sample(joint.density, part, seeds[first], mode=mode, **settings)
         index = _evenly(sampled.v.shape[2], -(-draws // sampled.v.shape[1]))
         parts.append(joint.density.constrain(sampled.v[:, :, index]))
@@ -230,7 +230,7 @@ def _run(task: "_Task", data: Sequence[Data], seeds: Sequence[int], n_jobs: int,
 @final
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is fitted to each data set, by itself: it goes to other processes."""
+    """The posterior of one data set, to be found in another process."""
 
     engine: Engine
     model: Model | Callable[..., Any]

@@ -1,4 +1,4 @@
-r"""What is ranked: numbers that depend on parameters and data, at the truth and at posterior draws alike.
+r"""Quantities that are ranked: numbers of parameters and data, at the truth and at posterior draws alike.
 
 Parameters alone do not show an engine that ignores the data (the prior is calibrated, too), so the log-likelihood is
 always among them (Modrak et al. 2023). Where the labels of states or components carry no meaning, the entries are
@@ -32,9 +32,9 @@ __all__ = ["Quantity", "evaluated", "imputed", "log_likelihoods", "parameters"]
 Quantity = Callable[[dict[str, Tensor], Any], Any]
 """A function of one draw of the parameters {site: value} and one data set, to numbers of any one shape."""
 
-ROWS = 8192  # evaluations that are mapped over at a time
+MAPPED_AT_ONCE = 8192  # evaluations that are mapped over at a time
 PLACES = 3  # hidden entries that are ranked one by one, beside their mean
-LARGEST = 10_000  # numbers that one quantity may have
+LARGEST_QUANTITY = 10_000  # numbers that one quantity may have
 
 
 def parameters(joint: Joint, theta: Mapping[str, Tensor], sites: Sequence[str] | None) -> dict[str, np.ndarray]:
@@ -90,8 +90,10 @@ def evaluated(name: str, quantity: Quantity, data: Data, theta: Mapping[str, Ten
         raise
     except Exception as error:
         raise DataError(f"calibrate: quantity {name!r} must take (theta, data) of one draw, got {error!r}") from error
-    if values[0, 0].numel() > LARGEST:
-        raise DataError(f"calibrate: quantity {name!r} must have at most {LARGEST} numbers, got {values[0, 0].numel()}")
+    if values[0, 0].numel() > LARGEST_QUANTITY:
+        raise DataError(
+            f"calibrate: quantity {name!r} must have at most {LARGEST_QUANTITY} numbers, got {values[0, 0].numel()}"
+        )
     return values.double().numpy(force=True)
 
 
@@ -141,16 +143,16 @@ def _mapped(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
             return vmap(function, in_dims=(0, None), randomness="different")(draws, observed)
 
     both = vmap(of_set, randomness="different")
-    step = max(1, ROWS // sets)
+    step = max(1, MAPPED_AT_ONCE // sets)
     parts = []
     for first in range(0, draws, step):
         part = {name: value[:, first : first + step] for name, value in theta.items()}
         blocks = [
             both(
-                {name: value[start : start + ROWS] for name, value in part.items()},
-                tree_map(lambda leaf, start=start: leaf[start : start + ROWS], data),
+                {name: value[start : start + MAPPED_AT_ONCE] for name, value in part.items()},
+                tree_map(lambda leaf, start=start: leaf[start : start + MAPPED_AT_ONCE], data),
             )
-            for start in range(0, sets, ROWS)
+            for start in range(0, sets, MAPPED_AT_ONCE)
         ]
         parts.append(torch.cat(blocks))
     return torch.cat(parts, 1)

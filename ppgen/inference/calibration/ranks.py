@@ -29,7 +29,7 @@ Array = np.ndarray
 
 NARROW = 0.9  # ratio of a posterior's sd to the right one that a calibration must be able to see
 POWER = 0.5  # with at least this probability
-SHORT = 10  # draws of a chain, below which its autocorrelation is not known
+LEAST_DRAWS = 10  # draws of a chain, below which its autocorrelation is not known
 INDEPENDENT = 20  # draws a replication, below which ranks are coarse
 MOST_REPLICATIONS = 1 << 20
 
@@ -54,7 +54,7 @@ def effective_sizes(draws: Float[Array, "B C S"]) -> Float[Array, " B"]:
     short to tell have one draw each.
     """
     B, C, S = draws.shape
-    if S < SHORT:
+    if S < LEAST_DRAWS:
         return np.full(B, float(C))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = bulk_size(draws)
@@ -89,14 +89,14 @@ def power(replications: int, tests: int, level: float) -> float:
 def verdict(
     values: Mapping[str, Float[Array, "R *q"]], sizes: Shaped[Array, " R"], level: float, failed: str = ""
 ) -> Report:
-    """What the ranks of all quantities say together, failing closed.
+    """Say what the ranks of all quantities mean together, failing closed.
 
     Parameters
     ----------
     values : PIT values of every quantity; NaN is a replication that failed.
     sizes : independent draws behind each replication; 0 where it failed.
     level : probability of any false alarm of the z-tests if everything is right.
-    failed : what is to be said of replications that failed.
+    failed : words about replications that failed.
     """
     found = {name: scores(value) for name, value in values.items()}
     adjusted = _holm(np.array([p for rows in found.values() for row in rows for p in (row.p_centre, row.p_width)]))

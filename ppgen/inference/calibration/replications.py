@@ -80,7 +80,7 @@ class Replications:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers."""
+        """Type of the numbers."""
         return self.density.dtype
 
     @property

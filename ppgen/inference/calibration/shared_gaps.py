@@ -1,4 +1,4 @@
-"""Where data is missing, known as a constant while a program is mapped over data sets with the same gaps.
+"""Gaps of the data as a constant, while a program is mapped over data sets with the same gaps.
 
 Under ``torch.func.vmap`` a program cannot look at its data, but message passing must know which entries are missing.
 That is the same in every data set, so ``torch.isnan`` answers with a plain tensor instead of a mapped one.
@@ -46,7 +46,7 @@ class SharedGaps(TorchFunctionMode):
 
 
 def _levels(value: Tensor) -> list[int]:
-    """Of which maps a tensor has one value for each element."""
+    """Levels of the maps in which a tensor has one value for each element."""
     found = []
     while _functorch.is_functorch_wrapped_tensor(value):
         if _functorch.is_batchedtensor(value):

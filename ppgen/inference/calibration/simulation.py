@@ -114,7 +114,7 @@ def _of_function(joint: Joint) -> Simulated:
 
 
 def _observed(run: Callable[[], Any]) -> dict[str, Tensor]:
-    """What a program observes, {site: value}; refuses what can be scored and not drawn."""
+    """Values that a program observes, {site: value}; sites that can be scored and not drawn are refused."""
     with private_stream(0), torch.no_grad(), quiet(torch.float64), _drawable():
         trace: Any = poutine.trace(run).get_trace()
     found = {}
@@ -139,7 +139,7 @@ def _observed(run: Callable[[], Any]) -> dict[str, Tensor]:
 
 
 def _improper(fn: Any) -> bool:  # noqa: ANN401 (a Pyro distribution)
-    """Whether a prior is switched off by a mask, in part or all."""
+    """Tell whether a prior is switched off by a mask, in part or entirely."""
     while fn is not None:
         mask = getattr(fn, "_mask", None) if isinstance(fn, dist.MaskedDistribution) else None
         if mask is False or (isinstance(mask, Tensor) and not bool(mask.all())):

@@ -1,4 +1,4 @@
-r"""What a Hamiltonian sampler learns while it is tuned: step size, metric, trajectory length; from all chains at once.
+r"""Tuning of a Hamiltonian sampler: step size, metric and trajectory length, learnt from all chains at once.
 
 Chains live in whitened coordinates, :math:`v = L y` with :math:`L L^\top` an estimate of the posterior covariance, or
 of its diagonal; momenta are standard normal there. A chain whose density is not finite teaches nothing.
@@ -39,7 +39,7 @@ SMALLEST_VARIANCE = 1e-20
 APART = 2.0  # variance between chains, in units of that within them, from which they are told apart
 RATE, DECAY, TINY = 0.025, 0.95, 1e-30  # Adam on the logarithm of the trajectory length
 LONGEST_STRIDE = 0.35  # largest change of that logarithm in one iteration
-AVERAGED = 0.05  # weight of the newest value in the average that is used in the end
+NEWEST_WEIGHT = 0.05  # weight of the newest value in the average that is used in the end
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Trajectory:
             stride = RATE * gradient / (math.sqrt(self.square / (1 - DECAY**self.count)) + TINY)
             self.log_length += max(-LONGEST_STRIDE, min(LONGEST_STRIDE, stride))
         self.log_length = min(self.log_length, math.log(longest))
-        self.log_average += AVERAGED * (self.log_length - self.log_average)
+        self.log_average += NEWEST_WEIGHT * (self.log_length - self.log_average)
 
 
 @dataclass
@@ -227,7 +227,7 @@ def pack(value: object, name: str = "") -> dict[str, Tensor]:
 
 
 def unpack(like: Any, tensors: dict[str, Tensor], name: str = "") -> Any:  # noqa: ANN401 (the type of ``like``)
-    """What `pack` took apart, in the form of ``like``."""
+    """Undo `pack`, into the form of ``like``."""
     if is_dataclass(like):
         parts = {part.name: unpack(getattr(like, part.name), tensors, f"{name}/{part.name}") for part in fields(like)}
         made = object.__new__(type(like))

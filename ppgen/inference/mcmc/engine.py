@@ -27,12 +27,12 @@ from ppgen.inference.mcmc.hamiltonian import Leapfrog
 from ppgen.inference.mcmc.nuts import Nuts
 from ppgen.inference.mcmc.sampling import Run, first_tuning
 from ppgen.inference.mcmc.starts import Start, pathfinder, uniform
-from ppgen.inference.mcmc.store import DRAWS, MEMORY, Arrays
+from ppgen.inference.mcmc.store import DRAWS_SUFFIX, MEMORY, Arrays
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
 from ppgen.predictions.summed_out import bounded_sites
-from ppgen.programs.density import Density, density, home, quiet
+from ppgen.programs.density import NUMBERS_AT_ONCE, Density, density, home, quiet
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.rows import remember_row_sites
@@ -52,8 +52,7 @@ __all__ = ["fit"]
 
 STARTS = ("pathfinder", "prior", "uniform")
 TUNE = {"chees": 300, "nuts": 1000}
-MOST = 1000  # draws of a chain, where no number is given
-CHUNK = 1 << 22  # numbers of draws that are converted at a time
+MOST_DRAWS = 1000  # draws of a chain, where no number is given
 UNTRAINED = (
     "mcmc: samples the sites of the program alone, and keeps %d learnt tensors as they are (%s); train them by svi.fit "
     "first, or give them priors"
@@ -94,39 +93,39 @@ def fit(
     Parameters
     ----------
     model : a `Model`, or any function with ``pyro.sample`` sites. It is not changed; the fit holds a copy.
-    args : of a `Model` the observations ``x``, anything :func:`ppgen.data.as_observations` takes, NaN is not
-        observed; of a function its arguments.
-    u : inputs of a `Model`, a row per row of ``x``: an array, a table, or a dict of them by name, in which whole
-        numbers stay whole (an index of a group, say).
+    args : for a `Model` the observations ``x``, in any form that :func:`ppgen.data.as_observations` takes (NaN is "not
+        observed"); for a function its arguments.
+    u : inputs of a `Model`, with a row for each row of ``x``: an array, a table, or a dict of them by name. Whole
+        numbers in a dict stay whole, so that they can be indices (of a group, say).
     dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
-        a `Model` says them itself.
-    draws : kept draws of each chain, exactly so many; with ``min_ess``, at most.
-    min_ess : stop when the least effective size (bulk, tail and mean of every entry of every site, labels aligned, and
-        of the log density) is so large, after 100 draws or more. Without ``draws`` it is 1000, and a chain has at most
-        1000 draws; where ``draws`` is given, nothing stops the run but their number.
-    tune : iterations of each chain before them, to learn metric and step size; 300 for chees, 1000 for nuts.
-    chains : 64 for chees and 4 for nuts, on CUDA 1024 and 64; of chees fewer, down to 16, where a gradient for all
-        would be slow or large. One alone cannot check itself.
+        a `Model` has its own.
+    draws : number of draws to keep of each chain; with ``min_ess`` the largest number.
+    min_ess : stop when the smallest effective sample size (bulk, tail and mean of every entry of every site, labels
+        aligned, and of the log density) reaches this number, but not before 100 draws. By default it is 1000 with at
+        most 1000 draws a chain; if only ``draws`` is given, exactly so many are made.
+    tune : iterations of each chain before the kept draws, to learn metric and step size; 300 for chees, 1000 for nuts.
+    chains : number of chains. By default 64 for chees and 4 for nuts, on CUDA 1024 and 64; chees takes fewer, down to
+        16, if a gradient for all of them would be slow or large. A single chain cannot check itself.
     sampler : ``"chees"`` or ``"nuts"``.
     target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.88, mean of all chains,
         for nuts); nearer 1 takes smaller steps.
-    max_tree_depth : of nuts: at most 2 to this power leapfrog steps a draw.
-    dense_mass : learn correlations as well as scales; ``"auto"`` where there are draws enough for it.
+    max_tree_depth : nuts makes at most 2 to this power leapfrog steps a draw.
+    dense_mass : learn correlations as well as scales; ``"auto"`` does so if there are enough draws for it.
     start : ``"pathfinder"`` (draws from normal approximations found on the way up), ``"prior"``, ``"uniform"``
         (between -2 and 2 on the unconstrained scale), or an earlier fit, from whose draws the chains start.
     compile : see :meth:`ppgen.programs.density.Density.batch`.
     device : ``"auto"`` (where the data or the model are), ``"cpu"``, ``"cuda"`` or another of torch's. Draws come back
         on the CPU.
-    dtype : of the density; float32 is refused where rounding would show.
+    dtype : type of the density; float32 is refused where rounding would show.
     random_seed : the same seed gives the same draws on the same machine.
-    checkpoint : a folder that the run is saved in; a run that finds itself there goes on, bit for bit.
-    checkpoint_every : iterations between two of its states.
+    checkpoint : folder for checkpoints. Call `fit` again with the same arguments to resume; the draws are those of an
+        uninterrupted run, bit for bit.
+    checkpoint_every : iterations between two checkpoints.
     memory_limit : bytes of draws to keep in memory; more go to temporary files (or the checkpoint's) as they come.
 
     Returns
     -------
-    Fit
-        Its posterior is `Draws`; interrupted by Ctrl-C, with the draws there are.
+    Fit : its posterior is `Draws`. Ctrl-C ends a run early; the fit then holds the draws made so far.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def fit(
     if min_ess is not None:
         require_at_least("mcmc: min_ess", min_ess, 1)
     wanted = WANTED if draws is None and min_ess is None else min_ess
-    draws = MOST if draws is None else draws
+    draws = MOST_DRAWS if draws is None else draws
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
     require_at_least("mcmc: memory_limit", memory_limit, 0)
     _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
@@ -179,7 +178,7 @@ def fit(
             saved = None
             if folder is not None:
                 saved = Checkpoint(
-                    "mcmc", folder / "mcmc.safetensors", _identity(leapfrog, task.args, options), beside=[DRAWS]
+                    "mcmc", folder / "mcmc.safetensors", _identity(leapfrog, task.args, options), beside=[DRAWS_SUFFIX]
                 )
             run = _begin(leapfrog, engine, start, seed, (tune, draws), Arrays(folder, memory_limit), saved, enough)
             run.go(progressbar, saved, checkpoint_every)
@@ -291,7 +290,7 @@ def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> 
 
 
 def _identity(leapfrog: Leapfrog, args: tuple[Any, ...], options: Mapping[str, object]) -> dict[str, bytes]:
-    """What a run must share with a saved one: the density by its behaviour, the data, the options, the versions."""
+    """Digest of all that a resumed run shares with the saved one: behaviour of the density, data, options, versions."""
     target = leapfrog.density
     there = leapfrog.at(target.start(leapfrog.chains, torch.Generator().manual_seed(1)))
     sites = [(site.name, tuple(site.shape), str(site.transform)) for site in target.sites.values()]
@@ -318,7 +317,7 @@ def _gather(run: Run, target: Density) -> Draws:
         name: run.arrays.make(f"site-{number}", (chains, run.kept, *site.shape))
         for number, (name, site) in enumerate(target.sites.items())
     }
-    rows = max(1, CHUNK // (chains * target.size))
+    rows = max(1, NUMBERS_AT_ONCE // (chains * target.size))
     for first in range(0, run.kept, rows):
         part = slice(first, min(first + rows, run.kept))
         for name, value in target.constrain(run.v[part].to(target.device)).items():

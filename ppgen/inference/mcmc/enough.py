@@ -20,18 +20,18 @@ from ppgen.programs.density import Density
 from ppgen.results.labels import alike
 from ppgen.results.posterior import Draws
 
-__all__ = ["FEWEST", "WANTED", "Enough", "Stop"]
+__all__ = ["FIRST_LOOK", "WANTED", "Enough", "Stop"]
 
 WANTED = 1000.0  # least effective size of a run that names no number of draws; `diagnose` wants 400
-FEWEST = 100  # draws of a chain before the first look
-SHORTEST = 25  # draws between two looks
-MARGIN = 1.1  # effective sizes of few draws are noisy: so much more is aimed at
+FIRST_LOOK = 100  # draws of a chain before the first look
+BETWEEN_LOOKS = 25  # draws between two looks
+EXTRA = 1.1  # effective sizes of few draws are noisy: so much more is aimed at
 
 
 @final
 @dataclass
 class Stop:
-    """How many draws of a chain are ``expected``, at which the ``next`` look is, what the last one found."""
+    """Draws of a chain that are ``expected``, the draw of the ``next`` look, and the result of the last one."""
 
     expected: int
     next: int = 0
@@ -50,16 +50,16 @@ class Enough:
 
     def first(self, draws: int) -> Stop:
         """Before the first look, of a run of at most so many draws."""
-        return Stop(min(FEWEST, draws), min(FEWEST, draws))
+        return Stop(min(FIRST_LOOK, draws), min(FIRST_LOOK, draws))
 
     def look(self, v: Float[Tensor, "S C P"], stats: Mapping[str, Tensor], before: Stop) -> Stop:
-        """Whether the draws so far are enough, and if not, when to look again."""
+        """Look whether the draws so far are enough, and if not, decide when to look again."""
         size = self.size(v, stats)
         if size >= self.wanted:
             return replace(before, size=size, reached=1)
         count = len(v)
-        needed = math.ceil(MARGIN * count * self.wanted / size) if size > 0 else 1 << 30
-        return Stop(needed, min(max(needed, count + SHORTEST), 2 * count), size)
+        needed = math.ceil(EXTRA * count * self.wanted / size) if size > 0 else 1 << 30
+        return Stop(needed, min(max(needed, count + BETWEEN_LOOKS), 2 * count), size)
 
     def size(self, v: Float[Tensor, "S C P"], stats: Mapping[str, Tensor]) -> float:
         """Least effective size of any number that moves; NaN where a draw is not finite."""

@@ -1,4 +1,4 @@
-"""What Hamiltonian samplers share: where chains are, the leapfrog step as one graph, what is recorded of a draw."""
+"""The common part of Hamiltonian samplers: positions of the chains, the leapfrog step as one graph, a draw's record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ Record = dict[str, Tensor]
 
 @runtime_checkable
 class Target(Protocol):
-    """What a sampler must know of a density over rows of P numbers; :class:`~ppgen.programs.density.Density` has it.
+    """A density over rows of P numbers, as samplers use it; :class:`~ppgen.programs.density.Density` is one.
 
     Each row may have a density of its own, as where many data sets are sampled at once.
     """
@@ -35,7 +35,7 @@ class Target(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers."""
+        """Type of the numbers."""
 
     def start(self, chains: int, generator: torch.Generator, radius: float = 2.0) -> Float[Tensor, "C P"]:
         """Places drawn at random around zero."""
@@ -60,7 +60,7 @@ D = TypeVar("D", bound=Target)
 @final
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Where the chains are: unconstrained vectors, log densities, gradients by whitened coordinates."""
+    """Positions of the chains: unconstrained vectors, log densities, gradients by whitened coordinates."""
 
     v: Float[Tensor, "C P"]
     value: Float[Tensor, " C"]

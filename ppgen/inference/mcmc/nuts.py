@@ -24,7 +24,7 @@ __all__ = ["Nuts"]
 # Adapted chain by chain from noisy rates, 0.8 ends near 0.88 in other samplers; from the mean of all chains it would be
 # met, with five times the divergent draws on eight schools.
 TARGET = 0.88
-LOOKS = 8  # leaves between two looks at whether any chain still grows
+LOOK_EVERY = 8  # leaves between two looks at whether any chain still grows
 
 
 @final
@@ -72,7 +72,7 @@ class Nuts:
         for leaf in range(2**depth):
             place, momentum = self.leapfrog(place, momentum, size, 1, factor)
             self._add(tree, subtree, place, momentum, stream)
-            if leaf % LOOKS == LOOKS - 1 and not subtree.whole.any():
+            if leaf % LOOK_EVERY == LOOK_EVERY - 1 and not subtree.whole.any():
                 break
         return subtree
 
@@ -106,7 +106,7 @@ class _Span(NamedTuple):
 
 @dataclass
 class _Subtree:
-    """What is added to a tree; ``whole`` says in which chains it has neither turned nor diverged."""
+    """New leaves for a tree; ``whole`` says in which chains they have neither turned nor diverged."""
 
     forwards: Bool[Tensor, " C"]
     whole: Bool[Tensor, " C"]
@@ -168,7 +168,7 @@ def _moved(
 
 
 def _turns(left: _Span, right: _Span) -> Bool[Tensor, " C"]:
-    """Whether two neighbours together turn back, or either together with the other's momentum at the seam."""
+    """Tell whether two neighbours together turn back, or either together with the other's momentum at the seam."""
     return (
         _turned(left.first, right.last, left.total + right.total)
         | _turned(left.first, right.first, left.total + right.first)

@@ -134,7 +134,7 @@ class Run:
             )
 
     def records(self) -> dict[str, Float[Tensor, "C S"]]:
-        """What the sampler noted of the kept draws."""
+        """The sampler's records of the kept draws."""
         found = {name: self.stats[: self.kept, i].T.contiguous() for i, name in enumerate(self.sampler.names)}
         return {
             name: value.bool() if name == "diverging" else value.long() if name in WHOLE else value
@@ -262,7 +262,7 @@ class Bar:
             self.bar.set_postfix_str(self.words(), refresh=False)
 
     def words(self) -> str:
-        """What the bar says beside the count."""
+        """Text that the bar shows beside the count."""
         run = self.run
         if run.kept < 4:
             return f"tuning, step size {run.tuning.step.now:.2g}"

@@ -1,4 +1,4 @@
-r"""Where chains start: multi-path Pathfinder, all paths in one tensor.
+r"""Starts of the chains: multi-path Pathfinder, all paths in one tensor.
 
 Each path climbs the log density by L-BFGS from a random place. At every place on the way the inverse Hessian that
 L-BFGS believes in gives a normal approximation; the one with the largest evidence bound (ELBO), estimated with a few
@@ -23,11 +23,11 @@ from ppgen.inference.mcmc.hamiltonian import Target
 
 __all__ = ["Start", "pathfinder", "uniform"]
 
-MOST_STEPS, DRAWS = 100, 5
+MOST_STEPS, PATH_DRAWS = 100, 5
 FLAT = 1e-2  # gain in nats below which a path has arrived, several times in a row
 PATIENCE = 2
 LATE = 0.1  # share of the paths that are not waited for
-LOOKS = 2  # steps between two approximations; each costs as many densities as it has draws
+JUDGED_EVERY = 2  # steps between two approximations; each costs as many densities as it has draws
 TRIES = 100  # random places tried for a finite density
 HOPELESS, HOPELESS_PER_DIMENSION = 8.0, 0.2  # nats of the bound below the best path's
 
@@ -88,7 +88,7 @@ def pathfinder(
     best = paths.approximation(gradient_of, generator)
     for number in range(most_steps):
         arrived = paths.step(gradient_of)
-        if arrived or number % LOOKS == 0:
+        if arrived or number % JUDGED_EVERY == 0:
             best = best.better(paths.approximation(gradient_of, generator))
         if arrived:
             break
@@ -98,7 +98,7 @@ def pathfinder(
 @final
 @dataclass
 class _Best:
-    """Of each path: the best bound so far, the draws behind it, their log ratios, and the highest place."""
+    """The best bound of each path so far, the draws behind it, their log ratios, and the highest point."""
 
     elbo: Float[Tensor, " C"]
     draws: Float[Tensor, "K C P"]
@@ -158,7 +158,7 @@ class _Paths:
 
         If u has covariance H then (1 - rho s y') u + sqrt(rho) s e, with e standard normal, has that of its update.
         """
-        shape = (DRAWS, *self.up.v.shape)
+        shape = (PATH_DRAWS, *self.up.v.shape)
         u = self.up.diagonal.sqrt() * torch.randn(
             shape, generator=generator, dtype=self.up.v.dtype, device=self.up.v.device
         )

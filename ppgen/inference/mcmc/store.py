@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ppgen.errors import FileError
 
-__all__ = ["DRAWS", "MEMORY", "Arrays"]
+__all__ = ["DRAWS_SUFFIX", "MEMORY", "Arrays"]
 
 MEMORY = 2 * 2**30  # bytes of draws that are kept in memory
-DRAWS = ".bin"  # how names of files of draws end
+DRAWS_SUFFIX = ".bin"  # how names of files of draws end
 
 
 @final
@@ -34,7 +34,7 @@ class Arrays:
         """An array whose content is to be written before it is read."""
         size = 8 * int(np.prod(shape))
         if self.folder is not None:
-            return self._map(self.folder / f"{name}{DRAWS}", shape, size)
+            return self._map(self.folder / f"{name}{DRAWS_SUFFIX}", shape, size)
         self.left -= size
         if self.left >= 0:
             return torch.empty(tuple(shape), dtype=torch.float64)

@@ -55,13 +55,13 @@ class Batches(Sequence[tuple[Tensor, Inputs]]):
         return x[:, :longest], each(u, lambda p: p[:, :longest] if p.ndim == 3 and p.shape[1] == steps else p)
 
     def turn(self, step: int) -> int:
-        """Which batch comes at a step: every pass goes through all of them in a new order."""
+        """The batch of a step: every pass goes through all of them in a new order."""
         stream = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + step // len(self))
         return int(torch.randperm(len(self), generator=stream)[step % len(self)])
 
     @property
     def weight(self) -> float:
-        """What a sum over one of the groups is multiplied by to stand for that over all rows.
+        """The factor by which a sum over one of the groups stands for that over all rows.
 
         A pass takes every group once, so the number of groups is right whatever their sizes: the mean over a pass is
         the sum over the data.

@@ -52,12 +52,12 @@ SWEEPS = (2, 1)  # updates of held blocks a step: at first, and from where they 
 SLACK = 1e-9  # relative rounding error of a sum over the data
 IN_ALL = 1e5  # nats that may be left to gain at the end, for each nat of ``tol``
 LAST = 6  # bounds that tell how gains shrink
-FARTHEST = 500  # steps that gains are followed into the future
+FOLLOWED = 500  # steps that gains are followed into the future
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is stepped."""
+    """Options of a run's steps."""
 
     max_steps: int
     tol: float
@@ -90,20 +90,19 @@ def fit(
 
     Parameters
     ----------
-    model : it is not changed; the fit holds a copy.
+    model : a conjugate model. It is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
     u : inputs of the model, (N, U) or (N, T, U), or a dict of them by name; labelled ones follow the rows of ``x``.
-    max_steps : at most this many steps a start.
-    tol : converged when the bound gains less than this many nats per observed entry in a step (stochastic: per step
-        over a pass through the data) and, in full-batch mode, has less than 100,000 times as many nats left to gain in
-        all: one nat by default, whatever the size of the data. What is left is told by how gains shrink.
-    batch_size : sequences a step at most, in groups as even as can be; None uses all of them, and the bound then never
-        goes down.
-    n_init : starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
-    start : the way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to go on
-        from.
+    max_steps : largest number of steps of each start.
+    tol : the run has converged when a step raises the bound by less than this many nats per observed entry (with
+        minibatches: on average over a pass through the data). With all rows the gain still to come, estimated from
+        how gains shrink, must also be below 100,000 times this number: one nat by default, whatever the data's size.
+    batch_size : largest number of sequences of a step, in groups of about equal size; None uses all of them, and the
+        bound then never goes down.
+    n_init : number of starts, by the ways in ``model.starts`` in turn. The one with the highest bound is kept.
+    start : way of the first start (``"kmeans"``, ``"random"``, ...), or an earlier fit of the same model to continue.
     delay, forgetting : stochastic step sizes ``(step + delay) ** -forgetting``.
-    checkpoint : folder; the run is saved there and goes on from there, bit for bit, if it holds this fit.
+    checkpoint : folder for checkpoints. Call `fit` again with the same arguments to resume, bit for bit.
     checkpoint_every : steps between saves.
 
     Raises
@@ -182,14 +181,14 @@ def _check(options: Options, n_init: int) -> None:
 
 
 def _meaning(hyper: Mapping[str, Tensor]) -> str:
-    """What the bound is a bound of: with point estimates a joint density of them and the data, not the evidence."""
+    """Say what the bound bounds: with point estimates a joint density of them and the data, not the evidence."""
     if not hyper:
         return "a lower bound of log p(x)"
     return f"a lower bound of log p(x, {', '.join(hyper)}) at their point estimates; it may lie above log p(x)"
 
 
 def _settings(options: Options, **others: int | str | None) -> dict[str, object]:
-    """What a run shares with one that may go on from its checkpoint: everything but how long it lasts."""
+    """Options that must agree before a run goes on from a checkpoint; ``max_steps`` may differ."""
     shared = {k: v for k, v in asdict(options).items() if k not in ("max_steps", "checkpoint_every")}
     return {**shared, **others}
 
@@ -295,7 +294,7 @@ def left_to_gain(rows: Sequence[Mapping[str, float]]) -> float:
         return float("inf")
     if gains[-1] <= 0:
         return 0.0
-    slowest = 1 - 1 / FARTHEST
+    slowest = 1 - 1 / FOLLOWED
     first, steps = gains[0], len(gains) - 1
     ratio = min((gains[-1] / first) ** (1 / steps), slowest) if first > 0 and steps else slowest
     return gains[-1] * ratio / (1 - ratio)
@@ -329,7 +328,7 @@ def _final_bound(model: Conjugate, batches: Batches, state: State) -> State:
 
 
 def _settled(rows: Sequence[Mapping[str, float]], passes: int, options: Options) -> bool:
-    """Whether the bound averaged over a pass has stopped rising (at least ten steps a window, in whole passes)."""
+    """Tell whether the bound averaged over a pass has stopped rising (at least ten steps a window, in whole passes)."""
     window = -(-10 // passes) * passes  # whole passes: what one group lacks another has
     if len(rows) < 2 * window:
         return False

@@ -1,4 +1,4 @@
-"""What a variational run goes on from, and how it lies in a checkpoint."""
+"""State of a variational run, and its form in a checkpoint."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,8 @@ from numba import njit
 
 from ppgen.messages._compiled import KERNEL, Array, exp
 from ppgen.messages.discrete._kernels import (
-    CHUNK,
     IMPOSSIBLE,
+    STEPS_AT_ONCE,
     absorb,
     load_emissions,
     load_transition,
@@ -39,9 +39,9 @@ def _cross_one(
     K = x.shape[1]
     P = padded(K)
     A = np.zeros((P, P))
-    e = np.zeros((CHUNK, P))
-    carried = np.zeros((P, CHUNK))  # time runs along the rows, so that their products are dot products
-    stored = np.zeros((P, CHUNK))
+    e = np.zeros((STEPS_AT_ONCE, P))
+    carried = np.zeros((P, STEPS_AT_ONCE))  # time runs along the rows, so that their products are dot products
+    stored = np.zeros((P, STEPS_AT_ONCE))
     v = np.zeros(P)
     p = np.zeros(P)
     v[:K] = edge
@@ -50,7 +50,7 @@ def _cross_one(
     guarded = varying or kind > 0
     t = start
     while t != stop:
-        count = min(CHUNK, abs(stop - t))
+        count = min(STEPS_AT_ONCE, abs(stop - t))
         load_emissions(x, t, step, count, e)
         for s in range(count):
             if varying:

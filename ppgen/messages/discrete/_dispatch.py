@@ -91,7 +91,7 @@ def mode(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, len
 
 
 def steps(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor, lengths: Tensor) -> Tensor:
-    """What each step adds to the log-normaliser (B, T), in one forward pass; without a gradient."""
+    """The term of the log-normaliser that each step adds (B, T), in one forward pass; without a gradient."""
     return _each(*_detached(log_initial, log_transition, log_potential, lengths), None)[0]
 
 

@@ -17,7 +17,7 @@ from numba import njit
 from ppgen.messages._compiled import KERNEL, Array, exp
 
 __all__ = [
-    "CHUNK",
+    "STEPS_AT_ONCE",
     "IMPOSSIBLE",
     "absorb",
     "carry",
@@ -29,9 +29,9 @@ __all__ = [
     "sweep",
 ]
 
-CHUNK = 64  # steps whose exponentials are taken at once
-_LOST = 1e-200  # a message entry below this has lost, or will lose, its digits
-_TINY = -230.0  # log of the least transition (relative to the greatest) that the scaled kernels take
+STEPS_AT_ONCE = 64  # steps whose exponentials are taken at once
+SMALL_MESSAGE = 1e-200  # a message entry below this has lost, or will lose, its digits
+TINY = -230.0  # log of the least transition (relative to the greatest) that the scaled kernels take
 IMPOSSIBLE = 1e-250
 
 
@@ -57,7 +57,7 @@ def load_transition(log_A: Array, turned: bool, A: Array) -> tuple[float, int]:
             a = log_A[i, j] - top
             if a == -math.inf:
                 kind = max(kind, 1)
-            elif not a >= _TINY:
+            elif not a >= TINY:
                 kind = 2
             if turned:
                 A[j, i] = exp(a)
@@ -118,7 +118,7 @@ def absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
         total += v[k]
     if guarded:
         for k in range(K):
-            if p[k] > 0.0 and row[k] > -math.inf and not v[k] >= _LOST * total:
+            if p[k] > 0.0 and row[k] > -math.inf and not v[k] >= SMALL_MESSAGE * total:
                 return 0.0
     if not total >= IMPOSSIBLE:
         return 0.0
@@ -140,7 +140,7 @@ def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bo
         return 0.0, False
     for k in range(K):
         v[k] = exp(first[k] + row[k] - top)
-        if guarded and first[k] + row[k] > -math.inf and v[k] < _LOST:
+        if guarded and first[k] + row[k] > -math.inf and v[k] < SMALL_MESSAGE:
             return 0.0, False
     total = 0.0
     for k in range(K):
@@ -158,7 +158,7 @@ def carry(
     K = x.shape[1]
     P = padded(K)
     A = np.zeros((P, P))
-    e = np.zeros((CHUNK, P))
+    e = np.zeros((STEPS_AT_ONCE, P))
     v = np.zeros(P)
     p = np.zeros(P)
     varying = log_A.shape[0] > 1
@@ -174,7 +174,7 @@ def carry(
     product = 1.0
     t = start + step
     while t != stop:
-        count = min(CHUNK, abs(stop - t))
+        count = min(STEPS_AT_ONCE, abs(stop - t))
         log_scale += load_emissions(x, t, step, count, e)
         for s in range(count):
             if varying:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 __all__ = ["Exact", "Messages", "Scaled", "Steps", "compute", "cut", "finite", "messages", "normalized"]
 
-_IMPOSSIBLE = 1e-250
+IMPOSSIBLE = 1e-250
 
 
 class Steps(NamedTuple):
@@ -68,7 +68,7 @@ class Scaled:
         top_b = b.amax(-2, keepdim=True).clamp_min(torch.finfo(a.dtype).min)
         product = (a - top_a).exp() @ (b - top_b).exp()
         possible = (a > -math.inf).to(a.dtype) @ (b > -math.inf).to(a.dtype) > 0
-        underflow = (possible & ~(product >= _IMPOSSIBLE)).any()
+        underflow = (possible & ~(product >= IMPOSSIBLE)).any()
         self._underflow = underflow if self._underflow is None else self._underflow | underflow
         return product.log() + top_a + top_b
 
@@ -87,7 +87,7 @@ class Exact:
 
 
 class Messages(NamedTuple):
-    """Where the blocks begin and end, in logarithms."""
+    """Messages at the borders of the blocks, in logarithms."""
 
     steps: Steps
     products: Tensor  # (B, nb, K, K), of each block's steps

@@ -63,7 +63,7 @@ def _logarithms(multiply: Scaled | Exact, known: Messages) -> tuple[Tensor, Tens
 
 
 def _past(known: Messages, direction: Steps, messages: Tensor, first: Tensor) -> Tensor:
-    """What the past is expected to have added to f given each state, (B, nb, S + 1, K), up to constants."""
+    """Expected part of f that lies in the past, given each state, (B, nb, S + 1, K), up to constants."""
     across = _share(known.before[..., :, None] + known.products, -2)
     alone = _run_forward(known.steps, direction, messages, torch.zeros_like(known.before))[:, :, -1]
     entering = [first]
@@ -109,7 +109,7 @@ def _derivatives(
 
 
 def _run_backward(steps: Steps, direction: Steps, backwards: Tensor, start: Tensor) -> Tensor:
-    """What the future is expected to add to f given each state, (B, nb, S + 1, K)."""
+    """Expected part of f that lies in the future, given each state, (B, nb, S + 1, K)."""
     future = [start]
     for s in range(backwards.shape[2] - 2, -1, -1):
         log_A, log_potential, alive = steps.at(s)

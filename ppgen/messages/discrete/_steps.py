@@ -1,4 +1,4 @@
-"""What each step of a discrete chain adds to the log-normaliser, in compiled loops: one forward pass."""
+"""The term of a discrete chain's log-normaliser that each step adds, in compiled loops: one forward pass."""
 
 import math
 

@@ -29,19 +29,14 @@ def discrete_chain(
 
     Parameters
     ----------
-    log_initial
-        (..., K), added to the first step.
-    log_transition
-        (..., K, K) the same at every step, or (..., T - 1, K, K); ``[..., i, j]`` is from i to j.
-    log_potential
-        (..., T, K). A step without observation has a row of zeros.
-    lengths
-        (...) whole numbers in [0, T]; steps at or after them do not exist. None: all are T.
+    log_initial : (..., K), added to the first step.
+    log_transition : (..., K, K) the same at every step, or (..., T - 1, K, K); ``[..., i, j]`` is from i to j.
+    log_potential : (..., T, K). A step without observation has a row of zeros.
+    lengths : (...) whole numbers in [0, T]; steps at or after them do not exist. None: all are T.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit together, lengths outside [0, T] (which a traced graph takes for 0 or T), or
+    ValueError : for shapes that do not fit together, lengths outside [0, T] (which a traced graph takes for 0 or T), or
         potentials that are not floating point.
 
     Notes
@@ -53,7 +48,7 @@ def discrete_chain(
 
 
 class DiscreteChain:
-    """What :func:`discrete_chain` returns: the log-normaliser and the posterior. Nothing is computed until asked for.
+    """The log-normaliser and the posterior of a chain; :func:`discrete_chain` makes it. All is computed on demand.
 
     A sequence of probability zero has log-normaliser ``-inf``, and marginals and a gradient of zero. NaN in a
     potential comes out as NaN. Expected counts can be differentiated once, by a pass of their own that runs only then.
@@ -124,8 +119,7 @@ class DiscreteChain:
 
         Raises
         ------
-        ValueError
-            Where every path has probability zero.
+        ValueError : where every path has probability zero.
         """
         potential = self._inputs[2]
         shape = (n, *potential.shape[:2])
@@ -144,8 +138,7 @@ class DiscreteChain:
 
         Raises
         ------
-        ValueError
-            For paths of another shape, and states outside [0, K).
+        ValueError : for paths of another shape, and states outside [0, K).
         """
         initial, transition, potential, lengths = self._inputs
         rows, steps, states = potential.shape
@@ -160,7 +153,7 @@ class DiscreteChain:
         return total.T.reshape(z.shape[:-1]).to(self.dtype)
 
     def log_steps(self) -> Float[Tensor, "*B T"]:
-        """What each step adds to the log-normaliser of those before it, (..., T): they sum to :attr:`log_normalizer`.
+        """The term of :attr:`log_normalizer` that each step adds to those before it, (..., T).
 
         Of a normalised chain this is log p(x_t | x_1, ..., x_{t-1}). Zero at or after the length, and behind a step
         that makes every path impossible, which has ``-inf``. One forward pass, without a gradient.

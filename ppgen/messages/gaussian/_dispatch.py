@@ -14,12 +14,12 @@ from ppgen.messages.gaussian import _scan as scan
 from ppgen.messages.gaussian import _scan_tangent as scan_tangent
 from ppgen.messages.gaussian import _tangent
 
-__all__ = ["LOST", "MOMENTS", "NAME", "OR_NAN", "Eliminated", "eliminated", "turned"]
+__all__ = ["SMALL_PIVOT", "MOMENTS", "NAME", "OR_NAN", "Eliminated", "eliminated", "turned"]
 
 NAME = "gaussian_chain"
 MOMENTS = "gaussian_chain_moments"
 OR_NAN = "_or_nan"  # ends the names of the same operators for which an indefinite row is NaN, not an error for all
-LOST = 1e-6  # a pivot this small beside its diagonal entry has lost six digits
+SMALL_PIVOT = 1e-6  # a pivot this small beside its diagonal entry has lost six digits
 
 
 class Eliminated(NamedTuple):
@@ -46,7 +46,7 @@ def moments(
 
 
 def turned(J: Tensor, J_cross: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What belongs to the blocks, their links and their vectors, of the chain read from its end."""
+    """Blocks, links and vectors of the chain read from its end."""
     return J.flip(1), J_cross.flip(1).mT, h.flip(1)
 
 
@@ -126,7 +126,7 @@ def eliminated(
             *ends, value, bad,
         )  # fmt: skip
         kernels.join(0, len(which), which, precision, linear, towards, store, False, *ends, o, s, value, bad, least)
-        which = which[~(least[which] > LOST)]
+        which = which[~(least[which] > SMALL_PIVOT)]
         if not len(which):
             break
     bad = bad.reshape(rows, 2).max(1)

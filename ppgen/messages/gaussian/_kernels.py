@@ -16,9 +16,9 @@ from ppgen.messages.gaussian._products import add_times, times_turned, turn
 
 __all__ = ["eliminate", "join", "spread_out", "statistics"]
 
-_SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
-_AT_REST = 1e-14
-_LOG_2PI = 1.8378770664093454836  # the nearest double; ppgen.constants has one unit of the last digit less
+SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
+AT_REST = 1e-14
+LOG_2PI = 1.8378770664093454836  # the nearest double; ppgen.constants has one unit of the last digit less
 
 
 @njit(**KERNEL)
@@ -38,7 +38,7 @@ def _invert_factor(P: Array, scale: Array, C: Array, inverse: Array) -> tuple[fl
                 total -= C[i, k] * C[j, k]
             if i > j:
                 C[i, j] = total * inverse[j, j]
-            elif total > _SINGULAR * abs(scale[i, i]) and total < math.inf:
+            elif total > SINGULAR * abs(scale[i, i]) and total < math.inf:
                 C[i, i] = math.sqrt(total)
                 inverse[i, i] = 1.0 / C[i, i]
                 least = min(least, total / abs(scale[i, i]))
@@ -152,7 +152,7 @@ def _eliminate_one(
     for t in range(start, stop, step):
         link = t if step > 0 else t - 1
         _receive(J[t], h[t], incoming, incoming_h, P, r)
-        same = previous >= 0 and _near(P, last_P, _AT_REST)
+        same = previous >= 0 and _near(P, last_P, AT_REST)
         same = same and _near(cross[link], cross[link - step], 0.0)
         if not same:
             coupled = not _is_zero(cross[link])
@@ -173,7 +173,7 @@ def _eliminate_one(
                 V[:] = 0.0
             times_turned(V, V, incoming)
             last_P[:] = P
-        total += 0.5 * (_whiten(inverse, r, y) + L * _LOG_2PI) - log_det
+        total += 0.5 * (_whiten(inverse, r, y) + L * LOG_2PI) - log_det
         incoming_h[:] = 0.0
         if coupled:
             add_times(V, y, 1.0, incoming_h)
@@ -268,7 +268,7 @@ def join(
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
-        value[2 * b] += value[2 * b + 1] + 0.5 * (_whiten(inverse, r, y) + L * _LOG_2PI) - log_det
+        value[2 * b] += value[2 * b + 1] + 0.5 * (_whiten(inverse, r, y) + L * LOG_2PI) - log_det
         if store:
             turn(inverse, U)
             _write_spread(U, roots, spread[b, middle])
@@ -293,7 +293,7 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
         for i in range(L):
             for j in range(L):
                 mean[t, i] += gain[i, j] * mean[known, j]
-        resting = t != start and _near(covariance[known], covariance[known - step], _AT_REST)
+        resting = t != start and _near(covariance[known], covariance[known - step], AT_REST)
         if resting and _near(spread, last_spread, 0.0) and _near(gain, last_gain, 0.0):
             covariance[t] = covariance[known]
             cross[link] = cross[link - step]

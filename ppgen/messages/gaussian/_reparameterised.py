@@ -19,7 +19,7 @@ from ppgen.messages.gaussian._scan import refuse_indefinite
 __all__ = ["rsample"]
 
 # Sequences that share their precision and are taken together by one thread; each task writes a gradient of its size.
-_AT_ONCE = 8
+AT_ONCE = 8
 
 Context = Any  # what torch hands to the methods of a function; it takes any attribute
 
@@ -43,7 +43,7 @@ def _draw(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> tuple[Tensor,
         return x.flip(2), root[:count].clone(), gain[:count].clone(), offset, J.new_ones(count, dtype=torch.bool)
     draw = _draw_shared if shared else _draw_each
     bad, least, x, root, gain, offset = draw(J, J_cross, h, noise)
-    lost = ~(least > _dispatch.LOST)
+    lost = ~(least > _dispatch.SMALL_PIVOT)
     turned = torch.from_numpy(lost)
     if lost.any():
         rows = _rows(turned)
@@ -120,7 +120,7 @@ def _draw_gradient(
 def _gradient_kernels(
     g: Tensor, x: Tensor, noise: Tensor, root: Tensor, gain: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    share = 1 if len(root) == len(offset) else _AT_ONCE
+    share = 1 if len(root) == len(offset) else AT_ONCE
     tasks = -(-len(offset) // share)
     carried = g.detach().clone(memory_format=torch.contiguous_format)
     inputs = [t.detach().contiguous() for t in (x, noise, root, gain, offset)]

@@ -33,28 +33,23 @@ def gaussian_chain(
 
     Parameters
     ----------
-    J
-        (..., T, L, L). Only its symmetric part counts.
-    J_cross
-        (..., T - 1, L, L); ``J_cross[..., t, i, j]`` couples ``x[t, i]`` and ``x[t + 1, j]``. Blocks of zeros, as
+    J : (..., T, L, L). Only its symmetric part counts.
+    J_cross : (..., T - 1, L, L); ``J_cross[..., t, i, j]`` couples ``x[t, i]`` and ``x[t + 1, j]``. Blocks of zeros, as
         beside a block that is pinned to the identity, cost next to nothing.
-    h
-        (..., T, L).
-    strict
-        Refuse a batch that holds an indefinite chain. Otherwise the log-normaliser and the moments of that chain alone
-        are NaN, as a sampler wants it, one of whose chains may be lost; drawing from it is refused all the same.
+    h : (..., T, L).
+    strict : refuse a batch that holds an indefinite chain. Otherwise the log-normaliser and the moments of that chain
+        alone are NaN, as a sampler wants it, one of whose chains may be lost; drawing from it is refused all the same.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit together or tensors that are not floating point; and, when something is computed,
-        if the precision is not positive definite, with the sequence and block where that shows.
+    ValueError : for shapes that do not fit together or tensors that are not floating point; and, when something is
+        computed, if the precision is not positive definite, with the sequence and block where that shows.
     """
     return GaussianChain(J, J_cross, h, strict=strict)
 
 
 class GaussianChain:
-    """What :func:`gaussian_chain` returns: the log-normaliser and the posterior. Computed in float64 when asked for.
+    """The log-normaliser and the posterior of a chain, on demand and in float64; :func:`gaussian_chain` makes it.
 
     The moments can be differentiated once, by an exact pass as long as theirs, which runs only then.
     """
@@ -115,8 +110,7 @@ class GaussianChain:
 
         Raises
         ------
-        ValueError
-            For an ``x`` of another shape.
+        ValueError : for an ``x`` of another shape.
         """
         J, J_cross, h, _ = self._inputs
         event = self.batch + h.shape[1:]

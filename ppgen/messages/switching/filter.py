@@ -24,12 +24,12 @@ from ppgen.messages.switching._kernels import smooth
 __all__ = ["Regimes", "States", "Switching"]
 
 WORK = 1 << 22  # multiplications that one step of one sequence may cost, about
-FEWEST, MOST = 100, 1000  # particles
+FEWEST_PARTICLES, MOST_PARTICLES = 100, 1000  # particles
 ROUNDING = 1e-9  # a relative loss below it is none
 
 
 class States(NamedTuple):
-    """What particles say about the states: log-evidence, probabilities and drawn paths."""
+    """The states as the particles see them: log-evidence, probabilities and drawn paths."""
 
     log_evidence: Float[Tensor, " N"]
     marginals: Float[Tensor, "N T K"]
@@ -39,7 +39,7 @@ class States(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Regimes:
-    """How the next frame follows in each state, and after those K the first frame and the first steps.
+    """Parameters of the next frame in each of the K states, and after these of the first frame and the first steps.
 
     ``loss`` (K, S + 1, S + 1) is C over the last L frames, latest first, and 1.
     """
@@ -82,11 +82,11 @@ class Switching:
 
     Parameters
     ----------
-    regimes : how a frame follows.
+    regimes : parameters of the next frame.
     potential : log-potentials of the states at steps whose frame and lags are all known.
     known, value : entries of frames that are given.
     partial : row of ``precision`` and ``information`` (a Gaussian potential on a frame) that each frame has, or -1.
-    lengths : of each sequence.
+    lengths : length of each sequence.
     """
 
     regimes: Regimes
@@ -114,8 +114,8 @@ class Switching:
 
     @property
     def particles(self) -> int:
-        """How many are affordable."""
-        return min(MOST, max(FEWEST, WORK // self._step_cost))
+        """The number of particles that memory allows."""
+        return min(MOST_PARTICLES, max(FEWEST_PARTICLES, WORK // self._step_cost))
 
     @property
     def cost(self) -> int:

@@ -20,29 +20,28 @@ from ppgen.pose.recording import Track
 
 __all__ = ["FORMATS", "find_format", "read_tracks"]
 
-_HDF5 = {
+HDF5_READERS = {
     "sleap_analysis": sleap_analysis,
     "sleap_labels": sleap_labels,
     "deeplabcut_h5": deeplabcut_h5,
     "movement": movement,
 }
-_TEXT = {
+TEXT_READERS = {
     "lightning_pose": (deeplabcut_csv.is_lightning_pose, deeplabcut_csv.read),
     "deeplabcut_csv": (deeplabcut_csv.is_deeplabcut, deeplabcut_csv.read),
     "anipose": (anipose.recognises, anipose.read),
 }
 
-FORMATS = (*_TEXT, *_HDF5, "npz")
+FORMATS = (*TEXT_READERS, *HDF5_READERS, "npz")
 """The formats that ppgen reads itself."""
 
 
 def find_format(path: Path) -> str:
-    """Return the format that a file's content shows.
+    """The format that a file's content shows.
 
     Raises
     ------
-    FileError
-        None of the known ones; the message names them.
+    FileError : None of the known ones; the message names them.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -55,7 +54,7 @@ def find_format(path: Path) -> str:
     table = open_table(path)
     if not table.head:
         raise FileError(f"{path}: must hold poses, it is empty; export it again")
-    for name, (recognises, _) in _TEXT.items():
+    for name, (recognises, _) in TEXT_READERS.items():
         if recognises(table):
             return name
     raise unknown(path, f"its first row begins {str(table.head[0])[:60]}")
@@ -65,16 +64,16 @@ def read_tracks(path: Path, name: str, fps: float | int | None) -> list[Track]:
     """Read a file in a known format, or in ``movement:<software>``."""
     if name.startswith("movement:"):
         return movement.read_with_movement(path, name.removeprefix("movement:"), fps)
-    if name in _TEXT:
+    if name in TEXT_READERS:
         table = open_table(path)
         if not table.head:
             raise FileError(f"{path}: must hold poses, it is empty; export it again")
-        return _TEXT[name][1](table)
+        return TEXT_READERS[name][1](table)
     if name == "npz":
         return npz.read(path)
     if name == "movement":
         return movement.read(path)
-    if name in _HDF5:
+    if name in HDF5_READERS:
         with open_hdf5(path) as file:
             return {"sleap_analysis": sleap_analysis.read, "sleap_labels": sleap_labels.read}.get(
                 name, deeplabcut_h5.read
@@ -83,7 +82,7 @@ def read_tracks(path: Path, name: str, fps: float | int | None) -> list[Track]:
 
 
 def unknown(path: Path, seen: str) -> FileError:
-    """Return the error that names what is known."""
+    """The error that names what is known."""
     return FileError(
         f"{path}: must be a pose file in a known format ({', '.join(FORMATS)}), {seen}; "
         "give format=... , or format='movement:NWB' with the extra ppgen[movement]"
@@ -92,7 +91,7 @@ def unknown(path: Path, seen: str) -> FileError:
 
 def _hdf5_format(path: Path) -> str:
     with open_hdf5(path) as file:
-        for name, reader in _HDF5.items():
+        for name, reader in HDF5_READERS.items():
             if reader.recognises(file, path):
                 return name
         members = sorted(file)

@@ -11,12 +11,12 @@ __all__ = ["read", "recognises"]
 
 
 def recognises(table: Table) -> bool:
-    """Whether the header has a frame column and coordinates in three dimensions."""
+    """Tell whether the header has a frame column and coordinates in three dimensions."""
     return "fnum" in table.head[0] and any(name.endswith("_z") for name in table.head[0])
 
 
 def read(table: Table) -> list[Track]:
-    """Return the one individual of an Anipose file; ``_score`` is its confidence, camera columns are left out."""
+    """The one individual of an Anipose file; ``_score`` is its confidence, camera columns are left out."""
     names = table.head[0]
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:

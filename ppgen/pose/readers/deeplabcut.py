@@ -12,11 +12,11 @@ from ppgen.pose.recording import SPACE, Track
 __all__ = ["tracks_from_columns"]
 
 Column = tuple[str, ...]
-_KNOWN = (*SPACE, "likelihood")
+KNOWN = (*SPACE, "likelihood")
 
 
 def tracks_from_columns(columns: Sequence[Column], values: np.ndarray, index: np.ndarray, path: Path) -> list[Track]:
-    """Return one track per individual from a table of (rows, columns).
+    """One track per individual from a table of (rows, columns).
 
     Each column is named by three words (scorer, keypoint, coordinate) or four (scorer, individual, keypoint,
     coordinate). Coordinates other than x, y, z and likelihood are left out, which a note says.
@@ -28,7 +28,7 @@ def tracks_from_columns(columns: Sequence[Column], values: np.ndarray, index: np
     notes = []
     if frames > len(index):
         notes.append(f"{frames - len(index)} frames are not in the file; they are missing")
-    extra = sorted({c[-1] for c in columns} - set(_KNOWN))
+    extra = sorted({c[-1] for c in columns} - set(KNOWN))
     if extra:
         notes.append(f"columns {extra} were left out")
     owners = list(dict.fromkeys(_owner(c) for c in columns))
@@ -60,10 +60,10 @@ def _check_columns(columns: Sequence[Column], path: Path) -> None:
 def _track(
     owner: str | None, columns: Sequence[Column], grid: np.ndarray, start: int, notes: tuple[str, ...], path: Path
 ) -> Track:
-    place = {c[-2:]: i for i, c in enumerate(columns) if _owner(c) == owner and c[-1] in _KNOWN}
+    place = {c[-2:]: i for i, c in enumerate(columns) if _owner(c) == owner and c[-1] in KNOWN}
     keypoints = tuple(dict.fromkeys(name for name, _ in place))
     found = {name: {c for k, c in place if k == name} for name in keypoints}
-    coordinates = [c for c in _KNOWN if any(c in have for have in found.values())]
+    coordinates = [c for c in KNOWN if any(c in have for have in found.values())]
     if not {"x", "y"} <= set(coordinates):
         raise FileError(f"{path}: each keypoint must have columns x and y, got {sorted({c[-1] for c in columns})[:6]}")
     for name, have in found.items():

@@ -7,31 +7,30 @@ from ppgen.pose.recording import Track
 
 __all__ = ["is_deeplabcut", "is_lightning_pose", "read"]
 
-_HEADERS = (["scorer", "bodyparts", "coords"], ["scorer", "individuals", "bodyparts", "coords"])
-_LIGHTNING = ("heatmap", "lightning", "ensemble-kalman", "eks")
+HEADERS = (["scorer", "bodyparts", "coords"], ["scorer", "individuals", "bodyparts", "coords"])
+LIGHTNING = ("heatmap", "lightning", "ensemble-kalman", "eks")
 
 
 def is_lightning_pose(table: Table) -> bool:
-    """Whether the scorer is one that LightningPose writes."""
+    """Tell whether the scorer is one that LightningPose writes."""
     scorers = {cell.lower() for cell in table.head[0][1:]}
-    return _first_cells(table)[0] == "scorer" and any(s.startswith(_LIGHTNING) for s in scorers)
+    return _first_cells(table)[0] == "scorer" and any(s.startswith(LIGHTNING) for s in scorers)
 
 
 def is_deeplabcut(table: Table) -> bool:
-    """Whether the first column holds at least one of DeepLabCut's header words (a wrong depth is said by `read`)."""
+    """Tell whether the first column holds at least one of DeepLabCut's header words (`read` reports a wrong depth)."""
     return bool({"scorer", "bodyparts", "individuals", "coords"} & set(_first_cells(table)))
 
 
 def read(table: Table) -> list[Track]:
-    """Return one track per individual.
+    """One track per individual.
 
     Raises
     ------
-    FileError
-        The header does not have the right rows, or a column or cell is wrong.
+    FileError : the header does not have the right rows, or a column or cell is wrong.
     """
     first = _first_cells(table)
-    depth = next((len(h) for h in _HEADERS if first[: len(h)] == h), None)
+    depth = next((len(h) for h in HEADERS if first[: len(h)] == h), None)
     if depth is None:
         raise FileError(
             f"{table.path}: must begin with 3 header rows (scorer, bodyparts, coords) or 4 (scorer, individuals, "

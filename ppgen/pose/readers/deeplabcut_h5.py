@@ -15,17 +15,16 @@ __all__ = ["read", "recognises"]
 
 
 def recognises(file: h5py.File, path: Path) -> bool:
-    """Whether a table that pandas wrote stands at the top."""
+    """Tell whether a table that pandas wrote stands at the top."""
     return _frame(file, path) is not None
 
 
 def read(file: h5py.File, path: Path) -> list[Track]:
-    """Return one track per individual.
+    """One track per individual.
 
     Raises
     ------
-    FileError
-        No table, a pickled object instead of names, or arrays that do not fit together.
+    FileError : no table, a pickled object instead of names, or arrays that do not fit together.
     """
     frame = _frame(file, path)
     if frame is None:

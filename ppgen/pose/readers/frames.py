@@ -8,18 +8,17 @@ from ppgen.errors import FileError
 
 __all__ = ["on_grid"]
 
-_SPARSE = 10
+SPARSE = 10
 
 
 def on_grid(index: np.ndarray, path: Path) -> tuple[int, int, np.ndarray]:
-    """Return the first frame number, the number of frames, and the row of the grid that each row of the file fills.
+    """The first frame number, the number of frames, and the row of the grid that each row of the file fills.
 
     Frames that the file leaves out become rows that nothing fills, so a step is always one frame.
 
     Raises
     ------
-    FileError
-        The numbers are not whole, do not grow, or leave out more than nine frames of ten.
+    FileError : the numbers are not whole, do not grow, or leave out more than nine frames of ten.
     """
     if index.dtype.kind not in "iuf":
         raise FileError(f"{path}: frames must be numbered, got {index.dtype}; labelled images are not a recording")
@@ -35,7 +34,7 @@ def on_grid(index: np.ndarray, path: Path) -> tuple[int, int, np.ndarray]:
         raise FileError(f"{path}: frame numbers must grow, got {index[row - 1]:g} then {index[row]:g} at row {row}")
     places = index.astype(np.int64) - int(index[0]) if len(index) else np.zeros(0, np.int64)
     frames = int(places[-1]) + 1 if len(index) else 0
-    if frames > _SPARSE * len(index) + _SPARSE:
+    if frames > SPARSE * len(index) + SPARSE:
         raise FileError(
             f"{path}: must be a recording, {len(index)} rows are spread over {frames} frames; "
             "labelled images or a wrong first column"

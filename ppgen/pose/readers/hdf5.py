@@ -13,8 +13,8 @@ from ppgen.pose.readers.limits import refuse_bomb
 __all__ = ["Group", "attribute", "hard", "open_hdf5", "read_array", "strings"]
 
 Group = h5py.Group
-_LINK_LIMIT = 100_000
-_ATTRIBUTE_LIMIT = 2**24
+LINK_LIMIT = 100_000
+ATTRIBUTE_LIMIT = 2**24
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def hard(group: h5py.Group, name: str | bytes) -> h5py.Group | h5py.Dataset | None:
-    """Return a member that is really there, not behind a soft link, or None."""
+    """A member that is really there, not behind a soft link, or None."""
     link = group.get(name, getlink=True)
     return group[name] if isinstance(link, h5py.HardLink) else None
 
@@ -47,8 +47,7 @@ def read_array(group: h5py.Group, name: str, path: Path) -> np.ndarray:
 
     Raises
     ------
-    FileError
-        It is absent, holds objects, lies in other files, or is far larger than what the file stores.
+    FileError : it is absent, holds objects, lies in other files, or is far larger than what the file stores.
     """
     data = hard(group, name)
     if not isinstance(data, h5py.Dataset):
@@ -63,10 +62,10 @@ def read_array(group: h5py.Group, name: str, path: Path) -> np.ndarray:
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str, path: Path) -> str | bytes | np.ndarray | None:
-    """Return an attribute, as str or bytes when it is text, or None when it is absent or empty."""
+    """An attribute, as str or bytes when it is text, or None when it is absent or empty."""
     if name not in item.attrs:
         return None
-    if h5py.h5a.open(item.id, name.encode()).get_storage_size() > _ATTRIBUTE_LIMIT:
+    if h5py.h5a.open(item.id, name.encode()).get_storage_size() > ATTRIBUTE_LIMIT:
         raise FileError(f"{path}: attribute {name!r} must be a short text, it is larger than 16 MiB")
     value = item.attrs[name]
     if isinstance(value, h5py.Empty):
@@ -88,8 +87,8 @@ def _refuse_links(file: h5py.File, path: Path) -> None:
         group = waiting.pop()
         for name in group:
             members += 1
-            if members > _LINK_LIMIT:
-                raise FileError(f"{path}: must be a pose file, it has more than {_LINK_LIMIT} members")
+            if members > LINK_LIMIT:
+                raise FileError(f"{path}: must be a pose file, it has more than {LINK_LIMIT} members")
             kind = group.links.get_info(name).type
             if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
                 raise FileError(

@@ -15,16 +15,16 @@ from ppgen.pose.recording import SPACE, Track
 
 __all__ = ["read", "read_dataset", "read_with_movement", "recognises"]
 
-_RENAMED = {"keypoints": "keypoint", "individuals": "individual"}
+RENAMED = {"keypoints": "keypoint", "individuals": "individual"}
 
 
 def recognises(file: h5py.File, path: Path) -> bool:
-    """Whether a netCDF-4 file has a variable ``position``."""
+    """Tell whether a netCDF-4 file has a variable ``position``."""
     return isinstance(hard(file, "position"), h5py.Dataset)
 
 
 def read(path: Path) -> list[Track]:
-    """Return one track per individual of a netCDF file."""
+    """One track per individual of a netCDF file."""
     engine = "h5netcdf" if h5py.is_hdf5(path) else "scipy"
     if engine == "h5netcdf":
         with open_hdf5(path) as file:
@@ -45,14 +45,13 @@ def read(path: Path) -> list[Track]:
 
 
 def read_dataset(dataset: xr.Dataset, who: str) -> list[Track]:
-    """Return one track per individual of a Dataset with ``position`` (time, space, keypoints[, individuals]).
+    """One track per individual of a Dataset with ``position`` (time, space, keypoints[, individuals]).
 
     Raises
     ------
-    FileError
-        No variable ``position``, or other dims.
+    FileError : no variable ``position``, or other dims.
     """
-    dataset = dataset.rename({old: new for old, new in _RENAMED.items() if old in dataset.dims})
+    dataset = dataset.rename({old: new for old, new in RENAMED.items() if old in dataset.dims})
     if "position" not in dataset:
         raise FileError(f"{who}: must have a variable 'position', it has {list(map(str, dataset.data_vars))[:6]}")
     position = dataset["position"]
@@ -86,8 +85,7 @@ def read_with_movement(path: Path, software: str, fps: float | int | None) -> li
 
     Raises
     ------
-    FileError
-        The package is not installed, or cannot read the file.
+    FileError : the package is not installed, or cannot read the file.
     """
     if importlib.util.find_spec("movement") is None:
         raise FileError(f"{path}: format {software!r} is read by the package movement; pip install 'ppgen[movement]'")

@@ -13,12 +13,11 @@ __all__ = ["read"]
 
 
 def read(path: Path) -> list[Track]:
-    """Return the one individual of an archive.
+    """The one individual of an archive.
 
     Raises
     ------
-    FileError
-        Not an archive, pickled objects inside, no ``positions``, or arrays of the wrong shape.
+    FileError : not an archive, pickled objects inside, no ``positions``, or arrays of the wrong shape.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -10,20 +10,19 @@ from typing import Any
 
 __all__ = ["decode_names"]
 
-_SIZE_LIMIT = 2**24
+SIZE_LIMIT = 2**24
 _MARK = object()
 
 
 def decode_names(data: bytes) -> Any:  # noqa: ANN401 - nested lists, tuples and strings
-    """Return the nested lists, tuples, dicts, strings and integers that a harmless pickle describes.
+    """The nested lists, tuples, dicts, strings and integers that a harmless pickle describes.
 
     Raises
     ------
-    ValueError
-        The bytes are too long, not a pickle, or ask for anything but those types.
+    ValueError : the bytes are too long, not a pickle, or ask for anything but those types.
     """
-    if len(data) > _SIZE_LIMIT:
-        raise ValueError(f"{len(data)} bytes of pickled names are more than {_SIZE_LIMIT}")
+    if len(data) > SIZE_LIMIT:
+        raise ValueError(f"{len(data)} bytes of pickled names are more than {SIZE_LIMIT}")
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -37,10 +36,10 @@ def decode_names(data: bytes) -> Any:  # noqa: ANN401 - nested lists, tuples and
 
 
 def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:  # noqa: ANN401
-    if name in _LITERALS:
+    if name in LITERALS:
         stack.append(argument)
-    elif name in _BUILDERS:
-        _BUILDERS[name](stack)
+    elif name in BUILDERS:
+        BUILDERS[name](stack)
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
         memo[argument] = stack[-1]
     elif name == "MEMOIZE":
@@ -89,10 +88,10 @@ def _last(count: int) -> Callable[[list[Any]], None]:
     return build
 
 
-_LITERALS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
-_LITERALS |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-_LITERALS |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NONE"}
-_BUILDERS: dict[str, Callable[[list[Any]], None]] = {
+LITERALS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
+LITERALS |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+LITERALS |= {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NONE"}
+BUILDERS: dict[str, Callable[[list[Any]], None]] = {
     "MARK": lambda stack: stack.append(_MARK),
     "LIST": lambda stack: stack.append(_since_mark(stack)),
     "TUPLE": lambda stack: stack.append(tuple(_since_mark(stack))),

@@ -1,4 +1,4 @@
-"""What the two SLEAP formats share: track fragments begin late, end early, and score a little above one."""
+"""The common part of the two SLEAP formats: track fragments begin late, end early, and score a little above one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,11 @@ __all__ = ["trimmed"]
 
 
 def trimmed(tracks: list[Track], path: Path) -> list[Track]:
-    """Return each track from its first to its last seen frame; tracks seen in fewer than two frames are left out.
+    """Each track from its first to its last seen frame; tracks seen in fewer than two frames are left out.
 
     Raises
     ------
-    FileError
-        No track is seen in two frames.
+    FileError : no track is seen in two frames.
     """
     kept, lost = [], 0
     for track in tracks:

@@ -13,18 +13,18 @@ from ppgen.pose.recording import Track
 
 __all__ = ["read", "recognises"]
 
-_MATLAB = ("track", "xy", "node", "frame")
-_LEGACY = ("frame", "node", "xy", "track")
-_ORDER = ("track", "frame", "node", "xy")
+MATLAB = ("track", "xy", "node", "frame")
+LEGACY = ("frame", "node", "xy", "track")
+ORDER = ("track", "frame", "node", "xy")
 
 
 def recognises(file: h5py.File, path: Path) -> bool:
-    """Whether the arrays of a SLEAP export stand at the top."""
+    """Tell whether the arrays of a SLEAP export stand at the top."""
     return all(isinstance(hard(file, name), h5py.Dataset) for name in ("tracks", "node_names"))
 
 
 def read(file: h5py.File, path: Path) -> list[Track]:
-    """Return one track per individual, from its first to its last seen frame.
+    """One track per individual, from its first to its last seen frame.
 
     The order of the axes is the one the file names (attribute ``dims``), else SLEAP's own (track, xy, node, frame).
     """
@@ -33,7 +33,7 @@ def read(file: h5py.File, path: Path) -> list[Track]:
     tracks = read_array(file, "tracks", path)
     if tracks.ndim != 4 or tracks.dtype.kind != "f":
         raise FileError(f"{path}: its tracks must have 4 axes of numbers, got {tracks.shape} {tracks.dtype}")
-    tracks = tracks.astype(np.float64).transpose([dims.index(d) for d in _ORDER])
+    tracks = tracks.astype(np.float64).transpose([dims.index(d) for d in ORDER])
     if tracks.shape[2:] not in ((len(keypoints), 2), (len(keypoints), 3)):
         raise FileError(
             f"{path}: its tracks must have {len(keypoints)} nodes x 2 or 3, got {tracks.shape[2:]}; export it again"
@@ -56,11 +56,11 @@ def _dims(file: h5py.File, path: Path) -> tuple[str, ...]:
             dims = tuple(json.loads(written if isinstance(written, str | bytes) else str(written)))
         except (ValueError, TypeError):
             dims = ()
-        if sorted(map(str, dims)) != sorted(_ORDER):
-            raise FileError(f"{path}: attribute dims of tracks must order {list(_ORDER)}, got {str(written)[:80]}")
+        if sorted(map(str, dims)) != sorted(ORDER):
+            raise FileError(f"{path}: attribute dims of tracks must order {list(ORDER)}, got {str(written)[:80]}")
         return dims
     transposed = attribute(file, "transpose", path)
-    return _LEGACY if transposed is not None and not np.asarray(transposed) else _MATLAB
+    return LEGACY if transposed is not None and not np.asarray(transposed) else MATLAB
 
 
 def _scores(file: h5py.File, dims: list[str], shape: tuple[int, ...], path: Path) -> np.ndarray | None:
@@ -69,7 +69,7 @@ def _scores(file: h5py.File, dims: list[str], shape: tuple[int, ...], path: Path
     scores = read_array(file, "point_scores", path)
     if scores.ndim != 3 or scores.dtype.kind != "f":
         raise FileError(f"{path}: point_scores must have 3 axes of numbers, got {scores.shape} {scores.dtype}")
-    scores = scores.astype(np.float64).transpose([dims.index(d) for d in _ORDER[:3]])
+    scores = scores.astype(np.float64).transpose([dims.index(d) for d in ORDER[:3]])
     if scores.shape != shape:
         raise FileError(f"{path}: point_scores must have one score per point {shape}, got {scores.shape}")
     return scores

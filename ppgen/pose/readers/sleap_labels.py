@@ -22,20 +22,19 @@ _USER, _PREDICTED = 0, 1
 
 
 def recognises(file: h5py.File, path: Path) -> bool:
-    """Whether the tables of a SLEAP project stand at the top."""
+    """Tell whether the tables of a SLEAP project stand at the top."""
     return all(hard(file, name) is not None for name in ("metadata", "frames", "instances"))
 
 
 def read(file: h5py.File, path: Path) -> list[Track]:
-    """Return one track per tracked individual and video, from its first to its last seen frame.
+    """One track per tracked individual and video, from its first to its last seen frame.
 
     An instance that a person corrected takes the place of the predicted one. Untracked instances are one individual
     when there is at most one in each frame.
 
     Raises
     ------
-    FileError
-        Several untracked animals, several skeletons in use, or tables that do not fit together.
+    FileError : several untracked animals, several skeletons in use, or tables that do not fit together.
     """
     frames, instances = (_table(file, name, path) for name in ("frames", "instances"))
     keypoints = _keypoints(file, instances, path)

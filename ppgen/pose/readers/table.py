@@ -11,8 +11,8 @@ from ppgen.pose.readers.limits import MEMORY_LIMIT
 
 __all__ = ["Table", "open_table"]
 
-_HEADER_ROWS = 5
-_HEADER_LIMIT = 2**22
+HEADER_ROWS = 5
+HEADER_LIMIT = 2**22
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,11 @@ class Table:
     lines: list[str]
 
     def numbers(self, header: int, columns: list[str]) -> np.ndarray:
-        """Return the rows below ``header`` as (rows, columns) float64; an empty cell is NaN.
+        """The rows below ``header`` as (rows, columns) float64; an empty cell is NaN.
 
         Raises
         ------
-        FileError
-            No rows, a row of another width, or a cell that is not a number (said with its line and column).
+        FileError : no rows, a row of another width, or a cell that is not a number (said with its line and column).
         """
         body = self.lines[header:]
         if not body:
@@ -74,18 +73,17 @@ def open_table(path: Path) -> Table:
 
     Raises
     ------
-    FileError
-        It is not text, not UTF-8, or its header is absurdly long.
+    FileError : it is not text, not UTF-8, or its header is absurdly long.
     """
     if path.stat().st_size > MEMORY_LIMIT:
         raise FileError(f"{path}: must be smaller than {MEMORY_LIMIT / 2**30:g} GiB; split the recording")
     text = _decode(path)
     lines = [line for line in text.splitlines() if line.strip()]
-    head = lines[:_HEADER_ROWS]
-    if any(len(line) > _HEADER_LIMIT for line in head):
-        raise FileError(f"{path}: must have a header, its first lines are longer than {_HEADER_LIMIT} characters")
+    head = lines[:HEADER_ROWS]
+    if any(len(line) > HEADER_LIMIT for line in head):
+        raise FileError(f"{path}: must have a header, its first lines are longer than {HEADER_LIMIT} characters")
     delimiter = max(",;\t", key=lambda d: head[0].count(d)) if head else ","
-    csv.field_size_limit(max(csv.field_size_limit(), _HEADER_LIMIT))
+    csv.field_size_limit(max(csv.field_size_limit(), HEADER_LIMIT))
     rows = [[cell.strip() for cell in row] for row in csv.reader(head, delimiter=delimiter)]
     return Table(path, delimiter, rows, lines)
 
