@@ -106,7 +106,7 @@ def as_folder(who: str, checkpoint: object) -> Path | None:
         raise FileError(f"{who}: checkpoint must name a folder, got: {error.strerror}; pass another path") from error
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise FileError(
-            f"{who}: checkpoint {folder} must be a folder, but {there} is none to write in; pass another path"
+            f"{who}: checkpoint {folder} must be a folder, but nothing can be written in {there}; pass another path"
         )
     return folder
 

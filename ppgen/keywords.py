@@ -42,7 +42,7 @@ def known_keywords(who: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if unknown := [name for name in kwargs if name not in known]:
-                raise TypeError(f"{who}: {unknown[0]!r} is no option; {_advice(unknown[0], known)}")
+                raise TypeError(f"{who}: {unknown[0]!r} is not an option; {_advice(unknown[0], known)}")
             return function(*args, **kwargs)
 
         return checked

@@ -10,16 +10,20 @@ from ppgen.inference import calibration, mcmc, svi, vb
 @pytest.mark.parametrize(
     ("engine", "keyword", "message"),
     [
-        (svi.fit, "num_particles", "svi: 'num_particles' is no option; write particles="),
-        (svi.fit, "num_samples", "svi: 'num_samples' is no option; write draws="),
+        (svi.fit, "num_particles", "svi: 'num_particles' is not an option; write particles="),
+        (svi.fit, "num_samples", "svi: 'num_samples' is not an option; write draws="),
         (svi.fit, "n_iter", "write max_steps="),
         (svi.fit, "batchsize", "write batch_size="),
-        (mcmc.fit, "num_samples", "mcmc: 'num_samples' is no option; write draws="),
+        (mcmc.fit, "num_samples", "mcmc: 'num_samples' is not an option; write draws="),
         (mcmc.fit, "warmup_steps", "write tune="),
         (mcmc.fit, "seed", "write random_seed="),
-        (mcmc.fit, "quux", "mcmc: 'quux' is no option; the options are model, u, .*what a program takes goes in order"),
-        (vb.fit, "n_iter", "vb: 'n_iter' is no option; write max_steps="),
-        (calibration.calibrate, "seed", "calibrate: 'seed' is no option; write random_seed="),
+        (
+            mcmc.fit,
+            "quux",
+            "mcmc: 'quux' is not an option; the options are model, u, .*what a program takes goes in order",
+        ),
+        (vb.fit, "n_iter", "vb: 'n_iter' is not an option; write max_steps="),
+        (calibration.calibrate, "seed", "calibrate: 'seed' is not an option; write random_seed="),
     ],
 )
 def test_the_keyword_that_was_meant_is_named(engine, keyword, message):

@@ -150,6 +150,7 @@ def _spread(ranks: np.ndarray, dealt: np.ndarray) -> np.ndarray:
 
 
 def _groups(labels: Labels, groups: Mapping[str, str]) -> pd.Series:
+    """Recording -> its group; two groups of two recordings are the least."""
     absent = [name for name in labels if name not in groups]
     if absent:
         raise DataError(
@@ -167,6 +168,7 @@ def _groups(labels: Labels, groups: Mapping[str, str]) -> pd.Series:
 
 
 def _kruskal(table: pd.DataFrame, group: pd.Series, seed: int) -> pd.DataFrame:
+    """Kruskal and Wallis's test of each syllable (column) between groups, with p-values adjusted for their number."""
     names = sorted(group.unique())
     rows = []
     for syllable, column in table.items():

@@ -150,7 +150,7 @@ def read_groups(path: Path) -> dict[str, str]:
     rows = table[["name", "group"]].map(lambda text: text.strip() if isinstance(text, str) else "")
     if (rows == "").any(axis=None):
         line = int(np.flatnonzero((rows == "").any(axis=1))[0]) + 2
-        raise FileError(f"groups: every row of {path} must have a name and a group, line {line} has not; fill it in")
+        raise FileError(f"groups: every row of {path} must have a name and a group, line {line} lacks one; fill it in")
     if rows["name"].duplicated().any():
         twice = rows.loc[rows["name"].duplicated(), "name"].iloc[0]
         raise FileError(f"groups: {path} must name each recording once, got {twice!r} twice; remove one")

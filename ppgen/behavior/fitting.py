@@ -156,7 +156,7 @@ def _check(recordings: Sequence[Recording], settings: Settings) -> float:
     """The common frame rate, after refusing what cannot be fitted."""
     silent = [r.name for r in recordings if r.fps is None]
     if silent:
-        raise DataError(f"fit: the frame rate must be known, the file of {silent[0]!r} does not say it; give --fps")
+        raise DataError(f"fit: the frame rate must be known, the file of {silent[0]!r} does not give it; pass --fps")
     rates = sorted({round(float(r.fps or 0), 3) for r in recordings})
     if rates[-1] - rates[0] > 0.01 * rates[0]:
         raise DataError(
@@ -208,6 +208,7 @@ def _search(
         return run(x, stickiness, previous or brief.state, settings.max_steps)
 
     def run(data: Windows, stickiness: float, previous: Fit | None, steps: int) -> tuple[Fit, float]:
+        """A fit of so many steps at one stickiness, and the median duration of its syllables in frames."""
         fit = vb.fit(
             _model(pca, settings, stickiness),
             data,

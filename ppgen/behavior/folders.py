@@ -79,7 +79,7 @@ def output_folder(out: Path, overwrite: bool = False, inputs: Iterable[Path] = (
         if not (_replace(work, out, before) if before else _place(work, out)):
             kept = _keep(work, out)
             raise FileError(
-                f"output: {out} was written to by something else while this ran, and is left as it is; "
+                f"output: {out} was changed by another program during this run and is left as it is; "
                 f"the results of this run are in {kept}"
             )
     finally:

@@ -110,7 +110,7 @@ class Pipeline:
             rate = "unknown" if recording.fps is None else f"{recording.fps:g}"
             raise DataError(
                 f"model: {recording.name!r} must have {wanted:g} frames per second like the recordings of the fit, "
-                f"got {rate}; resample it, or say --fps {wanted:g} if that is its true rate"
+                f"got {rate}; resample it, or pass --fps {wanted:g} if that is its true rate"
             )
         return recording.select(self.settings["keypoints"])
 

@@ -65,7 +65,9 @@ class EmissionMixture(Collapsed):
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "EmissionMixture":
         if len(batch_shape) != 1:
-            raise DataError(f"EmissionMixture: one batch dimension (rows), got batch shape {tuple(batch_shape)}")
+            raise DataError(
+                f"EmissionMixture: must have one batch dimension (rows), got batch shape {tuple(batch_shape)}"
+            )
         return EmissionMixture(self.log_weights, self.emission, self.statistics, batch_shape[0])
 
     def summed(self, x: Float[Tensor, "N D"], m: Mapping[str, Natural]) -> Mixture:

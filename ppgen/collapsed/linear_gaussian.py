@@ -99,9 +99,8 @@ class LinearGaussian(Collapsed):
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "LinearGaussian":
         if tuple(batch_shape) != tuple(self.batch_shape):
-            raise DataError(
-                f"LinearGaussian: one batch dimension of {tuple(self.batch_shape)} sequences, got {tuple(batch_shape)}"
-            )
+            own, came = tuple(self.batch_shape), tuple(batch_shape)
+            raise DataError(f"LinearGaussian: must have one batch dimension of {own} sequences, got {came}")
         return self
 
     def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, GaussianBlock]:

@@ -182,6 +182,7 @@ def _check_table(frame: pd.DataFrame, dims: tuple[str, ...], name: str) -> None:
 
 
 def _from_ragged(items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None) -> xr.DataArray:
+    """Arrays of several lengths as one, shorter ones ending in NaN; ``labels`` are those of the first dim."""
     if not items:
         raise DataError(f"{name}: must hold at least one {dims[0]}, got none; pass one array per {dims[0]}")
     arrays = [_one(item, dims, f"{name}[{i if labels is None else labels[i]!r}]") for i, item in enumerate(items)]

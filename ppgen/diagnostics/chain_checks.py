@@ -52,7 +52,7 @@ def check_modes(
     if not values or len(next(iter(values.values()))) < 2:
         return
     if not all(np.isfinite(value).all() for value in values.values()):
-        yield Check(MODES, math.nan, "= 1", False, "draws are not finite, modes cannot be told")
+        yield Check(MODES, math.nan, "= 1", False, "draws are not finite, so modes cannot be found")
         return
     found = modes(values)
     mixed = (

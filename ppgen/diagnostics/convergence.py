@@ -120,6 +120,7 @@ def tail_shape(x: Float[Array, "P n"]) -> Float[Array, " P"]:
 
 
 def _convergence(x: Entries, rate: float) -> Convergence:
+    """Ranks of split chains for means (bulk) and of their folded values for spreads; the worse of the two decides."""
     nothing = np.full(len(x), np.nan)
     if x.shape[-1] < SHORTEST or not np.isfinite(x).all():
         return Convergence(*(nothing,) * len(fields(Convergence)))

@@ -162,7 +162,10 @@ def _places(
 def _assigned(
     flat: Float[Array, "S K F"], place: Float[Array, "K F"], scale: Float[Array, "K F"]
 ) -> tuple[Int[Array, "S K"], Float[Array, " S"]]:
-    """The best numbering of each draw, and the nats by which it beats the best exchange of two labels."""
+    """The best numbering of each draw, and the nats by which it beats the best exchange of two labels.
+
+    With c[k, j] the cost of the label of place k in place j, an exchange costs c[k, j] + c[j, k] - c[k, k] - c[j, j].
+    """
     cost = _cost(flat, place, scale)
     best = cost.argmin(1)  # the draw's label that suits each place best
     conflict = (np.sort(best, -1) != _labels(place)).any(-1)

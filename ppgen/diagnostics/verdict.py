@@ -71,6 +71,7 @@ def report(checks: Sequence[Check], notes: Sequence[str] = ()) -> Report:
 
 
 def _words(checks: Sequence[Check], failed: Sequence[Check]) -> str:
+    """The verdict in a sentence or two: failed checks, then what was not shown."""
     if not checks:
         return "Not to be trusted: nothing could be checked."
     if not failed:

@@ -1,4 +1,9 @@
-"""Kernels of Gaussians with hidden features: each row's own hidden features, in all states at once.
+r"""Kernels of Gaussians with hidden features: each row's own hidden features, in all states at once.
+
+With a form F over (x, 1), precision :math:`P = -2 F_{hh}` of the hidden features h, and information
+:math:`r = 2 F_{h,o} (x_o, 1)` from the observed ones, the integral over the hidden features adds
+
+.. math:: \tfrac12 r' P^{-1} r + \tfrac h2 \log 2\pi - \tfrac12 \log |P| .
 
 A row and a state cost a Cholesky factorisation of as many dimensions as the row hides. States lie innermost, ``LANES``
 to a block, which is handled as a tuple of numbers: read together, written together, so that they stay in registers (a

@@ -43,6 +43,7 @@ def _fold(
 
 @numba.njit(cache=True, nogil=True)
 def _loop(regression: np.ndarray, z: np.ndarray, noise: np.ndarray, past: np.ndarray) -> np.ndarray:
+    """h_t = A_{z_t} [h_{t-1}; ...; h_{t-L}; 1] + noise_t for each sequence, after the frames ``past``."""
     N, H, D = noise.shape
     L = past.shape[1]
     h = np.empty((N, L + H, D))

@@ -103,7 +103,7 @@ class Emission(ABC):
         if not self.closed and axes != SEQUENCES:
             raise DataError(
                 f"{name}: an observation must follow others in time, x of shape (N, T, D={self.features}), got axes "
-                f"{axes}; use an emission that needs no time, as Gaussian"
+                f"{axes}; use an emission that needs no time, such as Gaussian"
             )
         if x.ndim != len(axes) + 1 or x.shape[-1] != self.features:
             letters = ", ".join(LETTERS.get(axis, "N") for axis in axes)

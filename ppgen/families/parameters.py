@@ -33,7 +33,7 @@ class VariationalFactor(nn.Module):
         if unknown := sorted(set(named) - set(constraints)):
             who = type(self.family).__name__
             raise DataError(
-                f"{who}: constraints must say what each textbook parameter is constrained to, {unknown} are missing; "
+                f"{who}: constraints must give the constraint of each textbook parameter, {unknown} are missing; "
                 f"give {who} `constraints(eta)`, a dict such as {{{unknown[0]!r}: "
                 "torch.distributions.constraints.positive}"
             )

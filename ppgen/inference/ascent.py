@@ -1,5 +1,14 @@
 r"""Ascent by limited-memory BFGS, of many functions at once or of one: each row of a tensor climbs its own.
 
+With a step s, the change y of the negative gradient over it and :math:`\rho = 1 / y's`, the inverse Hessian H becomes
+
+.. math:: (I - \rho s y')\, H\, (I - \rho y s') + \rho s s' ,
+
+from a diagonal D that is learnt by
+
+.. math:: D_i^{-1} \leftarrow \rho\, a D_i^{-1} + \rho\, y_i^2 - \rho\, a s_i^2 D_i^{-2} / c, \qquad
+    a = y'Dy, \quad c = s'D^{-1}s .
+
 References: Nocedal & Wright (2006), ch. 7; Gilbert & Lemarechal (1989) for the diagonal.
 """
 
@@ -43,7 +52,7 @@ class Ascent:
         self.diagonal = torch.ones_like(self.v)
 
     def step(self, gradient_of: Gradient) -> Float[Tensor, " C"]:
-        """One step uphill with backtracking; what each row gained."""
+        """Make one step uphill with backtracking; return what each row gained."""
         direction = self.times(self.gradient)
         slope = dot(direction, self.gradient)
         lost = ~(slope > 0)

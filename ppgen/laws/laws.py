@@ -237,7 +237,7 @@ def _dims(one: Subject) -> Check:
     ]
     odd = sorted(set(one.model.dims) - set(shapes) - set(one.left_out))
     wrong += [
-        f"dims must name sites of the model, {name!r} is none; take it out"
+        f"dims must name sites of the model, {name!r} is not one; take it out"
         for name in odd
         if not hasattr(one.model, name)
     ]

@@ -111,7 +111,7 @@ class Mixture:
         if bad.any():
             row = tuple(int(i) for i in bad.nonzero()[0])
             raise ValueError(
-                f"mixture: to draw a component some component must have positive probability, row {row} has none or "
+                f"mixture: to draw a component, one must have positive probability, but row {row} has none or "
                 "holds NaN; check its potentials for rows of -inf"
             )
 

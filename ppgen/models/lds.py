@@ -172,7 +172,7 @@ class LDS(Conjugate):
     def _checked(self, x: Tensor, u: Inputs) -> Tensor | None:
         """The inputs, as one tensor that fits the model and the data."""
         if self.inputs == 0 and u is not None:
-            raise DataError("LDS: takes no inputs u, got some; say inputs=... or leave them out")
+            raise DataError("LDS: takes no inputs u, got some; pass inputs=... to the model or leave them out")
         if self.inputs and not (isinstance(u, Tensor) and u.shape[-1] == self.inputs):
             came = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else "none" if u is None else "several by name"
             raise DataError(f"LDS: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
@@ -180,8 +180,8 @@ class LDS(Conjugate):
             return None
         if u.ndim == 3 and u.shape[1] != x.shape[1]:
             raise DataError(
-                f"LDS: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; of a forecast one "
-                "for each step ahead too"
+                f"LDS: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; a forecast also "
+                "needs one for each step ahead"
             )
         return u
 

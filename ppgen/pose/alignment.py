@@ -109,6 +109,7 @@ class Template:
         )  # fmt: skip
 
     def _one(self, recording: Recording) -> AlignedRecording:
+        """One recording as seen from the animal."""
         points = _matching(recording, self).positions
         scale = self._scale(recording)
         placed = place(points, self.shape, self.spread, scale, self.max_heading_error)

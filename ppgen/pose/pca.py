@@ -118,6 +118,7 @@ def fit_pca(
 
 
 def _usable(x: np.ndarray, max_rows: int) -> np.ndarray:
+    """Rows with something observed, evenly thinned to as many as the work allows."""
     if x.ndim != 2:
         raise DataError(f"fit_pca: x must have shape (rows, features), got {x.shape}; reshape it")
     if np.isinf(x).any():

@@ -84,9 +84,9 @@ def missing_report(recordings: Sequence[Recording]) -> pd.DataFrame:
 
 def _check_file(file: Path) -> None:
     if file.is_dir():
-        raise FileError(f"{file}: must be a file, it is a folder; give the pose files inside it")
+        raise FileError(f"{file}: must be a file, but it is a folder; give the pose files inside it")
     if not file.is_file():
-        raise FileError(f"{file}: must be a file, there is none; check the path")
+        raise FileError(f"{file}: must be a file, but there is none; check the path")
     if file.stat().st_size == 0:
         raise FileError(f"{file}: must hold poses, it is empty (0 bytes); export it again")
 
@@ -110,6 +110,7 @@ def _recordings(
     min_confidence: float | int,
     individuals: Sequence[str] | None,
 ) -> list[Recording]:
+    """Tracks of one file as recordings: split by individual, unsure points missing, unseen individuals left out."""
     if individuals is not None:
         tracks = _split(tracks, individuals, who)
     several, found, lost = len(tracks) > 1, [], []

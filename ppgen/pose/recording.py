@@ -154,6 +154,7 @@ def _fps_problem(fps: float | int | None) -> str | None:
 
 
 def _position_problem(positions: np.ndarray, keypoints: tuple[str, ...]) -> str | None:
+    """The first reason, in words, for which positions are not a recording; None if there is none."""
     if len(positions) < 2:
         return f"a recording must have at least 2 frames, got {len(positions)}; a single image has no behaviour"
     infinite = np.argwhere(np.isinf(positions))

@@ -155,6 +155,7 @@ def _one(
     fps: float,
     rng: np.random.Generator,
 ) -> tuple[Recording, Truth]:
+    """One recording and its truth: syllables, then postures and walk, then what a camera sees of the body."""
     syllable = _syllable_sequence(frames, transition, fps, rng)
     dynamics, drive = _coefficients(len(transition), fps)
     steps = _move(syllable, dynamics, drive, rng.standard_normal((frames, len(POSTURES) + 2)), fps, ARENA)

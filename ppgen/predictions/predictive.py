@@ -121,8 +121,8 @@ def log_likelihoods(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) 
     ]
     if own:
         raise FitError(
-            f"{name_of(model)}: the density of each site is known where rows share all latents, got {own[0]!r} of each "
-            "row; ask for that of rows"
+            f"{name_of(model)}: the density of each site is known only if rows share all latents, but each row has "
+            f"its own {own[0]!r}; ask for the density of rows"
         )
     return _scores(model, trace, theta, x)
 

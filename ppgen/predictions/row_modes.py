@@ -1,7 +1,13 @@
 r"""Proposals for the values of many rows at once: Student's t distributions around the modes of each row.
 
 The density of every row is a function of its own values alone, so one gradient of the sum over rows is that of each,
-and a Hessian of all takes as many as one row has values. Newton steps are damped row by row (Levenberg & Marquardt).
+and a Hessian of all takes as many as one row has values. Newton steps are damped row by row (Levenberg & Marquardt):
+with the slope g and minus the Hessian :math:`Q \mathrm{diag}(\lambda) Q'`, a row moves by
+
+.. math:: Q\, \mathrm{diag}\bigl((1 + \delta) |\lambda|\bigr)^{-1} Q' g ,
+
+and its damping :math:`\delta` falls after a step that went up and grows after any other. The t distribution at the mode
+has the inverse scale matrix :math:`Q\, \mathrm{diag}(|\lambda|)\, Q' = LL'`.
 """
 
 import math
@@ -99,6 +105,8 @@ def _bent(curvatures: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
 
 
 def _look(target: Target, value: Float[Tensor, "N d"]) -> View:
+    """Height, slope and curvature of every row; the pull of direction i on the slope is row i of each Hessian."""
+
     def total(v: Tensor) -> tuple[Tensor, Tensor]:
         height = target(v)
         return height.sum(), height

@@ -24,8 +24,8 @@ def log_steps(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Flo
     """
     if own := memory(model).of_rows:
         raise FitError(
-            f"{name_of(model)}: densities of steps need rows without latents of their own, got {own[0]!r} of each row; "
-            "ask for those of rows"
+            f"{name_of(model)}: densities of steps need rows without latents of their own, but each row has its own "
+            f"{own[0]!r}; ask for densities of rows"
         )
     trace = run(model, theta, x, u)
     seen = observed_sites(trace, theta)

@@ -55,6 +55,7 @@ class _Memory(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the function returns)
+        """Give memory that a call asks for from the mapped marker, so that each draw has its own."""
         kwargs = kwargs or {}
         if func is torch.Tensor.clamp_:  # of which vmap makes a loop over draws, and warns of it
             return args[0].copy_(torch.clamp(*args, **kwargs))

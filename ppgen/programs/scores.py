@@ -47,6 +47,7 @@ def check_sites(who: str, sites: Mapping[str, Any]) -> None:
 
 
 def _check_shape(who: str, name: str, site: Any) -> None:  # noqa: ANN401 (a node of a trace)
+    """Refuse a value that would be broadcast against its distribution, and so be scored more than once."""
     fn, value = site["fn"], site["value"].shape
     event, batch = torch.Size(fn.event_shape), torch.Size(fn.batch_shape)  # tuples of some distributions
     plates = {int(frame.dim): int(frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}

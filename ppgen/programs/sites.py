@@ -169,6 +169,7 @@ def _run(
 
 
 def _check_whole(nodes: Mapping[str, Any], *, minibatch: bool) -> None:
+    """Refuse rows cut from a plate, but for a minibatch without latents of its own."""
     cut = {
         name: node for name, node in nodes.items() if site_is_subsample(node) and len(node["value"]) < node["fn"].size
     }

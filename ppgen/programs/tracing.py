@@ -118,6 +118,7 @@ class _Watch(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (whatever the operator returns)
+        """Run an operator: folded if it depends on no input, else noted, with failed factorisations as NaN."""
         kwargs = kwargs or {}
         fresh = torch.Tag.nondeterministic_seeded in func.tags or func in FRESH
         if self.fold and not fresh and not any(value in self.dependent for value in _tensors((args, kwargs))):

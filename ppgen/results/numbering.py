@@ -130,11 +130,13 @@ def _selected(fit: "Fit", array: xr.DataArray, axis: str, by: str, where: Mappin
     known = names(fit) | {dim: labels.tolist() for dim, labels in fit.labels.items()}
     strange = sorted(set(where) - set(others))
     if strange:
-        raise DataError(f"order: {by} must be looked at along its other axes, {others}, got {strange}; leave them out")
+        raise DataError(
+            f"order: labels to select must be along the other axes of {by}, {others}, got {strange}; leave them out"
+        )
     for dim in others:
         labels = list(known.get(dim, range(array.sizes[dim])))
         if dim not in where and len(labels) > 1:
-            raise DataError(f"order: {by} has the axis {dim} too; say where to look, {dim}= one of {labels[:8]}")
+            raise DataError(f"order: {by} also has the axis {dim}; choose a label of it, {dim}= one of {labels[:8]}")
         if dim in where and where[dim] not in labels:
             raise DataError(f"order: {dim} must be one of {labels[:8]}, got {where[dim]!r}; choose one")
         array = array.isel({dim: labels.index(where[dim]) if dim in where else 0})

@@ -77,6 +77,7 @@ def program_state(model: Model) -> dict[str, Tensor]:
 
 
 def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A function by its name, the values around it and its further arguments; tensors go to ``tensors``."""
     rest = []
     for number, value in enumerate(model.rest, 2):
         try:
@@ -166,6 +167,7 @@ def _check_instance(model: Model, description: Mapping[str, Any], tensors: Mappi
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 (JSON)
+    """A value in JSON; its tensors go to ``tensors``, by number."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -204,8 +206,8 @@ def _construct(value: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Map
     chosen = own.get(name) or known_classes().get(name)
     if chosen is None:
         raise FileError(
-            f"load: {name!r} must be one of ppgen's classes, and is none; if it is yours, pass load(folder, model=its "
-            "class or an instance)"
+            f"load: {name!r} must be one of ppgen's classes, but it is not; if it is yours, pass load(folder, "
+            "model=its class or an instance)"
         )
     arguments = {key: _decode(item, tensors, own) for key, item in value["arguments"].items()}
     try:

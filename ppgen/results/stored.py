@@ -99,8 +99,8 @@ def _restore_memory(model: Model, known: Mapping[str, Any], tensors: Mapping[str
 def lost_guide(*_: object, **__: object) -> None:
     """Stands for a guide that is not part of a saved fit."""
     raise FitError(
-        "load: rows own latents, of which the guide of the fit knew, and it was not saved, for it is no method of the "
-        "model; write it as the model's `guide`, fit and save again"
+        "load: rows own latents that only the guide of the fit knew, and it was not saved, since it is not a method "
+        "of the model; write it as the model's `guide`, fit and save again"
     )
 
 
@@ -133,6 +133,7 @@ def _store_posterior(posterior: Factors | Draws, tensors: dict[str, Tensor]) -> 
 
 
 def _restore_posterior(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model) -> Factors | Draws:
+    """The posterior from its saved groups of tensors, checked against the model's prior."""
     groups = {
         group: {name: tensors[f"posterior/{group}/{name}"] for name in names}
         for group, names in stored["groups"].items()

@@ -205,7 +205,7 @@ def _read_bytes(path: Path, limit: int | None = None) -> bytes:
         raise FileError(f"load: {path} must be a file written by ppgen, got {_kind(path)}")
     if limit is not None and path.stat().st_size > limit:
         raise FileError(
-            f"load: {path} must be under {limit} bytes, got {path.stat().st_size}; it is no manifest of ours"
+            f"load: {path} must be under {limit} bytes, got {path.stat().st_size}; it is not a manifest of ppgen"
         )
     return path.read_bytes()
 
@@ -256,6 +256,6 @@ def _replaced(target: Path, overwrite: bool) -> list[str] | None:
         return list(_own_files(_open_manifest(target), target).values())
     except FileError as error:
         raise FileError(
-            f"save: overwrite=True replaces a fit that is whole, and {target} holds none ({error}); give a new folder, "
+            f"save: overwrite=True replaces a whole fit, but {target} holds none ({error}); give a new folder, "
             "or delete this one yourself"
         ) from error

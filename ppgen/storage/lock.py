@@ -85,8 +85,8 @@ def _take(descriptor: int, path: Path, who: str) -> None:
         if error.errno in ALREADY_LOCKED:
             owner = os.read(descriptor, 200).decode(errors="replace") if sys.platform != "win32" else ""
             raise FileError(
-                f"{who}: {path.parent} must be written by one run at a time, {owner or 'another process'} is at it; "
-                "wait for it, or name another folder"
+                f"{who}: {path.parent} must be written by one run at a time, {owner or 'another process'} is "
+                "writing there; wait for it, or name another folder"
             ) from None
         if error.errno not in NO_LOCKS:
             raise

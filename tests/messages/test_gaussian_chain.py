@@ -115,7 +115,7 @@ def test_an_indefinite_precision_is_refused_with_its_place(block):
     J, J_cross, h = random_gaussian(5, 3, 2)
     J[1, block, 1, 1] = -1.0
     with pytest.raises(
-        ValueError, match=r"gaussian_chain: J must be positive definite, is not at block \d of sequence 1"
+        ValueError, match=r"gaussian_chain: J must be positive definite, but it is not at block \d of sequence 1"
     ):
         _ = gaussian_chain(J, J_cross, h).log_normalizer
 

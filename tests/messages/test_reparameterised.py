@@ -152,7 +152,7 @@ def test_an_indefinite_precision_is_refused():
     J, J_cross, h = random_gaussian(4, 2, 3)
     J[1, 2] *= -1
     for strict in (True, False):
-        with pytest.raises(ValueError, match="must be positive definite, is not at block 2 of sequence 1"):
+        with pytest.raises(ValueError, match="must be positive definite, but it is not at block 2 of sequence 1"):
             gaussian_chain(J, J_cross, h, strict=strict).rsample(1)
 
 

@@ -187,7 +187,7 @@ def test_a_guide_from_elsewhere_is_not_saved_which_is_said(tmp_path, caplog):
     assert fit.log_likelihood(simulated(3, 7)).shape == (3,)
     fit.save(tmp_path / "fit")
     assert "the guide of Linear is not its own and is not saved" in caplog.text
-    with pytest.raises(FitError, match="it was not saved, for it is no method of the model"):
+    with pytest.raises(FitError, match="it was not saved, since it is not a method of the model"):
         ppgen.load(tmp_path / "fit", model=Linear).log_likelihood(simulated(3, 7))
 
 

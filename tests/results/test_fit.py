@@ -145,7 +145,9 @@ def test_a_checkpoint_that_cannot_be_a_folder_is_refused_before_any_work(tmp_pat
     file = tmp_path / "file"
     file.write_text("mine")
     for path in (file, file / "below"):
-        with pytest.raises(FileError, match="svi: checkpoint .* must be a folder, but .*file is none to write in"):
+        with pytest.raises(
+            FileError, match="svi: checkpoint .* must be a folder, but nothing can be written in .*file"
+        ):
             arguments.as_folder("svi", path)
     for path in ("", 3):
         with pytest.raises(DataError, match="svi: checkpoint must name a folder, got"):
@@ -270,7 +272,7 @@ def test_a_users_own_model_is_passed_to_load_and_never_imported(line, tmp_path):
     fit, x, u = line
     fit.save(tmp_path / "fit")
     with pytest.raises(
-        FileError, match="'Line' must be one of ppgen's classes, and is none; if it is yours, pass load"
+        FileError, match="'Line' must be one of ppgen's classes, but it is not; if it is yours, pass load"
     ):
         ppgen.load(tmp_path / "fit")
     for own in (type(fit.model), type(fit.model)()):

@@ -152,9 +152,12 @@ def test_names_of_states_that_the_prior_tells_apart_are_not_in_doubt(hmm_fit):
     [
         (lambda fit: fit.order("feature", by="location"), r"order: axis must be one whose labels HMM .* \['state'\]"),
         (lambda fit: fit.order("state", by="speed"), r"by must be a site of the fit, \['initial', .*got 'speed'"),
-        (lambda fit: fit.order("state", by="location"), r"location has the axis feature too; .* \['nose', 'tail'\]"),
+        (lambda fit: fit.order("state", by="location"), r"location also has the axis feature; .* \['nose', 'tail'\]"),
         (lambda fit: fit.order("state", by="location", feature="ear"), r"feature must be one of .* got 'ear'"),
-        (lambda fit: fit.order("state", by="initial", feature="ear"), r"its other axes, \[\], got \['feature'\]"),
+        (
+            lambda fit: fit.order("state", by="initial", feature="ear"),
+            r"the other axes of initial, \[\], got \['feature'\]",
+        ),
         (lambda fit: fit.rename(state=["one"]), r"rename: state must have 2 different names, got \['one'\]"),
         (lambda fit: fit.rename(state=["one", "one"]), "must have 2 different names"),
         (lambda fit: fit.rename(feature=["a", "b"]), "axes must be those of parameters, .* data brings its own labels"),

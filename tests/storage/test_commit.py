@@ -115,7 +115,7 @@ def test_a_folder_whose_manifest_is_not_a_whole_fits_is_never_replaced(place, ma
     (place / "manifest.json").write_text(manifest)
     (place / "src").mkdir()
     (place / "src" / "main.js").write_text("years of work")
-    with pytest.raises(FileError, match="save: overwrite=True replaces a fit that is whole, and .* holds none"):
+    with pytest.raises(FileError, match="save: overwrite=True replaces a whole fit, but .* holds none"):
         write(place, 3, overwrite=True)
     assert (place / "src" / "main.js").read_text() == "years of work"
     assert (place / "manifest.json").read_text() == manifest
@@ -180,7 +180,7 @@ def test_what_is_no_path_is_refused_in_words(folder):
 
 def test_a_folder_is_held_by_one_run_at_a_time(place):
     with held(place, "mcmc"):
-        words = rf"svi: .* one run at a time, process {os.getpid()} on .* is at it; wait"
+        words = rf"svi: .* one run at a time, process {os.getpid()} on .* is writing there; wait"
         with pytest.raises(FileError, match=words), held(place, "svi"):
             pass
         with held(place / "another", "svi"):

@@ -227,6 +227,7 @@ def _check(
     n_jobs: int,
     quantities: Mapping[str, Quantity],
 ) -> None:
+    """Refuse options that no calibration can have."""
     for name, value in counts.items():
         require_at_least(f"calibrate: {name}", value, 1)
     require_at_least("calibrate: imputations", imputations, 0)

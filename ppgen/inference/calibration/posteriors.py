@@ -123,6 +123,7 @@ def _why_not(joint: Joint, engine: Engine, options: Mapping[str, Any]) -> str:
 
 
 def _mcmc(joint: Joint, data: Data, seeds: Sequence[int], draws: int, options: dict[str, Any]) -> Drawn:
+    """All posteriors by MCMC in one tensor, some data sets at a time."""
     unknown = sorted(set(options) - set(TOGETHER))
     if unknown:
         raise DataError(f"calibrate: options of a batch by mcmc are {sorted(TOGETHER)}, got {unknown}")
@@ -173,6 +174,7 @@ class _Product(Model):
 
 
 def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Sequence[int]) -> Drawn:
+    """Draws of an engine of the user's that takes all data sets at once, with their shapes checked."""
     with private_stream(seeds[0]):
         found = engine(data, seeds[0])
     sets = len(seeds)
@@ -197,6 +199,7 @@ def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Se
 
 
 def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, reason: str, progressbar: bool) -> Drawn:
+    """One fit for each data set, in this process or others; failures are kept as words."""
     sets = [tree_map(lambda leaf, r=r: leaf[r], data) for r in range(len(seeds))]
     found = _run(task, sets, seeds, n_jobs, progressbar)
     failures = {r: result for r, result in enumerate(found) if isinstance(result, str)}

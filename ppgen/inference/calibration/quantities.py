@@ -136,6 +136,7 @@ def _each(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
 
 
 def _mapped(function: Quantity, theta: dict[str, Tensor], data: Data) -> Tensor:
+    """Values (R, M, ...) of a quantity, mapped over data sets and over draws, so many evaluations at a time."""
     sets, draws = next(iter(theta.values())).shape[:2]
 
     def of_set(draws: dict[str, Tensor], observed: Data) -> Tensor:

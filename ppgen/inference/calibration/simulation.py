@@ -129,10 +129,10 @@ def _observed(run: Callable[[], Any]) -> dict[str, Tensor]:
                 )
             found[name] = site["value"]
         elif _improper(site["fn"]):
-            raise DataError(f"calibrate: every prior must be one that can be drawn from, that of {name!r} is flat")
+            raise DataError(f"calibrate: every prior must be one that can be drawn from, but that of {name!r} is flat")
     if not found:
         raise DataError(
-            "calibrate: the program must observe data, it observes none; pass template data of the right shape "
+            "calibrate: the program must observe data, but it observes none; pass template data of the right shape "
             "(its numbers are not used)"
         )
     return found

@@ -23,6 +23,7 @@ from ppgen.inference.mcmc.hamiltonian import DIVERGENCE, NAMES, Ensemble, Leapfr
 
 __all__ = ["Chees"]
 
+TARGET = 0.651  # harmonic mean of acceptance rates; the best rate in many dimensions (Beskos et al. 2013)
 JITTER = 1.0  # share of the trajectory length that is jittered
 LEAPFROGS = 1000  # at most so many steps a trajectory
 LOWEST = 1e-10  # acceptance that the harmonic mean still tells from none
@@ -36,7 +37,7 @@ class Chees:
 
     def __init__(self, leapfrog: Leapfrog, target: float | None = None, most_leapfrogs: int = LEAPFROGS) -> None:
         self.leapfrog, self.most_leapfrogs = leapfrog, most_leapfrogs
-        self.target = 0.651 if target is None else target
+        self.target = TARGET if target is None else target
 
     def transition(
         self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool

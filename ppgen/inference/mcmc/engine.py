@@ -263,7 +263,7 @@ def _begin(
         run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays, enough)
         if not bool(torch.isfinite(run.place.value).any()):
             raise FitError(
-                "mcmc: a starting point must have finite density and gradient, none of the chains has one"
+                "mcmc: a starting point must have finite density and gradient, but no chain has such a one"
                 f"{leapfrog.density.bad_site(found.v[0])}; choose another start"
             )
         return run
@@ -309,8 +309,8 @@ def _gather(run: Run, target: Density) -> Draws:
     records = run.records()
     if bool(records["diverging"].all()):
         raise FitError(
-            "mcmc: some draws must come without divergence, all have one; raise target_accept towards 1, write scales "
-            "and hierarchies non-centred, tighten the priors, or tune for longer"
+            "mcmc: some draws must be free of divergences, but all of them diverged; raise target_accept towards 1, "
+            "write scales and hierarchies non-centred, tighten the priors, or tune for longer"
         )
     chains = run.v.shape[1]
     sites = {

@@ -4,6 +4,11 @@ A trajectory doubles, forwards or backwards at random, until it turns back on it
 tree is a loop over its leaves, a stack of finished subtrees replaces the recursion, and a chain that has turned is a
 masked row. Subtrees are joined only if neither they, nor their parts next to the seam, have turned.
 
+A leaf of energy H has the weight :math:`w = e^{H_0 - H}`, with :math:`H_0` that of the start. A new leaf becomes the
+draw of its subtree with probability :math:`w / \sum w`, and the draw of a subtree becomes that of the tree with
+probability :math:`\min(1, W_\text{subtree} / W_\text{tree})`. A span with momenta p at its ends, whose momenta sum to
+:math:`\rho`, has turned where :math:`p' \rho \le 0` at either end.
+
 References: Hoffman & Gelman (2014); Betancourt (2017); Stan Development Team (2024) for the checks at the seam; Phan,
 Pradhan & Jankowiak (2019) for the loop.
 """
@@ -78,7 +83,7 @@ class Nuts:
 
     @staticmethod
     def _add(tree: "_Tree", subtree: "_Subtree", place: Ensemble, momentum: Tensor, stream: torch.Generator) -> None:
-        """One more leaf: its weight, whether it is the subtree's draw, and the turns it completes."""
+        """Add a leaf: its weight, the choice of the subtree's draw, and the turns that it completes."""
         energy = 0.5 * momentum.square().sum(-1) - place.value
         gain = torch.nan_to_num(tree.start_energy - energy, nan=-math.inf, posinf=-math.inf)
         tree.acceptance += torch.where(subtree.whole, gain.clamp_max(0.0).exp(), 0.0)
@@ -140,7 +145,7 @@ class _Tree:
         self.depth = torch.zeros_like(self.leaves)
 
     def end(self, forwards: Bool[Tensor, " C"]) -> tuple[Ensemble, Tensor]:
-        """Place and momentum at the right end, or the left one."""
+        """Position and momentum at the right end, or the left one."""
         (left, slow), (right, fast) = self.left, self.right
         return left.moved(forwards, right), torch.where(forwards[:, None], fast, slow)
 
@@ -152,7 +157,7 @@ class _Tree:
         self.proposal = self.proposal.moved(taken, subtree.proposal)
         self.energy = torch.where(taken, subtree.energy, self.energy)
         self.weight = torch.where(whole, torch.logaddexp(self.weight, subtree.weight), self.weight)
-        far, near = self.end(~forwards)[1], self.end(forwards)[1]
+        far, near = self.end(~forwards)[1], self.end(forwards)[1]  # momenta away from the seam, and at it
         turned = _turns(_Span(far, near, self.total, span.depth), span)
         self.total = torch.where(row, self.total + span.total, self.total)
         self.depth += self.growing

@@ -174,7 +174,7 @@ class Run:
             self.leapfrog.compile("so it was when the checkpoint was written")
         if compiled != (self.leapfrog.batch.mode == "compiled"):
             raise FileError(
-                f"mcmc: the run in checkpoint {self.arrays.folder} must go on compiled, as it was, got: "
+                f"mcmc: the run in checkpoint {self.arrays.folder} must go on compiled, as it began, got: "
                 f"{self.leapfrog.batch.reason}; mend that, or delete the folder to start anew"
             )
 

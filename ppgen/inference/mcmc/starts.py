@@ -169,7 +169,10 @@ class _Paths:
         return u, -0.5 * (quadratic + log_det + u.shape[-1] * LOG_2PI)
 
     def _precision(self, u: Float[Tensor, "K C P"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " C"]]:
-        """Give u'Bu and log det H, for the Hessian B = 1/H, by its own updates."""
+        """Give u'Bu and log det H of the inverse Hessian H = 1 / B, by the updates of B.
+
+        Each pair turns B into B - B s s'B / s'Bs + rho y y', and log det H into log det H + log s'Bs + log rho.
+        """
         applied: list[tuple[Tensor, Tensor, Pair]] = []
         log_det = self.up.diagonal.log().sum(-1)
         for pair in self.up.pairs:
@@ -181,6 +184,7 @@ class _Paths:
         return dot(u, self._hessian_times(u, applied)), log_det
 
     def _hessian_times(self, w: Tensor, applied: list[tuple[Tensor, Tensor, Pair]]) -> Tensor:
+        """B w, from the diagonal of H and the pairs ``applied`` so far, each with b = B s and s'Bs."""
         product = w / self.up.diagonal
         for b, curvature, pair in applied:
             lost = dot(b, w) / curvature

@@ -285,8 +285,8 @@ class Climb:
             site = self.bound.objective.bad_site(self.bound.task.args, self.bound.task.kwargs, declared)
             where = f' (site "{site}")' if site else ""
             raise FitError(
-                f"svi: the bound must be finite where the guide starts, it is not{where}; scale the data to about unit "
-                "variance, or tighten the priors"
+                f"svi: the bound must be finite where the guide starts, but it is not{where}; scale the data to about "
+                "unit variance, or tighten the priors"
             )
 
 

@@ -183,8 +183,8 @@ def fit(
             )  # fmt: skip
         if run is None and n_init > 1:
             raise DataError(
-                f"svi: n_init must be 1 but for a guide by name over fixed draws, got {n_init}; leave lr and the other "
-                "options of small steps out, or fit several times with seeds of your own"
+                f"svi: n_init above 1 is for a guide by name over fixed draws, got {n_init}; leave out lr and the "
+                "other options of small steps, or fit several times with seeds of your own"
             )
         if run is None:
             way = "eager" if compile == "auto" and _is_ascent(parameters, options) else compile

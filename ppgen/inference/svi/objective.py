@@ -166,6 +166,7 @@ class Objective(nn.Module):
     def _estimate(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor], baselines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The three values of `forward` from one draw of the guide, each site by its estimator in the plan."""
         model, guide = self.programs
         plan = self.plan
         if plan.enumerated:

@@ -95,7 +95,7 @@ def check_batch(task: Task, options: Options, processes: int) -> None:
     require_at_least("svi: batch_size", size, 1)
     if task.observations is None:
         raise DataError(
-            "svi: batch_size is for models, which are told how many rows stand behind a batch; subclass ppgen.Model"
+            "svi: batch_size is for models, which know the number of rows behind a batch; subclass ppgen.Model"
         )
     if size > task.rows:
         raise DataError(f"svi: batch_size must be between 1 and the {task.rows} rows of x, got {size}")

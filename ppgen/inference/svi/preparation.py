@@ -52,7 +52,7 @@ def held_out_task(task: Task, x: object, u: object, dtype: torch.dtype, device: 
         if dim not in (task.model.data_dims[0], "time") and given != size:
             raise DataError(f"svi: held_out must have {size} {dim}s like x, got {given}; pass rows of the same data")
     if bool(torch.isnan(outside.args[0]).all()):
-        raise DataError("svi: held_out must have observed entries, all are NaN; pass other rows")
+        raise DataError("svi: held_out must have observed entries, but all are NaN; pass other rows")
     return outside
 
 
@@ -89,7 +89,7 @@ def prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Para
     check_dims("svi", model, objective.plan.shapes, program, args, whole=batch_size is None)
     parameters = Parameters(objective, declared, named if isinstance(named, NaturalGuide) else None)
     if not parameters.leaves:
-        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, it has none")
+        raise FitError(f"svi: the guide of {type(model).__name__} must have parameters to train, but it has none")
     return objective, parameters, named
 
 
@@ -102,8 +102,8 @@ def types(model: object, guide: Guide, dtype: torch.dtype | None) -> tuple[torch
     if guide is None and isinstance(model, Conjugate):
         if dtype not in (None, torch.float64):
             raise DataError(
-                f"svi: dtype must be left out for the factors of a conjugate model, which are float64, got {dtype}; "
-                "networks keep the type that they were made in"
+                f"svi: dtype must be left out for a conjugate model, whose factors are float64, got {dtype}; "
+                "networks keep their own type"
             )
         return torch.float64, True
     modules = [model] if isinstance(model, Model) else _owners(model)

@@ -94,8 +94,8 @@ def check_weighted(pair: Pair, kind: Weighted, scored: Collection[str], summed: 
     """
     if scored:
         raise FitError(
-            f'svi: bound="iwae" needs draws with a derivative, site {sorted(scored)[0]!r} of the guide has none; leave '
-            'it out of the guide where it is small and discrete, which sums it out, or use bound="elbo"'
+            f'svi: bound="iwae" needs draws with a derivative, but site {sorted(scored)[0]!r} of the guide has none; '
+            'leave it out of the guide where it is small and discrete, which sums it out, or use bound="elbo"'
         )
     if not kind.plates:
         return
@@ -143,6 +143,7 @@ class _LogWeights(NamedTuple):
 
 
 def _log_weights(pair: Pair, kind: Weighted, shared: poutine.Trace | None) -> _LogWeights:
+    """Log weights p / q of one draw: of each row's own values and of all else; without plates one for whole draws."""
     p, q = pair.run(shared)
     for trace in (p, q):
         trace.compute_log_prob()

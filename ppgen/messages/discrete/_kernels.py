@@ -1,4 +1,9 @@
-"""Forward-backward in compiled loops.
+r"""Forward-backward in compiled loops.
+
+.. math::
+    \alpha_t(k) \propto e_t(k) \textstyle\sum_j \alpha_{t-1}(j) A_{jk}, \quad
+    \beta_t(k) \propto \textstyle\sum_j A_{kj} e_{t+1}(j) \beta_{t+1}(j), \quad
+    p(z_t = k) \propto \alpha_t(k) \beta_t(k)
 
 One sequence is two tasks that never wait for each other: one runs forward from the first step and one backward from
 the last, each to the middle; then each goes on into the half where the other left its messages, and turns them into
@@ -89,7 +94,7 @@ def load_emissions(x: Array, t: int, step: int, count: int, e: Array) -> float:
 
 @njit(**KERNEL)
 def multiply(A: Array, v: Array, out: Array) -> None:
-    """Out = A v, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
+    """Write ``out = A v``, four rows at a time: sums, unlike updates of ``out``, need no check that arrays overlap."""
     n = v.shape[0]
     for i in range(0, n, 4):
         a = 0.0
@@ -109,7 +114,7 @@ def multiply(A: Array, v: Array, out: Array) -> None:
 
 @njit(**KERNEL)
 def absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
-    """V = p * e over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
+    """Write ``v = p * e`` over its sum; return the sum, or 0 where the rescaled message is not to be trusted."""
     K = row.shape[0]
     for k in range(K):
         v[k] = p[k] * e[k]
@@ -130,7 +135,7 @@ def absorb(p: Array, e: Array, row: Array, guarded: bool, v: Array) -> float:
 
 @njit(**KERNEL)
 def _start(first: Array, row: Array, guarded: bool, v: Array) -> tuple[float, bool]:
-    """V = exp(first + row), normalised; return the log of its sum, and whether it is to be trusted."""
+    """Write ``v = exp(first + row)``, normalised; return the log of its sum, and whether it is to be trusted."""
     K = row.shape[0]
     top = -math.inf
     for k in range(K):

@@ -134,6 +134,7 @@ def _blocked(
     lengths: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Marginals of the first step, expected counts and all marginals, from the messages at the borders of blocks."""
     steps, products, before, after, opening, value, exists = messages(
         multiply, log_initial, log_transition, log_potential, lengths, keep
     )

@@ -165,6 +165,7 @@ class DiscreteChain:
 
 
 def _check(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor) -> None:
+    """Refuse shapes and types that do not fit together."""
     if log_potential.dim() < 2 or 0 in log_potential.shape[-2:]:
         raise ValueError(
             "discrete_chain: log_potential must have shape (..., T, K) with T, K >= 1, "

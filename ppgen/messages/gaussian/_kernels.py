@@ -1,9 +1,17 @@
-"""Block-tridiagonal Gaussians in compiled loops.
+r"""Block-tridiagonal Gaussians in compiled loops.
 
 One sequence is two tasks: blocks are eliminated from both ends towards the middle one, each leaving its distribution
 given the next block inwards, ``x_t | x_next ~ N(offset_t + gain_t x_next, spread_t)``; then moments are carried from
-the middle outwards, in place of what the elimination left. Where blocks repeat and the recursion has come to rest,
-its matrices are reused.
+the middle outwards, in place of what the elimination left. With K_t the coupling of a block to the next one inwards,
+
+.. math::
+    P_{t+1} &= J_{t+1} - K_t' P_t^{-1} K_t, \quad r_{t+1} = h_{t+1} - K_t' P_t^{-1} r_t, \quad
+    \log Z = \tfrac12 \textstyle\sum_t (r_t' P_t^{-1} r_t + L \log 2\pi - \log |P_t|) \\
+    \mathrm{offset}_t &= P_t^{-1} r_t, \quad \mathrm{gain}_t = -P_t^{-1} K_t, \quad \mathrm{spread}_t = P_t^{-1} \\
+    m_t &= \mathrm{offset}_t + \mathrm{gain}_t m_{t+1}, \quad
+    \Sigma_t = \mathrm{spread}_t + \mathrm{gain}_t \Sigma_{t+1} \mathrm{gain}_t'
+
+Where blocks repeat and the recursion has come to rest, its matrices are reused.
 """
 
 import math
@@ -18,7 +26,7 @@ __all__ = ["eliminate", "join", "spread_out", "statistics"]
 
 SINGULAR = 4e-16  # a pivot this small beside its diagonal entry has no correct digit
 AT_REST = 1e-14
-LOG_2PI = 1.8378770664093454836  # the nearest double; ppgen.constants has one unit of the last digit less
+NEAREST_LOG_2PI = 1.8378770664093454836  # one unit of the last digit more than in ppgen.constants
 
 
 @njit(**KERNEL)
@@ -77,7 +85,7 @@ def _is_identity(A: Array) -> bool:
 
 @njit(**KERNEL)
 def _near(A: Array, B: Array, tolerance: float) -> bool:
-    """Do A and B agree to ``tolerance``, beside the diagonal of A? Exactly, with tolerance 0."""
+    """Tell whether A and B agree to ``tolerance``, beside the diagonal of A; with tolerance 0, exactly."""
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
             if not abs(A[i, j] - B[i, j]) <= tolerance * math.sqrt(abs(A[i, i] * A[j, j])):
@@ -87,7 +95,7 @@ def _near(A: Array, B: Array, tolerance: float) -> bool:
 
 @njit(**KERNEL)
 def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r: Array) -> None:
-    """P, r = precision and linear term of a block after what its neighbour adds; only J + J' counts."""
+    """Write P and r, precision and linear term of a block less what its neighbour takes; only J + J' counts."""
     n = J.shape[0]
     for i in range(n):
         for j in range(n):
@@ -97,7 +105,7 @@ def _receive(J: Array, h: Array, incoming: Array, incoming_h: Array, P: Array, r
 
 @njit(**KERNEL)
 def _write_spread(U: Array, roots: bool, out: Array) -> None:
-    """The covariance U U', or its root itself."""
+    """Write the covariance U U', or its root U itself."""
     if roots:
         out[:] = U
     else:
@@ -106,7 +114,7 @@ def _write_spread(U: Array, roots: bool, out: Array) -> None:
 
 @njit(**KERNEL)
 def _whiten(inverse: Array, r: Array, y: Array) -> float:
-    """Y = inverse @ r, ``inverse`` lower triangular; return y' y."""
+    """Write ``y = inverse @ r``, ``inverse`` lower triangular; return y' y."""
     square = 0.0
     for i in range(r.shape[0]):
         whitened = 0.0
@@ -173,7 +181,7 @@ def _eliminate_one(
                 V[:] = 0.0
             times_turned(V, V, incoming)
             last_P[:] = P
-        total += 0.5 * (_whiten(inverse, r, y) + L * LOG_2PI) - log_det
+        total += 0.5 * (_whiten(inverse, r, y) + L * NEAREST_LOG_2PI) - log_det
         incoming_h[:] = 0.0
         if coupled:
             add_times(V, y, 1.0, incoming_h)
@@ -268,7 +276,7 @@ def join(
         if math.isnan(log_det):
             bad[2 * b] = middle
             continue
-        value[2 * b] += value[2 * b + 1] + 0.5 * (_whiten(inverse, r, y) + L * LOG_2PI) - log_det
+        value[2 * b] += value[2 * b + 1] + 0.5 * (_whiten(inverse, r, y) + L * NEAREST_LOG_2PI) - log_det
         if store:
             turn(inverse, U)
             _write_spread(U, roots, spread[b, middle])
@@ -308,7 +316,7 @@ def _spread_one(mean: Array, cross: Array, covariance: Array, start: int, stop: 
 
 @njit(**KERNEL)
 def _propagate(gain: Array, known: Array, product: Array, covariance: Array) -> None:
-    """Product = gain @ known; covariance += product @ gain', kept symmetric."""
+    """Write ``product = gain @ known``, and add ``product @ gain'`` to ``covariance``, kept symmetric."""
     times_turned(gain, known, product)
     for i in range(gain.shape[0]):
         for j in range(i + 1):

@@ -72,6 +72,6 @@ def refuse_indefinite(bad: Array) -> None:
     if (bad >= 0).any():
         row = int((bad >= 0).argmax())
         raise ValueError(
-            f"gaussian_chain: J must be positive definite, is not at block {bad[row]} of sequence {row} (of the "
+            f"gaussian_chain: J must be positive definite, but it is not at block {bad[row]} of sequence {row} (of the "
             "flattened batch); add to its diagonal, or look for NaN and for directions that nothing constrains"
         )

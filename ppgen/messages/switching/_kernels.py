@@ -18,7 +18,10 @@ __all__ = ["smooth"]
 
 @njit(**KERNEL)
 def _pin(m: Array, P: Array, d: int, value: float, column: Array) -> float:
-    """Condition a Gaussian on its entry ``d``; the log-density of the value."""
+    """Condition a Gaussian on its entry ``d``; return the log-density of the value.
+
+    With p the column d of P: m += p (value - m_d) / p_d, and P -= p p' / p_d.
+    """
     n = m.shape[0]
     variance = P[d, d]
     for i in range(n):
@@ -38,7 +41,11 @@ def _pin(m: Array, P: Array, d: int, value: float, column: Array) -> float:
 
 @njit(**KERNEL)
 def _absorb(m: Array, P: Array, u: Array, weight: float, linear: float, column: Array) -> float:
-    """Multiply a Gaussian by exp(-weight y² / 2 + linear y), y = u' x; the log of the integral."""
+    """Multiply a Gaussian by exp(-w y² / 2 + l y) with y = u' x; return the log of the integral.
+
+    With a = u' m, p = P u, v = u' p and g = 1 + w v: m += p (l - w a) / g, P -= p p' w / g, and the integral is
+    exp((l a - w a² / 2 + l² v / 2) / g) / sqrt(g).
+    """
     n, k = m.shape[0], u.shape[0]
     mean, variance = 0.0, 0.0
     for i in range(n):
@@ -62,7 +69,7 @@ def _absorb(m: Array, P: Array, u: Array, weight: float, linear: float, column: 
 def _observe(
     m: Array, P: Array, known: Array, value: Array, U: Array, weight: Array, linear: Array, partial: int, column: Array
 ) -> float:
-    """Take in what is known of the latest frame, the first entries of ``m``; its log-evidence."""
+    """Take in the known part of the latest frame, the first entries of ``m``; return its log-evidence."""
     density = 0.0
     for d in range(known.shape[0]):
         if known[d]:
@@ -75,7 +82,7 @@ def _observe(
 
 @njit(**KERNEL)
 def _predict(m: Array, P: Array, A: Array, Q: Array, AP: Array, mean: Array, covariance: Array) -> None:
-    """Mean and covariance of the next frame; ``AP`` (D, S) becomes its covariance with the last ones."""
+    """Write mean A [m; 1] and covariance A P A' + Q of the next frame, and ``AP`` (D, S), its covariance with x."""
     D, S = AP.shape
     for d in range(D):
         total = A[d, S]

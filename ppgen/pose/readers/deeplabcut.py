@@ -60,6 +60,7 @@ def _check_columns(columns: Sequence[Column], path: Path) -> None:
 def _track(
     owner: str | None, columns: Sequence[Column], grid: np.ndarray, start: int, notes: tuple[str, ...], path: Path
 ) -> Track:
+    """The columns of one individual as a track."""
     place = {c[-2:]: i for i, c in enumerate(columns) if _owner(c) == owner and c[-1] in KNOWN}
     keypoints = tuple(dict.fromkeys(name for name, _ in place))
     found = {name: {c for k, c in place if k == name} for name in keypoints}

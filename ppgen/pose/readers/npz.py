@@ -36,6 +36,7 @@ def read(path: Path) -> list[Track]:
 
 
 def _track(arrays: dict[str, np.ndarray], present: list[str], path: Path) -> Track:
+    """The arrays of an archive as a track; keypoints without names are numbered."""
     if "positions" not in arrays:
         raise FileError(f"{path}: must hold an array 'positions' (frames, keypoints, 2 or 3), it holds {present[:6]}")
     for name in ("positions", "confidence", "fps"):

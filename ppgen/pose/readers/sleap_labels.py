@@ -63,6 +63,7 @@ def _track(
     label: str | None,
     path: Path,
 ) -> Track:
+    """The instances of one individual on a grid of frames; a person's corrections overwrite predictions."""
     times = times.astype(np.int64)
     start, frames = int(times.min()), int(times.max() - times.min()) + 1
     refuse_bomb(path, "the recording", frames * len(keypoints) * 24, len(instances) * len(keypoints) * 24)

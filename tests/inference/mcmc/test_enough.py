@@ -135,7 +135,7 @@ def test_a_run_that_compiled_goes_on_compiled_bit_for_bit(monkeypatch, tmp_path,
     assert fit.posterior.sites["centre"].equal(whole.posterior.sites["centre"])
     with monkeypatch.context() as patch:
         patch.setattr(hamiltonian, "compiled", lambda traced, examples, reason: traced)
-        with pytest.raises(FileError, match="must go on compiled, as it was"):
+        with pytest.raises(FileError, match="must go on compiled, as it began"):
             sample(**options, checkpoint=tmp_path / "run")
 
 

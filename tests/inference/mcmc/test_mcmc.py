@@ -390,7 +390,9 @@ def test_float32_is_for_densities_that_can_bear_it():
 
 def test_only_divergent_draws_are_refused_in_words(monkeypatch):
     monkeypatch.setattr("ppgen.inference.mcmc.chees.DIVERGENCE", -math.inf)  # so that every trajectory is one
-    with pytest.raises(FitError, match="mcmc: some draws must come without divergence, all have one; raise target"):
+    with pytest.raises(
+        FitError, match="mcmc: some draws must be free of divergences, but all of them diverged; raise target"
+    ):
         sample(Centre())
 
 

@@ -177,7 +177,7 @@ def test_a_bound_that_is_infinite_at_the_start_is_refused_with_its_site():
         with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Uniform(mu + 5.0, mu + 6.0, validate_args=False), obs=y)
 
-    with pytest.raises(FitError, match=r'the bound must be finite where the guide starts, it is not \(site "y"\)'):
+    with pytest.raises(FitError, match=r'the bound must be finite where the guide starts, but it is not \(site "y"\)'):
         fit(program, torch.zeros(3).double())
 
 

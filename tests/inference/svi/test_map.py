@@ -206,7 +206,7 @@ def test_starts_that_cannot_be_made_are_refused():
         with pyro.plate("row", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
-    with pytest.raises(DataError, match="n_init must be 1 but for a guide by name over fixed draws, got 2"):
+    with pytest.raises(DataError, match="n_init above 1 is for a guide by name over fixed draws, got 2"):
         fit(coin, COIN, n_init=2, lr=0.01)
     with pytest.raises(DataError, match="n_init starts from the prior, but that of site 'mu' cannot be drawn from"):
         fit(program, COIN, n_init=2)
