@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["Said", "estimates", "wanted"]
+__all__ = ["Note", "estimates", "wanted"]
 
 
 @dataclass
-class Said:
-    """``words``: how the log-densities inside the block came about, empty where they are exact."""
+class Note:
+    """A note on the log-densities inside the block: ``words`` say how they were estimated, empty if they are exact."""
 
     words: str = ""
 
@@ -24,20 +24,20 @@ class Said:
         return {"log_likelihood": self.words} if self.words else {}
 
 
-_said: ContextVar[Said | None] = ContextVar("estimates", default=None)
+_note: ContextVar[Note | None] = ContextVar("estimates", default=None)
 
 
 @contextmanager
-def estimates() -> Iterator[Said]:
+def estimates() -> Iterator[Note]:
     """Let distributions without a closed form estimate their log-density inside the block, and say so."""
-    said = Said()
-    token = _said.set(said)
+    note = Note()
+    token = _note.set(note)
     try:
-        yield said
+        yield note
     finally:
-        _said.reset(token)
+        _note.reset(token)
 
 
-def wanted() -> Said | None:
-    """The list that takes a note of each estimated log-density; None where none may be estimated."""
-    return _said.get()
+def wanted() -> Note | None:
+    """The note to write into where a log-density is estimated; None where it must not be."""
+    return _note.get()

@@ -5,7 +5,7 @@ differently disagree in nothing but names. Each draw is renumbered so that the s
 
 .. math:: \sum_f \log v_{kf} + \tfrac52 \log\bigl(1 + \tfrac14 ((\theta_{kf} - m_{kf}) / v_{kf})^2\bigr)
 
-is least: the Student-t (4 degrees of freedom) score of the label's own numbers :math:`\theta_{kf}` under the places
+is least: the Student-t (4 degrees of freedom) score of the label's own numbers :math:`\theta_{kf}` under the centres
 :math:`m` and scales :math:`v` of the labels, which are the medians and MADs of the draws so numbered. Both are found in
 turn from a pivot, several of which are tried. A site with two axes of the same labels (a transition matrix) is permuted
 along both and enters with its diagonal.
@@ -30,7 +30,7 @@ __all__ = ["Alignment", "align", "label_axes", "permuted"]
 Array = np.ndarray
 Axes = Mapping[str, tuple[int, ...]]
 
-LEARNT, PIVOTS, TURNS = 1000, 4, 20  # draws that places are learnt from; starts; turns of each
+LEARNT, PIVOTS, TURNS = 1000, 4, 20  # draws that centres are learnt from; starts; turns of each
 FLOOR = 1e-3  # smallest scale, of the spread of a number over all draws and labels
 SURE = float(np.log(9))  # nats by which the best numbering must beat an exchange of two labels
 
@@ -102,10 +102,10 @@ def align(
     scale = np.maximum(np.median(_spread(features[:, :LEARNT].swapaxes(0, 1)), (0, 1)), floor)
     first = [] if lp is None else [flat[int(np.argmax(np.nan_to_num(lp, nan=-np.inf)))]]
     pivots = [*first, *learnt[:: max(1, len(learnt) // PIVOTS)]][:PIVOTS]
-    found = [_places(learnt, pivot, scale, floor) for pivot in pivots]
-    place, scales, _ = min(found, key=lambda candidate: candidate[2])
+    found = [_centres(learnt, pivot, scale, floor) for pivot in pivots]
+    centres, scales, _ = min(found, key=lambda candidate: candidate[2])
     rows = max(1, NUMBERS_AT_ONCE // (K * K * F))
-    parts = [_assigned(flat[i : i + rows], place, scales) for i in range(0, len(flat), rows)]
+    parts = [_assigned(flat[i : i + rows], centres, scales) for i in range(0, len(flat), rows)]
     permutation = np.concatenate([part[0] for part in parts])
     margin = np.concatenate([part[1] for part in parts])
     return Alignment(_from_commonest(permutation).reshape(C, S, K), float((margin < SURE).mean()))
@@ -142,45 +142,45 @@ def _features(draws: Mapping[str, Array], axes: Axes) -> Float[Array, "C S K F"]
     return np.concatenate(parts, -1)
 
 
-def _places(
+def _centres(
     flat: Float[Array, "S K F"], pivot: Float[Array, "K F"], scale: Float[Array, " F"], floor: Float[Array, " F"]
 ) -> tuple[Float[Array, "K F"], Float[Array, "K F"], float]:
     """Centres and spreads of the labels, learnt in turn with the numbering; and the score of both."""
-    place, scales = pivot, np.broadcast_to(scale, pivot.shape)
+    centres, scales = pivot, np.broadcast_to(scale, pivot.shape)
     before: Array | None = None
     for _ in range(TURNS):
-        permutation, _ = _assigned(flat, place, scales)
+        permutation, _ = _assigned(flat, centres, scales)
         if before is not None and (permutation == before).all():
             break
         before = permutation
         numbered = np.take_along_axis(flat, permutation[..., None], 1)
-        place, scales = np.median(numbered, 0), np.maximum(_spread(numbered), floor)
-    cost = _cost(flat, place, scales)
-    return place, scales, float(np.take_along_axis(cost, permutation[:, None], 1).sum())
+        centres, scales = np.median(numbered, 0), np.maximum(_spread(numbered), floor)
+    cost = _cost(flat, centres, scales)
+    return centres, scales, float(np.take_along_axis(cost, permutation[:, None], 1).sum())
 
 
 def _assigned(
-    flat: Float[Array, "S K F"], place: Float[Array, "K F"], scale: Float[Array, "K F"]
+    flat: Float[Array, "S K F"], centre: Float[Array, "K F"], scale: Float[Array, "K F"]
 ) -> tuple[Int[Array, "S K"], Float[Array, " S"]]:
     """The best numbering of each draw, and the nats by which it beats the best exchange of two labels.
 
-    With c[k, j] the cost of the label of place k in place j, an exchange costs c[k, j] + c[j, k] - c[k, k] - c[j, j].
+    With c[k, j] the cost of the label of centre k in centre j, an exchange costs c[k, j] + c[j, k] - c[k, k] - c[j, j].
     """
-    cost = _cost(flat, place, scale)
-    best = cost.argmin(1)  # the draw's label that suits each place best
-    conflict = (np.sort(best, -1) != _labels(place)).any(-1)
-    for row in np.flatnonzero(conflict):  # few: elsewhere every place has a favourite of its own
+    cost = _cost(flat, centre, scale)
+    best = cost.argmin(1)  # the draw's label that suits each centre best
+    conflict = (np.sort(best, -1) != _labels(centre)).any(-1)
+    for row in np.flatnonzero(conflict):  # few: elsewhere every label has a favourite of its own
         best[row] = linear_sum_assignment(cost[row].T)[1]
-    chosen = np.take_along_axis(cost, best[:, :, None], 1)  # [s, k, j]: place j, with the label that place k got
+    chosen = np.take_along_axis(cost, best[:, :, None], 1)  # [s, k, j]: centre j, with the label that centre k got
     own = np.diagonal(chosen, axis1=1, axis2=2)
     swap = chosen + chosen.swapaxes(1, 2) - own[:, :, None] - own[:, None, :]
-    swap[:, _labels(place), _labels(place)] = np.inf
+    swap[:, _labels(centre), _labels(centre)] = np.inf
     return best, swap.min((1, 2))
 
 
-def _cost(flat: Array, place: Array, scale: Array) -> Float[Array, "S K K"]:
-    """Minus the log score of the draw's label i in place j."""
-    deviation = (flat[:, :, None, :] - place) / scale
+def _cost(flat: Array, centre: Array, scale: Array) -> Float[Array, "S K K"]:
+    """Minus the log score of the draw's label i in centre j."""
+    deviation = (flat[:, :, None, :] - centre) / scale
     return (2.5 * np.log1p(deviation**2 / 4)).sum(-1) + np.log(scale).sum(-1)
 
 
@@ -189,8 +189,8 @@ def _spread(values: Array) -> Array:
     return 1.4826 * np.median(np.abs(values - np.median(values, 0)), 0)
 
 
-def _labels(place: Float[Array, "K F"]) -> Int[Array, " K"]:
-    return np.arange(len(place))
+def _labels(centre: Float[Array, "K F"]) -> Int[Array, " K"]:
+    return np.arange(len(centre))
 
 
 def _commonest(permutation: Int[Array, "S K"]) -> Int[Array, " K"]:

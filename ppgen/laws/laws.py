@@ -1,7 +1,7 @@
 """The laws that every model keeps, tried on a user's own: `ppgen.check(model, x)`.
 
 A law compares what a program says of the data with what it says of the same data hidden in part, in another order, or
-in batches, at one place of its parameters. It is an identity, so it holds there or it is broken.
+in batches, at one point of its parameters. It is an identity, so it holds there or it is broken.
 """
 
 import math
@@ -20,7 +20,7 @@ from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import name_of, run
 from ppgen.predictions.outcomes import outcomes
-from ppgen.programs.density import density, quiet
+from ppgen.programs.density import density, private_pyro
 from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_keywords, wrong_dims
 from ppgen.programs.program import Function, copy_model
@@ -140,7 +140,7 @@ def _nan_hides(one: Subject) -> Check:
     """Density and gradient are finite with gaps, and what bits a NaN is made of is all the same."""
     hidden = one.with_gaps()
     target = density(hidden.program, *hidden.args, **hidden.kwargs)
-    found = [part.flatten() for part in target.value_and_grad(one.place[None])]
+    found = [part.flatten() for part in target.value_and_grad(one.v[None])]
     bad = sum(int((~part.isfinite()).sum()) for part in found)
     payload = torch.tensor(0x7FF8DEADBEEF0001, dtype=torch.int64).view(torch.float64).to(hidden.x.dtype)
     other = hidden.of(torch.where(torch.isnan(hidden.x), -payload, hidden.x))
@@ -196,7 +196,7 @@ def _batches(one: Subject) -> Check:
     """The mean over batches of the density with ``total`` rows behind each is that of the whole."""
     rows = torch.arange(len(one.x) // 2 * 2) if len(one.x) > 3 else torch.arange(4) % len(one.x)
     whole, half = one.at(rows), len(rows) // 2
-    with quiet(one.x.dtype):
+    with private_pyro(one.x.dtype):
         check_minibatch(whole.model.model, whole.x, whole.u, half)
     if whole.leaves_out_sites():
         return _counted([], 1, "plates")  # their sums over values are not linear in the rows
@@ -209,7 +209,7 @@ def _batches(one: Subject) -> Check:
 
 
 def _joint(one: Subject, total: int) -> Tensor:
-    with torch.no_grad(), quiet(one.x.dtype):
+    with torch.no_grad(), private_pyro(one.x.dtype):
         program = poutine.trace(poutine.condition(one.model.model, data=dict(one.theta)))
         return torch.as_tensor(program.get_trace(one.x, u=one.u, total=total).log_prob_sum())
 

@@ -14,7 +14,7 @@ from ppgen.predictions import predictive
 from ppgen.predictions.conditioned import latent_sites, run
 from ppgen.predictions.outcomes import without_gaps
 from ppgen.predictions.row_terms import row_axes
-from ppgen.programs.density import density, home
+from ppgen.programs.density import density, device_of
 from ppgen.programs.memory import remember
 from ppgen.programs.program import Function
 from ppgen.programs.rows import at_rows
@@ -29,7 +29,7 @@ RADIUS = 1.0  # half-width of the cube of unconstrained parameters
 @final
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A private model, data without gaps, inputs, and parameters: as values ``theta``, and as a vector ``place``.
+    """A private model, data without gaps, inputs, and parameters: as values ``theta``, and as a vector ``v``.
 
     ``left_out`` are discrete sites, which are summed out; ``owned`` sites have a value for each row, along that axis.
     """
@@ -38,7 +38,7 @@ class Subject:
     x: Tensor
     u: Inputs
     theta: Mapping[str, Tensor]
-    place: Float[Tensor, " P"]
+    v: Float[Tensor, " P"]
     owned: Mapping[str, int]
     left_out: tuple[str, ...]
     had_gaps: bool
@@ -115,7 +115,7 @@ class Subject:
 
 
 def subject(task: Task, seed: int) -> Subject:
-    """Fill the data and find a place for the parameters.
+    """Fill the data and find a point for the parameters.
 
     Raises
     ------
@@ -123,18 +123,18 @@ def subject(task: Task, seed: int) -> Subject:
     """
     model = task.model.double()
     remember(model, data=None)  # nothing was fitted
-    task = task.to(home(model, task.args), torch.float64)
+    task = task.to(device_of(model, task.args), torch.float64)
     x, u, gaps = _data(task)
     args = (x, *task.args[1:]) if task.args else ()
     program = model.function if isinstance(model, Function) else model
     keywords: dict[str, Any] = {} if isinstance(model, Function) else {"u": u}
     target = density(program, *args, **keywords)
-    place = target.start(1, torch.Generator().manual_seed(seed % 2**32), RADIUS)[0]
-    theta = {name: value[0] for name, value in target.constrain(place[None]).items()}
+    v = target.start(1, torch.Generator().manual_seed(seed % 2**32), RADIUS)[0]
+    theta = {name: value[0] for name, value in target.constrain(v[None]).items()}
     trace = run(model, theta, x, u)
     left_out = tuple(latent_sites(trace))
     owned = row_axes(model, theta, x, u=u) if x.ndim else {}
-    return Subject(model, x, u, theta, place, owned, left_out, gaps, seed)
+    return Subject(model, x, u, theta, v, owned, left_out, gaps, seed)
 
 
 def _data(task: Task) -> tuple[Tensor, Inputs, bool]:

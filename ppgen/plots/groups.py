@@ -31,9 +31,9 @@ def group_usage(shares: pd.DataFrame, groups: pd.Series, tests: pd.DataFrame, *,
     width = 0.8 / len(names)
     for i, (name, color) in enumerate(zip(names, syllable_colors(len(names)), strict=True)):
         rows = 100 * shown[groups.loc[shown.index] == name].to_numpy()
-        place = np.arange(shown.shape[1]) - 0.4 + width * (i + 0.5)
-        ax.bar(place, rows.mean(axis=0), width, color=color, alpha=0.35, label=str(name))
-        ax.plot(place, rows.T, ".", color=color, ms=4)
+        x = np.arange(shown.shape[1]) - 0.4 + width * (i + 0.5)
+        ax.bar(x, rows.mean(axis=0), width, color=color, alpha=0.35, label=str(name))
+        ax.plot(x, rows.T, ".", color=color, ms=4)
     for j, syllable in enumerate(shown.columns):
         top = (j, 100 * shown.iloc[:, j].max())
         ax.annotate(

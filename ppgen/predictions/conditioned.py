@@ -16,7 +16,7 @@ from ppgen.model import Model
 from ppgen.predictions.over_draws import Theta
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
-from ppgen.programs.parameters import Placed
+from ppgen.programs.parameters import ParametersAt
 from ppgen.programs.scores import check_sites
 
 __all__ = ["conditioned", "latent_sites", "name_of", "new_tensors", "observed_sites", "run", "sampled_sites"]
@@ -46,11 +46,14 @@ def new_tensors(dtype: torch.dtype) -> Iterator[None]:
 
 
 def conditioned(model: Model, theta: Theta, *, enumerated: bool = False) -> Callable[..., None]:
-    """The program with ``theta`` in the place of its sites; ``enumerated`` sites before them may widen their shape."""
+    """Fix the sites in ``theta`` at their values.
+
+    With ``enumerated`` shapes are not checked, because enumeration adds dimensions on the left.
+    """
 
     def program(x: Tensor, *, u: Inputs) -> None:
         params = memory(model).params
-        with Placed(params) if params else nullcontext(), _At(theta, params, name_of(model), not enumerated):
+        with ParametersAt(params) if params else nullcontext(), _DrawAt(theta, params, name_of(model), not enumerated):
             model.model(x, u=u)
 
     return program
@@ -86,8 +89,8 @@ def name_of(model: Model) -> str:
 
 
 @final
-class _At(Messenger):
-    """Puts drawn parameters in the place of their sites, and refuses one of another shape and a part of a plate."""
+class _DrawAt(Messenger):
+    """Fixes sites at drawn parameters; a value of another shape, or a part of a plate, is refused."""
 
     def __init__(self, theta: Theta, params: Mapping[str, Tensor], who: str, shapes: bool) -> None:
         super().__init__()

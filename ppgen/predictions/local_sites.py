@@ -163,9 +163,9 @@ class Local:
 
     def log_likelihood(self, n: int = PROPOSALS) -> Float[Tensor, " N"]:
         """Log p(x | theta) of each row, estimated from ``n`` proposals."""
-        said = estimated.wanted()
-        if said is not None:
-            said.words = "estimated from weighted proposals of each row's own latents"
+        note = estimated.wanted()
+        if note is not None:
+            note.words = "estimated from weighted proposals of each row's own latents"
         return self.weighed(n).log_weight.logsumexp(0) - math.log(n)
 
     def draw(self, n: int = PROPOSALS) -> Theta:

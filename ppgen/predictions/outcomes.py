@@ -29,14 +29,14 @@ __all__ = ["Outcome", "filled", "joined", "outcomes", "without_gaps"]
 @final
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A distribution that was observed, its values (NaN where it was not), and their places in the flat data.
+    """A distribution that was observed, its values (NaN where it was not), and their entries of the flat data.
 
-    ``place`` is None of an outcome that is another argument of a plain function.
+    ``entries`` is None of an outcome that is another argument of a plain function.
     """
 
     fn: Any
     value: Tensor
-    place: Tensor | None
+    entries: Tensor | None
 
 
 def outcomes(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor, u: Inputs) -> dict[str, Outcome]:
@@ -50,7 +50,7 @@ def outcomes(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor, u: Inp
     alike = [name for name, site in observed.items() if isinstance(site["value"], Tensor) and _holds_all(name, site, x)]
     if len(observed) == 1 and alike:
         return {alike[0]: _whole(data_site(model, trace, theta, x), x)}
-    places = _places(model, theta, x, u, list(observed))
+    places = _entries_by_site(model, theta, x, u, list(observed))
     if not places:
         site = data_site(model, trace, theta, x)  # says what is wrong, where it does not find it
         places = {site["name"]: torch.arange(x.numel(), device=x.device).reshape(x.shape)}
@@ -86,14 +86,14 @@ def filled(model: Model, outcome: Outcome) -> Tensor:
 
 
 def joined(found: Mapping[str, Outcome], drawn: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Data with the values ``drawn`` of each outcome in its places; entries that no site observes stay as they are."""
+    """Data with the values ``drawn`` of each outcome in its entries; entries that no site observes stay as they are."""
     index = torch.arange(x.numel(), device=x.device)
     flat, start = [x.reshape(-1)], x.numel()
     for name, one in found.items():
-        if one.place is not None:
-            index[one.place.reshape(-1)] = start + torch.arange(one.place.numel(), device=x.device)
+        if one.entries is not None:
+            index[one.entries.reshape(-1)] = start + torch.arange(one.entries.numel(), device=x.device)
             flat.append(drawn[name].reshape(-1).to(x.dtype))
-            start += one.place.numel()
+            start += one.entries.numel()
     return torch.cat(flat)[index].reshape(x.shape)
 
 
@@ -126,8 +126,8 @@ def _whole_events(fn: Any, gaps: Tensor) -> bool:  # noqa: ANN401 (a distributio
     return bool((events.any(-1) == events.all(-1)).all())
 
 
-def _places(model: Model, theta: Theta, x: Tensor, u: Inputs, names: list[str]) -> dict[str, Tensor]:
-    """Site -> the place in the flat data of each of its values, of sites that observe entries of the data."""
+def _entries_by_site(model: Model, theta: Theta, x: Tensor, u: Inputs, names: list[str]) -> dict[str, Tensor]:
+    """Site -> the entry of the flat data that each of its values is, of sites that observe entries of the data."""
     data = without_gaps(x)
 
     def marked(data: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -144,7 +144,7 @@ def _places(model: Model, theta: Theta, x: Tensor, u: Inputs, names: list[str]) 
         return {}  # a program that leaves torch has no gradient: one site must observe all of the data
     marks, pull, values = tangent
     slopes = {name: pull(_only(name, marks))[0].reshape(-1) for name in names}
-    places = {name: _place(slopes[name], values[name], data) for name in names}
+    places = {name: _entries(slopes[name], values[name], data) for name in names}
     found = {name: place for name, place in places.items() if place is not None}
     _check_all_found(model, {name: slope for name, slope in slopes.items() if name not in found}, found)
     if found and not mapped:  # nothing can be said of mapped values
@@ -192,13 +192,13 @@ def _numbers(value: Tensor) -> Tensor:
     return torch.arange(1, value.numel() + 1, dtype=torch.float64, device=value.device).reshape(value.shape)
 
 
-def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
+def _entries(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
     """Positions of the numbered values in the data, by the slope of their sum; None where they are not all there.
 
     Values of another type have no slope: they are looked for among the columns.
     """
     if not value.is_floating_point():
-        return _place_of_whole_numbers(value, data)
+        return _entries_of_whole_numbers(value, data)
     place = torch.full((value.numel(),), -1, device=data.device)
     entries = slope.nonzero()[:, 0]
     numbers = slope[entries].round().long() - 1
@@ -210,7 +210,7 @@ def _place(slope: Tensor, value: Tensor, data: Tensor) -> Tensor | None:
     return place.reshape(value.shape)
 
 
-def _place_of_whole_numbers(value: Tensor, data: Tensor) -> Tensor | None:
+def _entries_of_whole_numbers(value: Tensor, data: Tensor) -> Tensor | None:
     """Position of columns of whole numbers among those of the data; None where there is none, or several fit."""
     if not value.ndim or len(value) != len(data):
         return None

@@ -158,7 +158,7 @@ def other_outcomes(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -
     """Values of the outcomes that are other arguments of a plain function, NaN and all, by their site."""
     theta = with_prior(model, theta, x, u)
     found = outcomes(model, run(model, theta, x, u), theta, x, u)
-    return {name: one.value for name, one in found.items() if one.place is None}
+    return {name: one.value for name, one in found.items() if one.entries is None}
 
 
 def replicate(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Tensor:
@@ -269,7 +269,7 @@ def _scores(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> dict
 
 def _named(found: Mapping[str, Outcome], drawn: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """The data and the other outcomes, by name."""
-    return {"x": x, **{name: drawn[name] for name, one in found.items() if one.place is None}}
+    return {"x": x, **{name: drawn[name] for name, one in found.items() if one.entries is None}}
 
 
 def _sampled(model: Model, name: str, one: Outcome) -> Tensor:

@@ -23,7 +23,7 @@ from ppgen.predictions.row_modes import Peaks, peaks
 from ppgen.predictions.row_terms import plate_axis, row_scores
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory
-from ppgen.programs.parameters import Placed
+from ppgen.programs.parameters import ParametersAt
 from ppgen.programs.rows import called
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class OfGuide(Proposals):
     def _run(self, n: int, values: Mapping[str, Tensor]) -> tuple[poutine.Trace, Tensor]:
         known, tiled = memory(self.local.model), self.local.tiled(n)
         args, kwargs = called(tiled.model, tiled.x, tiled.u)
-        with torch.no_grad(), isolated(), new_tensors(tiled.x.dtype), Placed(known.guide_params):
+        with torch.no_grad(), isolated(), new_tensors(tiled.x.dtype), ParametersAt(known.guide_params):
             guide = poutine.condition(cast(Callable[..., Any], known.guide), data={**self.local.theta, **values})
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace.compute_log_prob()

@@ -29,15 +29,15 @@ from ppgen.model import Model
 from ppgen.programs.enumeration import enumerated_log_prob, enumerating
 from ppgen.programs.isolated import isolated
 from ppgen.programs.program import cast, copy_model, make_local
-from ppgen.programs.sites import Last, Place, Program, Site, learn
+from ppgen.programs.sites import Last, Program, Site, SitesAt, learn
 from ppgen.programs.tracing import Batch, Mode, blame, build
 from ppgen.rng import private_stream
 
-__all__ = ["NUMBERS_AT_ONCE", "Density", "Gradient", "density", "home", "quiet"]
+__all__ = ["NUMBERS_AT_ONCE", "Density", "Gradient", "density", "device_of", "private_pyro"]
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-NOISE, NOISE_PLACES = 0.01, 8  # nats of rounding that a density may carry, and where that is tried
+NOISE, NOISE_POINTS = 0.01, 8  # nats of rounding that a density may carry, and where that is tried
 NUMBERS_AT_ONCE = 1 << 22  # numbers that a conversion of draws works on at a time
 
 
@@ -63,9 +63,9 @@ def density(
     FitError : the program's sites depend on their values; or, in float32, rounding moves the density by 0.01 nat.
     """
     began = time.perf_counter()
-    device = home(model, args) if device is None else device
+    device = device_of(model, args) if device is None else device
     program, arguments, keywords = _prepare(model, args, kwargs, dtype, device)
-    with private_stream(0), quiet(dtype, device):
+    with private_stream(0), private_pyro(dtype, device):
         sites, enumerated, depth = learn(program, arguments, keywords)
     if enumerated:
         program = enumerating(program, depth)
@@ -185,7 +185,7 @@ class Density:
         """
         last = Last()
         try:
-            with torch.no_grad(), quiet(self.dtype, self.device), last:
+            with torch.no_grad(), private_pyro(self.dtype, self.device), last:
                 runs: list[Any] = [poutine.trace(self.program).get_trace(*self.args, **self.kwargs) for _ in range(n)]
         except NotImplementedError as error:
             raise DataError(
@@ -196,7 +196,7 @@ class Density:
 
     def bad_site(self, v: Float[Tensor, " P"]) -> str:
         """Say which site has a log density that is not finite at ``v``, in words for a message; empty if none."""
-        with torch.no_grad(), quiet(self.dtype, self.device):
+        with torch.no_grad(), private_pyro(self.dtype, self.device):
             trace = self.trace(self._values(v))
             sites: dict[str, Any] = dict(trace.nodes)
             for name, site in sites.items():
@@ -204,20 +204,20 @@ class Density:
                     return f" (site {name!r})"
         return ""
 
-    def given(self, *args: Any) -> "Density":  # noqa: ANN401 (the program's own)
-        """The density of the same program with other arguments of the same shapes, also under ``torch.func``."""
+    def with_arguments(self, *args: Any) -> "Density":  # noqa: ANN401 (the program's own)
+        """Replace the program's arguments. Shapes must stay the same; works inside ``vmap`` and ``grad``."""
         return replace(self, args=args)
 
     def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
         """The program run with these values at its continuous latent sites, {site: shape}."""
-        with Place(values, self.enumerated):
+        with SitesAt(values, self.enumerated):
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
     def one(self, v: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """Log density of one vector, to be mapped over and differentiated."""
         values, jacobian = {}, v.new_zeros(())
         for name, site in self.sites.items():
-            free = v[site.place].reshape(site.free_shape)
+            free = v[site.entries].reshape(site.free_shape)
             values[name] = site.transform(free)
             jacobian = jacobian + site.transform.log_abs_det_jacobian(free, values[name]).sum()
         trace = self.trace(values)
@@ -228,7 +228,7 @@ class Density:
         return value, gradient
 
     def _values(self, v: Float[Tensor, " P"]) -> dict[str, Tensor]:
-        return {name: site.transform(v[site.place].reshape(site.free_shape)) for name, site in self.sites.items()}
+        return {name: site.transform(v[site.entries].reshape(site.free_shape)) for name, site in self.sites.items()}
 
     def _by_rows(self, v: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
         """Plain autograd, one row after the other: a program may then look at its values.
@@ -236,7 +236,7 @@ class Density:
         A row at which the program refuses its values has density zero.
         """
         values, gradients = [], []
-        with quiet(self.dtype, self.device), torch.enable_grad():
+        with private_pyro(self.dtype, self.device), torch.enable_grad():
             for row in v:
                 leaf = row.detach().requires_grad_()
                 try:
@@ -252,7 +252,7 @@ class Density:
     def _running(self) -> Iterator[None]:
         """The program's own Pyro; errors that only tracing causes are explained."""
         try:
-            with quiet(self.dtype, self.device):
+            with private_pyro(self.dtype, self.device):
                 yield
         except torch.linalg.LinAlgError:
             raise
@@ -284,15 +284,15 @@ def _prepare(
     return program, tuple(cast(arg, dtype, device) for arg in args), keywords
 
 
-def home(model: object, args: tuple[object, ...]) -> torch.device:
+def device_of(model: object, args: tuple[object, ...]) -> torch.device:
     """The device of the first tensor of the arguments or of the model."""
     own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return next((value.device for value in (*args, *own) if isinstance(value, Tensor)), torch.device("cpu"))
 
 
 @contextmanager
-def quiet(dtype: torch.dtype, device: torch.device | None = None) -> Iterator[None]:
-    """A Pyro of one's own, whose new tensors are of ``dtype``, and on ``device`` where that is not the CPU."""
+def private_pyro(dtype: torch.dtype, device: torch.device | None = None) -> Iterator[None]:
+    """Run with a private Pyro parameter store, and with ``dtype`` and ``device`` as torch's defaults."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -303,8 +303,8 @@ def quiet(dtype: torch.dtype, device: torch.device | None = None) -> Iterator[No
 
 
 def _check_noise(rough: Density, exact: Density) -> None:
-    """Differences of log density between places are what a sampler sees: those must carry little rounding."""
-    v = exact.start(NOISE_PLACES, torch.Generator().manual_seed(0))
+    """Refuse a density whose differences between points, which are all that a sampler sees, are rounded too much."""
+    v = exact.start(NOISE_POINTS, torch.Generator().manual_seed(0))
     value = exact.log_density(v)
     noise = (rough.log_density(v.to(rough.dtype)).double() - value)[torch.isfinite(value)]
     worst = float((noise - noise.mean()).abs().max()) if len(noise) else 0.0

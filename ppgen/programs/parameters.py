@@ -16,7 +16,7 @@ from torch.distributions import constraints, transform_to
 
 from ppgen.errors import FitError
 
-__all__ = ["Declared", "Parameters", "Placed", "declared_by", "learnt_by"]
+__all__ = ["Declared", "Parameters", "ParametersAt", "declared_by", "learnt_by"]
 
 
 class Declared(NamedTuple):
@@ -88,7 +88,7 @@ class Parameters:
 
 
 @final
-class Placed(Messenger):
+class ParametersAt(Messenger):
     """Answers ``pyro.param`` with given values; a module's parameters, and buffers, stay what the module holds."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -128,7 +128,7 @@ def learnt_by(
     program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Those of the ``declared`` values that ``program`` asks for, as a fit keeps them: on the CPU, in float64."""
-    with torch.no_grad(), Placed(declared), poutine.trace(param_only=True) as run:
+    with torch.no_grad(), ParametersAt(declared), poutine.trace(param_only=True) as run:
         program(*args, **kwargs)
     kept = {name: declared[name].detach().cpu().clone() for name in run.trace.nodes if name in declared}
     return {name: value.double() if value.is_floating_point() else value for name, value in kept.items()}

@@ -12,7 +12,7 @@ from torch.distributions.transforms import Transform
 from ppgen.data.parts import Inputs, each
 from ppgen.errors import PpgenError
 from ppgen.model import Model
-from ppgen.programs.density import quiet
+from ppgen.programs.density import private_pyro
 from ppgen.programs.memory import memory, remember
 from ppgen.programs.program import Function
 from ppgen.programs.sites import Site, learn
@@ -77,7 +77,7 @@ def row_sites(model: Model, x: Tensor, u: Inputs) -> dict[str, RowSite]:
     for count in counts:
         args, kwargs = _first_rows(model, x, u, count)
         try:
-            with quiet(x.dtype):
+            with private_pyro(x.dtype):
                 found.append(learn(program, args, kwargs).sites)
         except UNABLE:
             return {}

@@ -15,7 +15,7 @@ from torch.distributions.transforms import Transform
 from ppgen.errors import DataError, FitError
 from ppgen.programs.scores import check_sites
 
-__all__ = ["MOST_ENUMERATED", "Last", "Place", "Program", "Site", "check_enumerable", "is_discrete", "learn"]
+__all__ = ["MOST_ENUMERATED", "Last", "Program", "Site", "SitesAt", "check_enumerable", "is_discrete", "learn"]
 
 LARGEST_SUPPORT, MOST_ENUMERATED = 256, 16  # values of one discrete site, and number of such sites
 RADIUS = 2.0  # half-width of the cube of unconstrained values that a program is run at to learn its sites
@@ -26,7 +26,7 @@ Program = Callable[..., Any]
 @final
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One continuous latent site: its shapes in its own units and unconstrained, and its place in the vector.
+    """One continuous latent site: its shapes in its own units and unconstrained, and its entries of the vector.
 
     ``event_dim`` is how many of its axes are one event of the program's distribution.
     """
@@ -34,7 +34,7 @@ class Site:
     name: str
     shape: torch.Size
     free_shape: torch.Size
-    place: slice
+    entries: slice
     transform: Transform
     plates: Mapping[str, int]
     plate_dims: Mapping[str, int]
@@ -55,8 +55,8 @@ class Learned(NamedTuple):
 
 
 @final
-class Place(Messenger):
-    """Puts values at their sites; a latent site without one is refused, unless it is enumerated."""
+class SitesAt(Messenger):
+    """Fixes sites at given values; a latent site without one is refused, unless it is enumerated."""
 
     def __init__(self, values: Mapping[str, Tensor], enumerated: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Anywhere(Messenger):
 
 
 def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, minibatch: bool = False) -> Learned:
-    """Run ``program`` at two places and note what it samples.
+    """Run ``program`` at two points and note what it samples.
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
         transform, free = first[1][name]
         frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
         plates, dims = ({frame.name: getattr(frame, key) for frame in frames} for key in ("size", "dim"))
-        place = slice(start, start + free.numel())
+        entries = slice(start, start + free.numel())
         shapes = node["value"].shape, free.shape
-        sites[name] = Site(name, *shapes, place, transform, plates, dims, node["fn"].event_dim)
+        sites[name] = Site(name, *shapes, entries, transform, plates, dims, node["fn"].event_dim)
         start += free.numel()
     _check_same(sites, first[1], second[1])
     if not sites:

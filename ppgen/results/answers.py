@@ -170,14 +170,14 @@ def log_likelihood(
     def score(theta: predictive.Theta) -> Any:  # noqa: ANN401 (a tensor, or one for each site)
         return one(fit.model, theta, data, u=inputs)
 
-    with estimates() as said:
+    with estimates() as note:
         values = _predict(fit, "log_likelihood", score, (data, inputs), count, random_seed)
     if per == "site":
         means = {name: torch.logsumexp(value, 0) - np.log(draws) for name, value in values.items()}
         return xr.Dataset({name: _label(fit, observations, mean, dims[:1]) for name, mean in means.items()})
     if per == "row":
         mean = torch.logsumexp(values, 0) - np.log(len(values))
-        return _label(fit, observations, mean, dims[:1]).rename("log_likelihood").assign_attrs(said.attrs)
+        return _label(fit, observations, mean, dims[:1]).rename("log_likelihood").assign_attrs(note.attrs)
     exists = predictive.exists(fit.model, data).flatten(2).any(-1)
     mean = torch.where(exists, steps.averaged(values), torch.nan)
     return _label(fit, observations, mean, dims[:2]).rename("log_likelihood")

@@ -61,9 +61,9 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     if read is not None:
         observations, x, u = read
         others = outcomes(fit, x, u)
-        with estimates() as said:
+        with estimates() as note:
             groups |= _data_groups(fit, shared, x, u, others)
-        notes = said.attrs
+        notes = note.attrs
         rows = list(map(str, observations.dims[:1]))
         dims |= dict.fromkeys(groups.get("log_likelihood", {}), rows)
         dims |= {name: list(outcome_dims(name, value, observations)) for name, value in others.items()}

@@ -39,7 +39,7 @@ def test_the_density_is_the_potential_of_pyro(name):
         torch.set_default_dtype(torch.float32)
     value, gradient = target.value_and_grad(v)
     for row in range(3):
-        free = {s.name: v[row, s.place].reshape(s.free_shape).requires_grad_() for s in target.sites.values()}
+        free = {s.name: v[row, s.entries].reshape(s.free_shape).requires_grad_() for s in target.sites.values()}
         wanted = -_in_double(potential, free)
         torch.testing.assert_close(value[row], wanted.detach(), rtol=1e-10, atol=1e-10)
         slopes = torch.cat([g.reshape(-1) for g in torch.autograd.grad(wanted, list(free.values()))])

@@ -35,7 +35,7 @@ def pyro_potential(program, *args, depth=1):
         torch.set_default_dtype(torch.float32)
 
     def value(target, v):
-        free = {site.name: v[site.place].reshape(site.free_shape) for site in target.sites.values()}
+        free = {site.name: v[site.entries].reshape(site.free_shape) for site in target.sites.values()}
         torch.set_default_dtype(torch.float64)
         try:
             with pyro.validation_enabled(False):
@@ -57,7 +57,7 @@ def test_sites_plates_and_places_are_those_of_the_program():
         "spread": (),
         "noise": (3,),
     }
-    assert [site.place for site in target.sites.values()] == [slice(0, 2), slice(2, 3), slice(3, 6)]
+    assert [site.entries for site in target.sites.values()] == [slice(0, 2), slice(2, 3), slice(3, 6)]
     assert target.plates == {"row": 3}
     assert target.size == 6
     assert "slope (2,)" in repr(target)

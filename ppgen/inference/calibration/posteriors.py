@@ -28,7 +28,7 @@ from ppgen.inference.calibration.replications import sample
 from ppgen.inference.calibration.shared_gaps import SharedGaps
 from ppgen.inference.calibration.simulation import Data, Joint
 from ppgen.model import Conjugate, Model
-from ppgen.programs.density import Density, quiet
+from ppgen.programs.density import Density, private_pyro
 from ppgen.results.fit import Fit
 from ppgen.results.posterior import Draws, Factors
 from ppgen.rng import private_stream
@@ -164,13 +164,13 @@ class _Product(Model):
         """Log density of each row under its own data set."""
         flat = dist.Normal(x.new_zeros(len(x), self.density.size), 1.0).mask(False).to_event(2)
         v = pyro.sample("v", flat)
-        with poutine.block(), quiet(self.density.dtype):
+        with poutine.block(), private_pyro(self.density.dtype):
             value = vmap(self._of_set)(self.data, v)
         pyro.factor("density", value.sum())
 
     def _of_set(self, data: Data, v: Tensor) -> Tensor:
         with SharedGaps():
-            return self.density.given(data).one(v)
+            return self.density.with_arguments(data).one(v)
 
 
 def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Sequence[int]) -> Drawn:

@@ -24,7 +24,7 @@ from ppgen.inference.calibration.simulation import Data, Joint
 from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.predictions.over_draws import gather
-from ppgen.programs.density import Density, quiet
+from ppgen.programs.density import Density, private_pyro
 from ppgen.programs.enumeration import enumerated_log_prob
 
 __all__ = ["Quantity", "evaluated", "imputed", "log_likelihoods", "parameters"]
@@ -55,7 +55,7 @@ def log_likelihoods(joint: Joint, data: Data, theta: Mapping[str, Tensor]) -> np
     def one(values: dict[str, Tensor], observed: Data) -> Tensor:
         return _log_likelihood(joint.density, values, observed)
 
-    with quiet(joint.density.dtype):
+    with private_pyro(joint.density.dtype):
         values = _each(one, {name: theta[name] for name in joint.density.sites}, data)
     return values.numpy(force=True)
 
@@ -113,7 +113,7 @@ def _unlabelled(value: Tensor, dims: Sequence[str], labels: Sequence[str]) -> Te
 
 
 def _log_likelihood(density: Density, values: Mapping[str, Tensor], data: Data) -> Tensor:
-    given = density.given(data)
+    given = density.with_arguments(data)
     with _Unscored(given.sites):
         trace = given.trace(values)
     return enumerated_log_prob(trace) if given.enumerated else torch.as_tensor(trace.log_prob_sum())

@@ -38,7 +38,7 @@ from ppgen.inference.mcmc.hamiltonian import Ensemble, Leapfrog
 from ppgen.inference.mcmc.nuts import Nuts
 from ppgen.inference.mcmc.sampling import first_tuning
 from ppgen.inference.mcmc.starts import Start, pathfinder
-from ppgen.programs.density import Density, Gradient, quiet
+from ppgen.programs.density import Density, Gradient, private_pyro
 from ppgen.programs.tracing import Batch, Mode, build
 
 __all__ = ["Moments", "Replications", "Sampled", "sample"]
@@ -94,7 +94,7 @@ class Replications:
 
     def bad_site(self, v: Float[Tensor, " P"]) -> str:
         """Words that name the site at fault in the first data set."""
-        return self.density.given(tree_map(lambda value: value[0], self.data)).bad_site(v)
+        return self.density.with_arguments(tree_map(lambda value: value[0], self.data)).bad_site(v)
 
     def batch(
         self,
@@ -106,29 +106,31 @@ class Replications:
     ) -> Batch:
         """A function that calls the gradient. The program is one graph; the coordinates, which change, stay outside."""
         if self.plain is None:
-            with quiet(self.dtype):
+            with private_pyro(self.dtype):
                 self.plain = build(self._rows, [examples[0]], mode, calls)
         plain = self.plain
         return Batch(wrap(self._in_coordinates), plain.mode, plain.reason, plain.seconds, plain.nodes)
 
-    def place(self, y: Float[Tensor, "rows P"]) -> Float[Tensor, "rows P"]:
+    def unwhitened(self, y: Float[Tensor, "rows P"]) -> Float[Tensor, "rows P"]:
         """Rows on the unconstrained scale of the program."""
         return (self.centre + self.stretch * self._times(y.unflatten(0, (self.sets, self.chains)))).flatten(0, 1)
 
     def within(self, v: Float[Tensor, "rows P"]) -> Float[Tensor, "rows P"]:
-        """Coordinates of rows: the inverse of `place`."""
+        """Coordinates of rows: the inverse of `unwhitened`."""
         away = (v.unflatten(0, (self.sets, self.chains)) - self.centre) / self.stretch
         if self.root.ndim == 2:
             return (away / self.root[:, None]).flatten(0, 1)
         return torch.linalg.solve_triangular(self.root, away.mT, upper=False).mT.flatten(0, 1).contiguous()
 
-    def stretched(self, place: Ensemble, acceptance: Float[Tensor, " rows"], target: float, iteration: int) -> Ensemble:
+    def stretched(
+        self, ensemble: Ensemble, acceptance: Float[Tensor, " rows"], target: float, iteration: int
+    ) -> Ensemble:
         """Longer steps for data sets whose chains are accepted more often than wanted, shorter ones for the others."""
         rate = acceptance.nan_to_num(0.0).unflatten(0, (self.sets, self.chains)).mean(1)
         new = self.log_stretch + STRETCHING * (iteration + 1) ** -FADING * (rate - target)
         ratio = (new - self.log_stretch).exp().repeat_interleave(self.chains)[:, None]
         self.log_stretch = new
-        return Ensemble(place.v / ratio, place.value, place.gradient * ratio)
+        return Ensemble(ensemble.v / ratio, ensemble.value, ensemble.gradient * ratio)
 
     def fit(self, moments: "Moments") -> None:
         """New centres and roots from what was learnt."""
@@ -142,10 +144,10 @@ class Replications:
 
     def _of_set(self, data: Data, rows: Float[Tensor, "C P"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C P"]]:
         with SharedGaps():
-            return self.density.given(data).value_and_grad(rows)
+            return self.density.with_arguments(data).value_and_grad(rows)
 
     def _in_coordinates(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = cast(Batch, self.plain)(self.place(y))
+        value, gradient = cast(Batch, self.plain)(self.unwhitened(y))
         return value, (self.stretch * self._pulled(gradient.unflatten(0, (self.sets, self.chains)))).flatten(0, 1)
 
     def _times(self, y: Float[Tensor, "R C P"]) -> Float[Tensor, "R C P"]:
@@ -215,16 +217,16 @@ def sample(
     target_accept = ACCEPTED if target_accept is None else target_accept
     engine = Chees(leapfrog, target_accept) if sampler == "chees" else Nuts(leapfrog, target_accept, max_tree_depth)
     with torch.no_grad():
-        place, usable = _started(target, leapfrog, generator)
-        tuning = first_tuning(leapfrog, Start(place.v))
+        ensemble, usable = _started(target, leapfrog, generator)
+        tuning = first_tuning(leapfrog, Start(ensemble.v))
         tuning.step.log_step = math.log(STEP * density.size**-0.25)
         tuning.trajectory.log_average = math.log(LENGTH)
-        place = _tuned(target, engine, place, tuning, tune, generator)
-        kept, lost = place.v.new_empty(draws, rows, density.size), place.v.new_zeros(rows)
+        ensemble = _tuned(target, engine, ensemble, tuning, tune, generator)
+        kept, lost = ensemble.v.new_empty(draws, rows, density.size), ensemble.v.new_zeros(rows)
         for index in range(draws):
-            place, noted = engine.transition(place, tuning, generator, adapt=False)
+            ensemble, noted = engine.transition(ensemble, tuning, generator, adapt=False)
             tuning.iteration += 1
-            kept[index] = target.place(place.v)
+            kept[index] = target.unwhitened(ensemble.v)
             lost += noted["diverging"]
     v = kept.movedim(0, 1).unflatten(0, (target.sets, chains))
     return Sampled(v, usable & torch.isfinite(v).flatten(1).all(1), (lost / draws).unflatten(0, (-1, chains)).mean(1))
@@ -236,8 +238,8 @@ def _started(
     """Every chain at a draw of Pathfinder, in coordinates of its data set; and which data sets have a finite start."""
 
     def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
-        place = leapfrog.at(v)
-        return place.value, place.gradient
+        ensemble = leapfrog.at(v)
+        return ensemble.value, ensemble.gradient
 
     shape = (target.sets, target.chains)
     start = pathfinder(
@@ -247,30 +249,35 @@ def _started(
     for draw in (start.v,) if start.draws is None else start.draws:
         moments.learn(draw.unflatten(0, shape))
     target.fit(moments)
-    place = leapfrog.at(target.within(start.v))
-    return place, torch.isfinite(place.value).unflatten(0, shape).any(1)
+    ensemble = leapfrog.at(target.within(start.v))
+    return ensemble, torch.isfinite(ensemble.value).unflatten(0, shape).any(1)
 
 
 def _tuned(
-    target: Replications, engine: Chees | Nuts, place: Ensemble, tuning: Tuning, tune: int, generator: torch.Generator
-) -> Ensemble:
-    """Learn the coordinates of every data set; where the chains are then."""
+    target: Replications,
+    engine: Chees | Nuts,
+    ensemble: Ensemble,
+    tuning: Tuning,
+    tune: int,
+    generator: torch.Generator,
+) -> Ensemble:  # fmt: skip
+    """Learn the coordinates of every data set; give the positions of the chains then."""
     ends, first, shape = window_ends(tune), window_start(tune), (target.sets, target.chains)
-    moments = Moments.empty(target.place(place.v).unflatten(0, shape), target.root)
+    moments = Moments.empty(target.unwhitened(ensemble.v).unflatten(0, shape), target.root)
     since = 0
     for number in range(tune):
-        place, noted = engine.transition(place, tuning, generator, adapt=False)
-        place = target.stretched(place, noted["acceptance_rate"], engine.target, since)
+        ensemble, noted = engine.transition(ensemble, tuning, generator, adapt=False)
+        ensemble = target.stretched(ensemble, noted["acceptance_rate"], engine.target, since)
         tuning.iteration, since = tuning.iteration + 1, since + 1
         if number < first:
             continue
-        v = target.place(place.v)
+        v = target.unwhitened(ensemble.v)
         moments.learn(v.unflatten(0, shape))
         if tuning.iteration in ends:
             target.fit(moments)
             moments, since = Moments.empty(v.unflatten(0, shape), target.root), 0
-            place = engine.leapfrog.at(target.within(v))
-    return place
+            ensemble = engine.leapfrog.at(target.within(v))
+    return ensemble
 
 
 def _root(covariance: Tensor, count: int, previous: Tensor) -> Tensor:

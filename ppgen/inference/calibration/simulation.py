@@ -22,7 +22,7 @@ from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.programs.arguments import as_arguments
-from ppgen.programs.density import Density, density, quiet
+from ppgen.programs.density import Density, density, private_pyro
 from ppgen.programs.naming import check_keywords
 from ppgen.programs.program import copy_model
 from ppgen.rng import private_stream
@@ -64,7 +64,7 @@ class Joint:
 
     def simulate(self, seed: int) -> Simulated:
         """One draw from the stream of ``seed``."""
-        with private_stream(seed), torch.no_grad(), quiet(self.density.dtype), _drawable():
+        with private_stream(seed), torch.no_grad(), private_pyro(self.density.dtype), _drawable():
             return _of_model(self, self.model) if isinstance(self.model, Model) else _of_function(self)
 
 
@@ -115,7 +115,7 @@ def _of_function(joint: Joint) -> Simulated:
 
 def _observed(run: Callable[[], Any]) -> dict[str, Tensor]:
     """Values that a program observes, {site: value}; sites that can be scored and not drawn are refused."""
-    with private_stream(0), torch.no_grad(), quiet(torch.float64), _drawable():
+    with private_stream(0), torch.no_grad(), private_pyro(torch.float64), _drawable():
         trace: Any = poutine.trace(run).get_trace()
     found = {}
     for name, site in trace.nodes.items():

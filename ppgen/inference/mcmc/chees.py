@@ -40,34 +40,40 @@ class Chees:
         self.target = TARGET if target is None else target
 
     def transition(
-        self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
+        self, ensemble: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
     ) -> tuple[Ensemble, Record]:
         """Move every chain once; while ``adapt``, learn from it."""
         step = tuning.step.now if adapt else tuning.step.final
         length = tuning.trajectory.now if adapt else tuning.trajectory.final
         time = length * (1 - JITTER + JITTER * halton(tuning.iteration + 1))
         steps = min(self.most_leapfrogs, max(1, math.ceil(time / step)))
-        momentum = torch.randn(place.v.shape, generator=generator, dtype=place.v.dtype, device=place.v.device)
-        uniform = torch.rand(len(place.v), generator=generator, dtype=place.v.dtype, device=place.v.device)
-        end, last = self.leapfrog(place, momentum, step, steps, tuning.factor)
-        before = 0.5 * momentum.square().sum(-1) - place.value
+        momentum = torch.randn(ensemble.v.shape, generator=generator, dtype=ensemble.v.dtype, device=ensemble.v.device)
+        uniform = torch.rand(len(ensemble.v), generator=generator, dtype=ensemble.v.dtype, device=ensemble.v.device)
+        end, last = self.leapfrog(ensemble, momentum, step, steps, tuning.factor)
+        before = 0.5 * momentum.square().sum(-1) - ensemble.value
         after = 0.5 * last.square().sum(-1) - end.value
         gain = torch.nan_to_num(before - after, nan=-math.inf, posinf=-math.inf)
         acceptance = gain.clamp_max(0.0).exp()
         accepted = uniform < acceptance
         if adapt:
-            self._learn(place, end, last, acceptance, time, tuning)
+            self._learn(ensemble, end, last, acceptance, time, tuning)
         energy = torch.where(accepted, after, before)
-        new = place.moved(accepted, end)
+        new = ensemble.moved(accepted, end)
         return new, record(new, energy, acceptance, gain < -DIVERGENCE, steps, step)
 
     def _learn(
-        self, place: Ensemble, end: Ensemble, last: Tensor, acceptance: Float[Tensor, " C"], time: float, tuning: Tuning
+        self,
+        ensemble: Ensemble,
+        end: Ensemble,
+        last: Tensor,
+        acceptance: Float[Tensor, " C"],
+        time: float,
+        tuning: Tuning,
     ) -> None:
         """Step size and trajectory length; one look at the device for both."""
-        trusted = torch.isfinite(place.value)
+        trusted = torch.isfinite(ensemble.value)
         harmonic = trusted.sum() / (trusted / acceptance.clamp_min(LOWEST)).sum()
-        slope = _slope(place, end, last, torch.where(trusted, acceptance, 0.0), tuning.factor) * time
+        slope = _slope(ensemble, end, last, torch.where(trusted, acceptance, 0.0), tuning.factor) * time
         rate, gradient = torch.stack([harmonic, slope]).tolist()
         if math.isfinite(rate):
             tuning.step.learn(rate, self.target)
@@ -75,11 +81,11 @@ class Chees:
 
 
 def _slope(
-    place: Ensemble, end: Ensemble, last: Tensor, weight: Float[Tensor, " C"], factor: Tensor
+    ensemble: Ensemble, end: Ensemble, last: Tensor, weight: Float[Tensor, " C"], factor: Tensor
 ) -> Float[Tensor, ""]:
     """Derivative of the criterion by time, averaged over chains by their acceptance."""
     good = (weight > 0)[:, None]
-    start, stop = (torch.where(good, whiten(e.v, factor), 0.0) for e in (place, end))
+    start, stop = (torch.where(good, whiten(e.v, factor), 0.0) for e in (ensemble, end))
     last = torch.where(good, last, 0.0)
     total = weight.sum()
     start = start - start.sum(0) / good.sum()

@@ -32,7 +32,7 @@ from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
 from ppgen.predictions.summed_out import bounded_sites
-from ppgen.programs.density import NUMBERS_AT_ONCE, Density, density, home, quiet
+from ppgen.programs.density import NUMBERS_AT_ONCE, Density, density, device_of, private_pyro
 from ppgen.programs.naming import check_dims
 from ppgen.programs.program import Function
 from ppgen.programs.rows import remember_row_sites
@@ -141,14 +141,14 @@ def fit(
     require_at_least("mcmc: memory_limit", memory_limit, 0)
     _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
     folder = as_folder("mcmc", checkpoint)
-    place = as_device("mcmc", device) or home(model, args)
+    hardware = as_device("mcmc", device) or device_of(model, args)
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
     task = read("mcmc", model, args, u, dims=dims, coords=coords)
     with private_stream(random_seed) as seed, held(folder, "mcmc"):
         program = task.model.function if isinstance(task.model, Function) else task.model
-        target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=place, **task.kwargs)
-        with quiet(target.dtype, target.device):
+        target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=hardware, **task.kwargs)
+        with private_pyro(target.dtype, target.device):
             shapes = {name: site.shape for name, site in target.sites.items()}
             if task.observations is not None and not _observes(target):
                 raise DataError(NOTHING_OBSERVED.format(who="mcmc", model=type(task.model).__name__))
@@ -261,7 +261,7 @@ def _begin(
         found = _start(start, leapfrog, generator)
         tuning = first_tuning(leapfrog, found, generator)
         run = Run(leapfrog, engine, leapfrog.at(found.v, tuning.factor), tuning, generator, *lengths, arrays, enough)
-        if not bool(torch.isfinite(run.place.value).any()):
+        if not bool(torch.isfinite(run.ensemble.value).any()):
             raise FitError(
                 "mcmc: a starting point must have finite density and gradient, but no chain has such a one"
                 f"{leapfrog.density.bad_site(found.v[0])}; choose another start"
@@ -281,8 +281,8 @@ def _start(start: Fit | str, leapfrog: Leapfrog, generator: torch.Generator) -> 
         return Start(target.unconstrain(target.prior(chains)))
 
     def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
-        place = leapfrog.at(v)
-        return place.value, place.gradient
+        ensemble = leapfrog.at(v)
+        return ensemble.value, ensemble.gradient
 
     if start == "uniform":
         return Start(uniform(target, gradient, chains, generator))

@@ -38,7 +38,7 @@ class Target(Protocol):
         """Type of the numbers."""
 
     def start(self, chains: int, generator: torch.Generator, radius: float = 2.0) -> Float[Tensor, "C P"]:
-        """Places drawn at random around zero."""
+        """Points drawn at random around zero."""
 
     def batch(
         self,
@@ -119,11 +119,11 @@ class Leapfrog(Generic[D]):
         return Ensemble(v, value, gradient)
 
     def __call__(
-        self, place: Ensemble, momentum: Float[Tensor, "C P"], step: float | Tensor, steps: int, factor: Tensor
+        self, ensemble: Ensemble, momentum: Float[Tensor, "C P"], step: float | Tensor, steps: int, factor: Tensor
     ) -> tuple[Ensemble, Float[Tensor, "C P"]]:
         """``steps`` steps of size ``step`` (one, or (C, 1), negative for backwards): where they end, and how fast."""
         size = step if isinstance(step, Tensor) else momentum.new_full((len(momentum), 1), step)
-        v, value, gradient = place.v, place.value, place.gradient
+        v, value, gradient = ensemble.v, ensemble.value, ensemble.gradient
         self.steps += steps
         with torch.no_grad():
             for _ in range(steps):
@@ -132,10 +132,10 @@ class Leapfrog(Generic[D]):
 
 
 def record(
-    place: Ensemble, energy: Tensor, acceptance: Tensor, diverging: Tensor, steps: int | Tensor, step: float
+    ensemble: Ensemble, energy: Tensor, acceptance: Tensor, diverging: Tensor, steps: int | Tensor, step: float
 ) -> Record:
     """The common part of a record."""
-    like = place.value
+    like = ensemble.value
     return {
         "lp": like,
         "energy": energy,

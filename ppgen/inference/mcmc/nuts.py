@@ -43,7 +43,7 @@ class Nuts:
         self.target = TARGET if target is None else target
 
     def transition(
-        self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
+        self, ensemble: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
     ) -> tuple[Ensemble, Record]:
         """Move every chain once; while ``adapt``, learn from it.
 
@@ -52,8 +52,8 @@ class Nuts:
         """
         stream = _stream(generator)
         step = tuning.step.now if adapt else tuning.step.final
-        momentum = torch.randn(place.v.shape, generator=stream, dtype=place.v.dtype, device=place.v.device)
-        tree = _Tree(place, momentum)
+        momentum = torch.randn(ensemble.v.shape, generator=stream, dtype=ensemble.v.dtype, device=ensemble.v.device)
+        tree = _Tree(ensemble, momentum)
         for depth in range(self.max_depth):
             subtree = self._grow(tree, depth, step, tuning.factor, stream)
             tree.join(subtree, stream)
@@ -61,7 +61,7 @@ class Nuts:
                 break
         acceptance = tree.acceptance / tree.leaves.clamp_min(1)
         if adapt:
-            trusted = torch.isfinite(place.value)
+            trusted = torch.isfinite(ensemble.value)
             tuning.step.learn(float(acceptance[trusted].mean()) if trusted.any() else 0.0, self.target)
         noted = record(tree.proposal, tree.energy, acceptance, tree.diverging, tree.leaves, step)
         return tree.proposal, noted | {"tree_depth": tree.depth}
@@ -69,22 +69,22 @@ class Nuts:
     def _grow(self, tree: "_Tree", depth: int, step: float, factor: Tensor, stream: torch.Generator) -> "_Subtree":
         """Add ``2**depth`` leaves on the side each chain drew."""
         forwards = _uniform(tree.energy, stream) < 0.5
-        place, momentum = tree.end(forwards)
+        ensemble, momentum = tree.end(forwards)
         size = (step * torch.where(forwards, 1.0, -1.0).to(tree.energy.dtype))[:, None]
         subtree = _Subtree(
-            forwards, tree.growing.clone(), torch.full_like(tree.energy, -math.inf), place, tree.energy, place
+            forwards, tree.growing.clone(), torch.full_like(tree.energy, -math.inf), ensemble, tree.energy, ensemble
         )
         for leaf in range(2**depth):
-            place, momentum = self.leapfrog(place, momentum, size, 1, factor)
-            self._add(tree, subtree, place, momentum, stream)
+            ensemble, momentum = self.leapfrog(ensemble, momentum, size, 1, factor)
+            self._add(tree, subtree, ensemble, momentum, stream)
             if leaf % LOOK_EVERY == LOOK_EVERY - 1 and not subtree.whole.any():
                 break
         return subtree
 
     @staticmethod
-    def _add(tree: "_Tree", subtree: "_Subtree", place: Ensemble, momentum: Tensor, stream: torch.Generator) -> None:
+    def _add(tree: "_Tree", subtree: "_Subtree", ensemble: Ensemble, momentum: Tensor, stream: torch.Generator) -> None:
         """Add a leaf: its weight, the choice of the subtree's draw, and the turns that it completes."""
-        energy = 0.5 * momentum.square().sum(-1) - place.value
+        energy = 0.5 * momentum.square().sum(-1) - ensemble.value
         gain = torch.nan_to_num(tree.start_energy - energy, nan=-math.inf, posinf=-math.inf)
         tree.acceptance += torch.where(subtree.whole, gain.clamp_max(0.0).exp(), 0.0)
         tree.leaves += subtree.whole
@@ -94,9 +94,9 @@ class Nuts:
         weight = torch.logaddexp(subtree.weight, gain)
         taken = subtree.whole & (_uniform(gain, stream).log() < gain - weight)
         subtree.weight = torch.where(subtree.whole, weight, subtree.weight)
-        subtree.proposal = subtree.proposal.moved(taken, place)
+        subtree.proposal = subtree.proposal.moved(taken, ensemble)
         subtree.energy = torch.where(taken, energy, subtree.energy)
-        subtree.place = place
+        subtree.ensemble = ensemble
         subtree.push(_Span(momentum, momentum, momentum, 0))
 
 
@@ -118,7 +118,7 @@ class _Subtree:
     weight: Float[Tensor, " C"]
     proposal: Ensemble
     energy: Float[Tensor, " C"]
-    place: Ensemble
+    ensemble: Ensemble
     spans: list[_Span] = field(default_factory=list)
 
     def push(self, span: _Span) -> None:
@@ -133,14 +133,14 @@ class _Subtree:
 class _Tree:
     """The trajectory of every chain: its two ends, the sum of its momenta, its weight and its draw so far."""
 
-    def __init__(self, place: Ensemble, momentum: Tensor) -> None:
-        self.left, self.right = (place, momentum), (place, momentum)
-        self.total, self.proposal = momentum, place
-        self.start_energy = 0.5 * momentum.square().sum(-1) - place.value
-        self.energy, self.weight = self.start_energy, torch.zeros_like(place.value)
-        self.growing = torch.isfinite(place.value)
+    def __init__(self, ensemble: Ensemble, momentum: Tensor) -> None:
+        self.left, self.right = (ensemble, momentum), (ensemble, momentum)
+        self.total, self.proposal = momentum, ensemble
+        self.start_energy = 0.5 * momentum.square().sum(-1) - ensemble.value
+        self.energy, self.weight = self.start_energy, torch.zeros_like(ensemble.value)
+        self.growing = torch.isfinite(ensemble.value)
         self.diverging = torch.zeros_like(self.growing)
-        self.acceptance = torch.zeros_like(place.value)
+        self.acceptance = torch.zeros_like(ensemble.value)
         self.leaves = torch.zeros_like(self.growing, dtype=torch.int64)
         self.depth = torch.zeros_like(self.leaves)
 
@@ -162,14 +162,14 @@ class _Tree:
         self.total = torch.where(row, self.total + span.total, self.total)
         self.depth += self.growing
         self.growing = whole & ~turned
-        self.right = _moved(self.right, whole & forwards, subtree.place, span.last)
-        self.left = _moved(self.left, whole & ~forwards, subtree.place, span.last)
+        self.right = _moved(self.right, whole & forwards, subtree.ensemble, span.last)
+        self.left = _moved(self.left, whole & ~forwards, subtree.ensemble, span.last)
 
 
 def _moved(
-    end: tuple[Ensemble, Tensor], rows: Bool[Tensor, " C"], place: Ensemble, momentum: Tensor
+    end: tuple[Ensemble, Tensor], rows: Bool[Tensor, " C"], ensemble: Ensemble, momentum: Tensor
 ) -> tuple[Ensemble, Tensor]:
-    return end[0].moved(rows, place), torch.where(rows[:, None], momentum, end[1])
+    return end[0].moved(rows, ensemble), torch.where(rows[:, None], momentum, end[1])
 
 
 def _turns(left: _Span, right: _Span) -> Bool[Tensor, " C"]:

@@ -44,7 +44,7 @@ class Sampler(Protocol):
         """Names of the records."""
 
     def transition(
-        self, place: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
+        self, ensemble: Ensemble, tuning: Tuning, generator: torch.Generator, *, adapt: bool
     ) -> tuple[Ensemble, Record]:
         """Move every chain once; while ``adapt``, learn from it."""
 
@@ -60,7 +60,7 @@ class Run:
 
     leapfrog: Leapfrog
     sampler: Sampler
-    place: Ensemble
+    ensemble: Ensemble
     tuning: Tuning
     generator: torch.Generator
     tune: int
@@ -76,7 +76,7 @@ class Run:
     kept: int = 0
 
     def __post_init__(self) -> None:
-        chains, size = self.place.v.shape
+        chains, size = self.ensemble.v.shape
         self.v = self.arrays.make("draws", (self.draws, chains, size))
         self.history = self.arrays.make("history", (self.tune + self.draws, len(HISTORY)))
         self.stats = self.arrays.make("stats", (self.draws, len(self.sampler.names), chains))
@@ -107,10 +107,10 @@ class Run:
         """Replace the checkpoint by the present state."""
         self.arrays.flush()
         self._sum_up()
-        place = {f"place/{name}": getattr(self.place, name) for name in ("v", "value", "gradient")}
+        ensemble = {f"place/{name}": getattr(self.ensemble, name) for name in ("v", "value", "gradient")}
         rest = {"generator": self.generator.get_state(), "sums": torch.tensor(self.sums)}
         choice = torch.tensor([self.leapfrog.batch.mode == "compiled", self.leapfrog.steps - self.counted])
-        saved.save(pack(self.tuning, "tuning") | pack(self.stop, "stop") | place | rest | {"choice": choice})
+        saved.save(pack(self.tuning, "tuning") | pack(self.stop, "stop") | ensemble | rest | {"choice": choice})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a state that `save` wrote.
@@ -120,10 +120,10 @@ class Run:
         FileError : the draws beside it are not those that were written; or it was compiled, and nothing compiles here.
         """
         self._restore_choice(*tensors["choice"].tolist())
-        there = {name: value.to(self.place.v.device) for name, value in tensors.items()}
+        there = {name: value.to(self.ensemble.v.device) for name, value in tensors.items()}
         self.tuning = unpack(self.tuning, there, "tuning")
         self.stop = unpack(self.stop, dict(tensors), "stop")
-        self.place = Ensemble(*(there[f"place/{name}"] for name in ("v", "value", "gradient")))
+        self.ensemble = Ensemble(*(there[f"place/{name}"] for name in ("v", "value", "gradient")))
         self.generator.set_state(tensors["generator"])
         self.kept = max(0, self.tuning.iteration - self.tune)
         self._sum_up()
@@ -191,14 +191,14 @@ class Run:
     def _iterate(self, ends: frozenset[int], start: int) -> None:
         number, tuning = self.tuning.iteration, self.tuning
         adapt = number < self.tune
-        place, record = self.sampler.transition(self.place, tuning, self.generator, adapt=adapt)
+        ensemble, record = self.sampler.transition(self.ensemble, tuning, self.generator, adapt=adapt)
         if adapt and number >= start:
-            tuning.spread.learn(place.v, torch.isfinite(place.value))
+            tuning.spread.learn(ensemble.v, torch.isfinite(ensemble.value))
         tuning.iteration += 1
         if tuning.iteration in ends:
-            tuning.renew(place.v)
-            place = self.leapfrog.at(place.v, tuning.factor)
-        self.place = place
+            tuning.renew(ensemble.v)
+            ensemble = self.leapfrog.at(ensemble.v, tuning.factor)
+        self.ensemble = ensemble
         self._note(number, record)
 
     def _note(self, number: int, record: Record) -> None:
@@ -207,7 +207,7 @@ class Run:
         self.history[number, :-1] = torch.stack(row)
         self.history[number, -1] = math.exp(length)
         if number >= self.tune:
-            self.v[number - self.tune] = self.place.v
+            self.v[number - self.tune] = self.ensemble.v
             self.stats[number - self.tune] = torch.stack([record[name].double() for name in self.sampler.names])
             self.kept = number - self.tune + 1
 
@@ -226,12 +226,12 @@ def first_tuning(leapfrog: Leapfrog, start: Start, generator: torch.Generator | 
     return Tuning(factor, StepSize(math.log(size)), Spread.empty(start.v, factor))
 
 
-def _tried(leapfrog: Leapfrog, place: Ensemble, factor: Tensor, size: float, generator: torch.Generator) -> float:
+def _tried(leapfrog: Leapfrog, ensemble: Ensemble, factor: Tensor, size: float, generator: torch.Generator) -> float:
     """Halve the step size until one step is accepted most of the time (Hoffman & Gelman 2014, algorithm 4)."""
-    momentum = torch.randn(place.v.shape, generator=generator, dtype=place.v.dtype, device=place.v.device)
-    trusted, before = torch.isfinite(place.value), 0.5 * momentum.square().sum(-1) - place.value
+    momentum = torch.randn(ensemble.v.shape, generator=generator, dtype=ensemble.v.dtype, device=ensemble.v.device)
+    trusted, before = torch.isfinite(ensemble.value), 0.5 * momentum.square().sum(-1) - ensemble.value
     for _ in range(HALVINGS):
-        end, last = leapfrog(place, momentum, size, 1, factor)
+        end, last = leapfrog(ensemble, momentum, size, 1, factor)
         gain = before - (0.5 * last.square().sum(-1) - end.value)
         acceptance = torch.nan_to_num(gain, nan=-math.inf, posinf=-math.inf).clamp_max(0.0).exp()
         if not trusted.any() or float(acceptance[trusted].mean()) >= ACCEPTED:

@@ -1,6 +1,6 @@
 r"""Starts of the chains: multi-path Pathfinder, all paths in one tensor.
 
-Each path climbs the log density by L-BFGS from a random place. At every place on the way the inverse Hessian that
+Each path climbs the log density by L-BFGS from a random point. At every point on the way the inverse Hessian that
 L-BFGS believes in gives a normal approximation; the one with the largest evidence bound (ELBO), estimated with a few
 draws, stays. A chain starts from a draw of its own path's approximation, so chains start where the mass is, not at the
 peak; a path whose bound is hopelessly below the best gives way to the others.
@@ -28,19 +28,19 @@ FLAT = 1e-2  # gain in nats below which a path has arrived, several times in a r
 PATIENCE = 2
 LATE = 0.1  # share of the paths that are not waited for
 JUDGED_EVERY = 2  # steps between two approximations; each costs as many densities as it has draws
-TRIES = 100  # random places tried for a finite density
+TRIES = 100  # random points tried for a finite density
 HOPELESS, HOPELESS_PER_DIMENSION = 8.0, 0.2  # nats of the bound below the best path's
 
 
 class Start(NamedTuple):
-    """A place for each chain, and draws around places (K, C, P) from which a first metric can be guessed, or None."""
+    """A point for each chain, and draws around points (K, C, P) from which a first metric can be guessed, or None."""
 
     v: Float[Tensor, "C P"]
     draws: Float[Tensor, "K C P"] | None = None
 
 
 def uniform(density: Target, gradient_of: Gradient, chains: int, generator: torch.Generator) -> Tensor:
-    """Uniform places of finite density, nearer and nearer to zero where there are few.
+    """Uniform points of finite density, nearer and nearer to zero where there are few.
 
     Raises
     ------
@@ -145,7 +145,7 @@ class _Paths:
         return self.arrived >= PATIENCE
 
     def approximation(self, gradient_of: Gradient, generator: torch.Generator) -> _Best:
-        """Normal approximation at the present places: draws, their log p - log q, and the bound."""
+        """Normal approximation at the present points: draws, their log p - log q, and the bound."""
         scatter, log_q = self._sample(generator)
         centre = self.up.v + self.up.times(self.up.gradient)
         draws = centre + scatter

@@ -68,7 +68,7 @@ class Bound:
 
         return at
 
-    def lost(self, flat: Sequence[Tensor], batch: Sequence[Tensor]) -> str:
+    def fault(self, flat: Sequence[Tensor], batch: Sequence[Tensor]) -> str:
         """Name the first site whose log density is not finite, in the words of a message."""
         self.parameters.store(flat)
         _, declared = self.parameters.split(flat)

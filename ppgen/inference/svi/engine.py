@@ -40,9 +40,9 @@ from ppgen.inference.svi.training import RISE, Run
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
-from ppgen.programs.density import density, home, quiet
+from ppgen.programs.density import density, device_of, private_pyro
 from ppgen.programs.memory import memory, remember
-from ppgen.programs.parameters import Parameters, Placed, learnt_by
+from ppgen.programs.parameters import Parameters, ParametersAt, learnt_by
 from ppgen.programs.rows import reads_rows, remember_row_sites
 from ppgen.programs.task import Task
 from ppgen.programs.threads import limited
@@ -164,13 +164,13 @@ def fit(
     check_options(counts, compile, guide)
     began = time.perf_counter()
     folder = as_folder("svi", checkpoint)
-    place = own_device(as_device("svi", device) or home(model, args))
+    hardware = own_device(as_device("svi", device) or device_of(model, args))
     dtype, keep = types(model, guide, dtype)
-    task = read_task(model, args, u, as_dtype("svi", dtype), place, keep=keep, dims=dims, coords=coords)
+    task = read_task(model, args, u, as_dtype("svi", dtype), hardware, keep=keep, dims=dims, coords=coords)
     check_batch(task, options, world_size())
     guide = own_copy(guide, model, task)
-    outside = held_out_task(task, held_out, held_out_u, dtype, place)
-    with private_stream(random_seed) as seed, quiet(dtype), group(place) as processes, ExitStack() as stack:
+    outside = held_out_task(task, held_out, held_out_u, dtype, hardware)
+    with private_stream(random_seed) as seed, private_pyro(dtype), group(hardware) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
         objective, parameters, named = prepare(task, guide, options)
         more = (compile, str(dtype), random_seed, behaviour(task, objective, parameters))
@@ -190,7 +190,7 @@ def fit(
             way = "eager" if compile == "auto" and _is_ascent(parameters, options) else compile
             climbed = Bound(task, objective, parameters, options, outside, cast(Mode, way), max_steps, processes)
             run = Run(
-                climbed.gradient, parameters, options, climbed.batch, climbed.evaluate, climbed.lost,
+                climbed.gradient, parameters, options, climbed.batch, climbed.evaluate, climbed.fault,
                 held_out=outside is not None, local=objective.plan.local, rise=RISE * _numbers(objective, named) ** 0.5,
                 scored=len(objective.plan.scored), max_steps=max_steps, seed=seed, group=processes, identity=identity,
             )  # fmt: skip
@@ -204,7 +204,7 @@ def fit(
         if isinstance(named, Laplace):
             _finish_laplace(named, task, dtype)
         _, declared = parameters.split(parameters.flat())
-        seed_device(run.seed, place)  # the same draws whether or not steps were made in this process
+        seed_device(run.seed, hardware)  # the same draws whether or not steps were made in this process
         q = task.model.guide if isinstance(named, NaturalGuide) else objective.programs[1]
         own = _remember_rows(task, q, declared)
         posterior = _posterior(objective, named, task, draws, declared, own)
@@ -316,7 +316,7 @@ def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Te
     sites = remember_row_sites(task)
     if not sites:
         return frozenset()
-    with Placed(declared):
+    with ParametersAt(declared):
         if not reads_rows(guide, task.model, task.args[0], task.kwargs.get("u"), sites):
             return frozenset()
     remember(task.model, guide=guide, guide_params=learnt_by(guide, task.args, task.kwargs, declared))

@@ -62,8 +62,8 @@ class FlatGuide(nn.Module, ABC):
         self.centre = nn.Parameter(_first(torch.Size([self.size])))
 
     @contextmanager
-    def given(self, noise: Float[Tensor, " W"]) -> Iterator[None]:
-        """Draws inside are made of these standard normal numbers."""
+    def with_noise(self, noise: Float[Tensor, " W"]) -> Iterator[None]:
+        """Make the draws inside the block from these standard normal numbers."""
         self.noise = noise
         try:
             yield
@@ -78,14 +78,14 @@ class FlatGuide(nn.Module, ABC):
 
     def site_at(self, index: int) -> str:
         """The site that an entry of the vector belongs to."""
-        return next(name for name, site in self.sites.items() if site.place.start <= index < site.place.stop)
+        return next(name for name, site in self.sites.items() if site.entries.start <= index < site.entries.stop)
 
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Move the centre to values of the sites."""
         for name, site in self.sites.items():
             free = site.transform.inv(values[name]).reshape(-1)
-            self.centre[site.place] = free.nan_to_num(0.0, EDGE, -EDGE)
+            self.centre[site.entries] = free.nan_to_num(0.0, EDGE, -EDGE)
 
     @abstractmethod
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -96,7 +96,7 @@ class FlatGuide(nn.Module, ABC):
         v, log_q = self.draw()
         pyro.sample("_unconstrained", dist.Delta(v, log_q, event_dim=1), infer={"is_auxiliary": True})
         for site in self.sites.values():
-            _sample(site, v[site.place].reshape(site.free_shape))
+            _sample(site, v[site.entries].reshape(site.free_shape))
 
 
 class NormalGuide(FlatGuide, ABC):
@@ -137,7 +137,7 @@ class MeanField(NormalGuide):
         noise = self.standard()
         centre, scale = self.origin + self.unit * self.centre, self.unit * self.log_scale.exp()
         for name, site in self.sites.items():
-            mine, shape = site.place, site.free_shape
+            mine, shape = site.entries, site.free_shape
             normal = _NormalOf(centre[mine].reshape(shape), scale[mine].reshape(shape), noise[mine].reshape(shape))
             if _is_identity(site):
                 pyro.sample(name, normal.to_event(site.event_dim))
@@ -290,7 +290,7 @@ class Point(FlatGuide):
         """Put every site at its value."""
         v = self.draw()[0]
         for name, site in self.sites.items():
-            value = site.transform(v[site.place].reshape(site.free_shape))
+            value = site.transform(v[site.entries].reshape(site.free_shape))
             pyro.sample(name, dist.Delta(value, event_dim=value.ndim))
 
     def draw(self) -> tuple[Float[Tensor, " P"], Tensor]:
@@ -299,7 +299,7 @@ class Point(FlatGuide):
     def farthest(self) -> str:
         """Say which site is nearest to the edge of its support, in words for a message; empty if none has one."""
         bounded = {name: site for name, site in self.sites.items() if not _is_identity(site)}
-        out = {name: float(self.centre.detach()[site.place].abs().max()) for name, site in bounded.items()}
+        out = {name: float(self.centre.detach()[site.entries].abs().max()) for name, site in bounded.items()}
         return f", and site {max(out, key=lambda name: out[name])!r} is far out" if out else ""
 
 

@@ -30,7 +30,7 @@ from ppgen.predictions.over_draws import gather, nothing
 from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.enumeration import enumerated_log_prob, enumerating, expected_bound
 from ppgen.programs.mapped import mapped
-from ppgen.programs.parameters import Placed
+from ppgen.programs.parameters import ParametersAt
 
 __all__ = ["Objective"]
 
@@ -84,7 +84,7 @@ class Objective(nn.Module):
         """
         if self.weighted is not None:
             markers = baselines.new_zeros(self.weighted.draws) if at_once else None
-            with Placed(declared):
+            with ParametersAt(declared):
                 bound = weighted_bound(self._pair(args, kwargs), self.weighted, markers)
             return bound, bound, baselines
 
@@ -104,7 +104,7 @@ class Objective(nn.Module):
         guide: Any = self.programs[1]
 
         def once(row: Tensor) -> Tensor:
-            with guide.given(row):
+            with guide.with_noise(row):
                 return self._estimate(args, kwargs, declared, row.new_zeros(0))[1]
 
         def mapped_once(row: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Objective(nn.Module):
             return not any(frame.name in without for frame in site["cond_indep_stack"])
 
         def once(_: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            with Placed(declared):
+            with ParametersAt(declared):
                 trace = poutine.trace(self.programs[1]).get_trace(*args, **kwargs)
                 values = {name: site["value"] for name, site in latent_sites(trace).items() if kept(name, site)}
                 trace.compute_log_prob(kept)
@@ -153,7 +153,7 @@ class Objective(nn.Module):
 
     def bad_site(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]) -> str:
         """Name of the first site with a log density that is not finite at the present parameters; empty if none."""
-        with torch.no_grad(), Placed(declared):
+        with torch.no_grad(), ParametersAt(declared):
             p, q = _run(*self.programs, args, kwargs)
             for name, site in {**drawn_sites(q), **sampled_sites(p)}.items():
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
@@ -173,7 +173,7 @@ class Objective(nn.Module):
             guide = enumerating(guide, plan.depth)
         if plan.enumerated or plan.summed:
             model = enumerating(model, None if plan.enumerated else plan.depth)
-        with Placed(declared):
+        with ParametersAt(declared):
             p, q = _run(model, guide, args, kwargs)
         if plan.enumerated:
             bound = expected_bound(p, q)

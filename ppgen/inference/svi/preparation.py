@@ -15,7 +15,7 @@ from ppgen.inference.svi.objective import Objective
 from ppgen.inference.svi.options import Guide, Options
 from ppgen.inference.svi.weighted import Weighted
 from ppgen.model import Conjugate, Model
-from ppgen.programs.density import home
+from ppgen.programs.density import device_of
 from ppgen.programs.minibatch import check_minibatch
 from ppgen.programs.naming import check_dims, check_guide, check_keywords
 from ppgen.programs.parameters import Parameters, declared_by
@@ -69,13 +69,13 @@ def prepare(task: Task, guide: Guide, options: Options) -> tuple[Objective, Para
     q: Callable[..., Any]
     check_guide(model.guide if guide is None else guide, keywords=tuple(kwargs))
     if guide is None and isinstance(model, Conjugate):
-        named = natural_guide(model, task, args, kwargs).to(home(model, args))
+        named = natural_guide(model, task, args, kwargs).to(device_of(model, args))
         program, q = named.model, named
     elif guide is None and own:
         q = model.guide
     elif guide is None or isinstance(guide, str):
         sites = learn(program, args, kwargs, minibatch=True).sites
-        q = named = named_guide(guide or "mean_field", sites).to(home(model, args))
+        q = named = named_guide(guide or "mean_field", sites).to(device_of(model, args))
     else:
         q = guide
         make_local(_owners(guide))

@@ -88,7 +88,7 @@ class Run:
     held_out : true if those rows are held out.
     local : true if rows have latent values of their own, whose noise differs between processes.
     rise : nats of that bound that are progress.
-    lost : says at which site the bound of a batch is not finite, in words for a message.
+    fault : says at which site the bound of a batch is not finite, in words for a message.
     identity : identity of the run; a checkpoint of another is refused.
     """
 
@@ -99,7 +99,7 @@ class Run:
         options: Options,
         batches: Callable[[int], Callable[[int], Sequence[Tensor]]],
         evaluate: Callable[[Sequence[Tensor]], float] | None,
-        lost: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
+        fault: Callable[[Sequence[Tensor], Sequence[Tensor]], str],
         *,
         held_out: bool,
         local: bool,
@@ -112,7 +112,7 @@ class Run:
     ) -> None:
         self.gradient, self.parameters, self.options = gradient, parameters, options
         self.batches = batches
-        self.evaluate, self.lost, self.max_steps, self.group = evaluate, lost, max_steps, group
+        self.evaluate, self.fault, self.max_steps, self.group = evaluate, fault, max_steps, group
         self.held_out, self.local, self.rise, self.identity = held_out, local, rise, identity
         self._seed(seed)
         self.flat = parameters.flat()
@@ -330,7 +330,7 @@ class Run:
     def _error(self, value: float, gradients: Sequence[Tensor]) -> "_NotFinite":
         number, advice = self.steps + 1, f"try lr < {self.options.lr / 5:g}, and features of about unit variance"
         if not math.isfinite(value):
-            what, where = f"the loss is {-value}", self.lost(self.flat, self.batch(self.steps))
+            what, where = f"the loss is {-value}", self.fault(self.flat, self.batch(self.steps))
         else:
             bad = [name for name, part in self.parameters.named(gradients).items() if not torch.isfinite(part).all()]
             what, where = f"the gradient of {', '.join(bad[:3]) or 'all'} is not finite", ""

@@ -1,4 +1,4 @@
-"""The second phase of ``_discrete_kernels``: messages go on over each other and become marginals and counts."""
+"""Second half of forward-backward: each pass continues into the other's half and combines the two messages there."""
 
 import numpy as np
 from numba import njit

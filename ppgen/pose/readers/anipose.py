@@ -21,21 +21,21 @@ def read(table: Table) -> list[Track]:
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise FileError(f"{table.path}: columns must differ, got {duplicates[:4]} more than once; rename the keypoint")
-    place = {name: i for i, name in enumerate(names)}
+    position = {name: i for i, name in enumerate(names)}
     keypoints = tuple(n[:-2] for n in names if n.endswith("_x") and {n[:-2] + "_y", n[:-2] + "_z"} <= set(names))
-    if not keypoints or "fnum" not in place:
+    if not keypoints or "fnum" not in position:
         raise FileError(
             f"{table.path}: must have columns <keypoint>_x, _y, _z and fnum, got {names[:6]}; export it again"
         )
     values = table.numbers(1, names)
-    start, frames, rows = on_grid(values[:, place["fnum"]], table.path)
+    start, frames, rows = on_grid(values[:, position["fnum"]], table.path)
     grid = np.full((frames, len(names)), np.nan)
     grid[rows] = values
-    scores = [place[f"{k}_score"] for k in keypoints if f"{k}_score" in place]
+    scores = [position[f"{k}_score"] for k in keypoints if f"{k}_score" in position]
     return [
         Track(
             keypoints,
-            np.ascontiguousarray(grid[:, [[place[f"{k}_{c}"] for c in "xyz"] for k in keypoints]]),
+            np.ascontiguousarray(grid[:, [[position[f"{k}_{c}"] for c in "xyz"] for k in keypoints]]),
             None if len(scores) < len(keypoints) else np.ascontiguousarray(grid[:, scores]),
             start=start,
         )

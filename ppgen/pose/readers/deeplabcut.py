@@ -61,9 +61,9 @@ def _track(
     owner: str | None, columns: Sequence[Column], grid: np.ndarray, start: int, notes: tuple[str, ...], path: Path
 ) -> Track:
     """The columns of one individual as a track."""
-    place = {c[-2:]: i for i, c in enumerate(columns) if _owner(c) == owner and c[-1] in KNOWN}
-    keypoints = tuple(dict.fromkeys(name for name, _ in place))
-    found = {name: {c for k, c in place if k == name} for name in keypoints}
+    position = {c[-2:]: i for i, c in enumerate(columns) if _owner(c) == owner and c[-1] in KNOWN}
+    keypoints = tuple(dict.fromkeys(name for name, _ in position))
+    found = {name: {c for k, c in position if k == name} for name in keypoints}
     coordinates = [c for c in KNOWN if any(c in have for have in found.values())]
     if not {"x", "y"} <= set(coordinates):
         raise FileError(f"{path}: each keypoint must have columns x and y, got {sorted({c[-1] for c in columns})[:6]}")
@@ -71,8 +71,8 @@ def _track(
         if have != set(coordinates):
             missing = sorted(set(coordinates) - have)
             raise FileError(f"{path}: keypoint {name!r} must have columns {coordinates}, {missing} are absent")
-    pick = [[place[name, c] for c in coordinates if c != "likelihood"] for name in keypoints]
-    sure = [place[name, "likelihood"] for name in keypoints] if "likelihood" in coordinates else None
+    pick = [[position[name, c] for c in coordinates if c != "likelihood"] for name in keypoints]
+    sure = [position[name, "likelihood"] for name in keypoints] if "likelihood" in coordinates else None
     return Track(
         keypoints=keypoints,
         positions=np.ascontiguousarray(grid[:, pick]),

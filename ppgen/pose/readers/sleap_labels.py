@@ -38,8 +38,8 @@ def read(file: h5py.File, path: Path) -> list[Track]:
     """
     frames, instances = (_table(file, name, path) for name in ("frames", "instances"))
     keypoints = _keypoints(file, instances, path)
-    place = {int(frame): i for i, frame in enumerate(frames["frame_id"])}
-    rows = np.array([place.get(int(frame), -1) for frame in instances["frame_id"]], dtype=np.int64)
+    position = {int(frame): i for i, frame in enumerate(frames["frame_id"])}
+    rows = np.array([position.get(int(frame), -1) for frame in instances["frame_id"]], dtype=np.int64)
     if (rows < 0).any():
         raise FileError(f"{path}: its instances must lie in its frames, some do not; it is damaged, save it again")
     points = {_USER: _table(file, "points", path), _PREDICTED: _table(file, "pred_points", path)}

@@ -628,7 +628,7 @@ def test_the_bounds_of_minibatches_of_a_mixture_are_on_average_that_of_all_rows(
     """Labels are summed out of each row before its batch is scaled up; the guide has the same fixed noise for all."""
     task = preparation.read_task(Mixture(), (mixed(60),), None, torch.float64, torch.device("cpu"))
     options = training.Options(0.01, None, "constant", 0, None, 12, 1, averaging=False, early_stopping=True)
-    with engine.quiet(torch.float64):
+    with engine.private_pyro(torch.float64):
         made, _, _ = preparation.prepare(task, None, options)
         noise = torch.tensor([[0.3, -1.2], [-0.7, 0.1]]).double()
         assert made.plan.summed == ("z",)
