@@ -112,7 +112,7 @@ def as_folder(who: str, checkpoint: object) -> Path | None:
 
 
 def require_at_least(what: str, value: object, smallest: int) -> None:
-    """Raise `DataError` for what is no whole number, or a count below ``smallest``."""
+    """Raise `DataError` unless the value is a whole number of at least ``smallest``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise DataError(f"{what} must be a whole number, got {value!r}; pass an int")
     if value < smallest:
@@ -120,11 +120,11 @@ def require_at_least(what: str, value: object, smallest: int) -> None:
 
 
 def require_within(what: str, value: object, low: float, high: float, advice: str) -> None:
-    """Raise `DataError` for what is no number strictly between ``low`` and ``high``."""
+    """Raise `DataError` unless the value is a number strictly between ``low`` and ``high``."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and low < cast(float, value) < high):
-        wanted = "positive" if (low, high) == (0, math.inf) else f"between {low} and {high}"
-        raise DataError(f"{what} must be {wanted}, got {value!r}; {advice}")
+        rule = "positive" if (low, high) == (0, math.inf) else f"between {low} and {high}"
+        raise DataError(f"{what} must be {rule}, got {value!r}; {advice}")
 
 
 def require_step_sizes(who: str, delay: float, forgetting: float, *, least: int = 0) -> None:

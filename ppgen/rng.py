@@ -24,7 +24,7 @@ def private_stream(random_seed: int | None) -> Iterator[int]:
 
     Raises
     ------
-    DataError : a seed that is no whole number from 0 to 2**53.
+    DataError : a seed that is not a whole number from 0 to 2**53.
     """
     whole = isinstance(random_seed, Integral) and not isinstance(random_seed, bool)
     if random_seed is not None and not (whole and 0 <= random_seed < LARGEST_SEED):

@@ -182,11 +182,11 @@ def _read_syllables(path: Path) -> np.ndarray:
     return table["syllable"].to_numpy(int)
 
 
-def _read_csv(path: Path, wanted: str, *, text: bool = False) -> pd.DataFrame:
-    """A table; with ``text`` every cell as it is written, so that neither 001 nor NA is anything but a name."""
+def _read_csv(path: Path, kind: str, *, text: bool = False) -> pd.DataFrame:
+    """Read a table. With ``text`` cells stay as they are written, so that 001 and NA are names."""
     if not path.is_file():
-        raise FileError(f"file: {path} must be {wanted}, there is no such file; check the path")
+        raise FileError(f"file: {path} must be {kind}, there is no such file; check the path")
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise FileError(f"file: {path} must be {wanted}, it cannot be read as one ({error})") from error
+        raise FileError(f"file: {path} must be {kind}, it cannot be read as one ({error})") from error

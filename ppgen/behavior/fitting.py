@@ -1,4 +1,4 @@
-"""From recordings to a fitted pipeline: bodies aligned, a subspace found, a stickiness chosen, a model fitted."""
+"""Fit a pipeline to recordings: align bodies, find a subspace, choose a stickiness, fit a model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Settings:
     variance, components : share of the pose variance that the subspace keeps, or its width, which then decides.
     n_init : starts of the model; the best evidence bound is kept.
     max_steps, tol : end of the last fit: so many steps, or a smaller relative change of the bound.
-    random_seed : of everything random.
+    random_seed : seed of everything random.
     anterior, posterior : keypoints at the front and the back of the body; found from names or from the motion when
         None.
     leave_out : keypoints not to use.
@@ -76,7 +76,7 @@ class Study:
     search : the search for a stickiness: ``trail`` has the durations in seconds.
     x : the windows of data that the model was fitted to.
     notes : remarks that a person should read, in words.
-    starts : the bound that each start reached in the first brief fit of the search, in nats; the best was gone on with.
+    starts : the bound that each start reached in the first brief fit of the search, in nats; the best was continued.
     """
 
     pipeline: Pipeline

@@ -62,8 +62,8 @@ def demo(out: Path, settings: Settings, *, overwrite: bool = False) -> None:
         for name, syllable in known.items():
             table = pd.DataFrame({"frame": np.arange(len(syllable)), "syllable": syllable})
             table.to_csv(work / "input" / f"{name}.truth.csv", index=False)
-        lost = np.mean([mouse.missing for mouse in mice])
-        say(f"simulated {len(mice)} mice, {sum(map(len, mice))} frames, {lost:.0%} of keypoints missing")
+        missing = np.mean([mouse.missing for mouse in mice])
+        say(f"simulated {len(mice)} mice, {sum(map(len, mice))} frames, {missing:.0%} of keypoints missing")
         recordings = Reading(fps=mice[0].fps).read(paths, settings.lags + 1)
         labelled = _fit_into(work, recordings, settings, {}, known)
         found = match_labels(known, labels_of(labelled))

@@ -1,4 +1,4 @@
-"""Every way of dealing values out to groups: p-values that hold for a handful of recordings.
+"""Permutation tests over every way of dealing values out to groups: p-values for a handful of recordings.
 
 With three recordings against three the chi-squared distribution gives complete separation p = .0495, though one way
 in ten separates them completely. Here the statistic is compared with what it is for every way, or for many at random.
@@ -19,7 +19,7 @@ MOST_WAYS, SHUFFLES = 20_000, 9_999
 
 
 def ways(sizes: Sequence[int]) -> int:
-    """In how many ways values can be dealt out to groups of these sizes."""
+    """Count the ways of dealing values out to groups of these sizes."""
     return math.factorial(sum(sizes)) // math.prod(map(math.factorial, sizes))
 
 

@@ -32,7 +32,7 @@ PARTS, EARLIER = "pipeline.safetensors", "fit"
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """All that labelling needs.
+    """A fitted pipeline: everything that labelling needs.
 
     Attributes
     ----------
@@ -105,12 +105,12 @@ class Pipeline:
             raise FileError(f"model: {inner / PARTS} is not a whole pipeline ({error}); run fit again") from error
 
     def _checked(self, recording: Recording) -> Recording:
-        wanted = float(self.settings["fps"])
-        if recording.fps is None or abs(recording.fps - wanted) > 0.01 * wanted:
+        fps = float(self.settings["fps"])
+        if recording.fps is None or abs(recording.fps - fps) > 0.01 * fps:
             rate = "unknown" if recording.fps is None else f"{recording.fps:g}"
             raise DataError(
-                f"model: {recording.name!r} must have {wanted:g} frames per second like the recordings of the fit, "
-                f"got {rate}; resample it, or pass --fps {wanted:g} if that is its true rate"
+                f"model: {recording.name!r} must have {fps:g} frames per second like the recordings of the fit, "
+                f"got {rate}; resample it, or pass --fps {fps:g} if that is its true rate"
             )
         return recording.select(self.settings["keypoints"])
 

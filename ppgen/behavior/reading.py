@@ -1,4 +1,4 @@
-"""Pose files as recordings that can be worked with, and what a person should know about them, said."""
+"""Pose files as recordings that can be worked with, with notes that a person should read."""
 
 import hashlib
 from collections.abc import Sequence

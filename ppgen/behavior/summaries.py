@@ -127,7 +127,7 @@ def _motion(positions: np.ndarray, labelled: Labelled, scale: float, frames: np.
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Median over the first axis of what is not NaN, without the warning where nothing is."""
+    """Median over the first axis, NaN left out, without a warning where all is NaN."""
     if not len(values):
         raise DataError("median: there must be at least one value, got none")
     seen = np.isfinite(values)

@@ -44,7 +44,7 @@ def simulate(
     """Simulated beside recorded movement (:func:`ppgen.behavior.summaries.replicates`), and which sets left.
 
     The model moves between the syllables it has seen :data:`FEW` times or more, or all that were used where none was.
-    How the others move is told by the prior alone, in which bodies need not stay near their pose.
+    Only the prior knows how the others move, and in it bodies need not stay near their pose.
     """
     often = table.index[table["instances"] >= FEW].to_list() or table.index.to_list()
     fit, fps = selected(study.pipeline.fit, often), float(study.pipeline.settings["fps"])
@@ -105,11 +105,11 @@ def _rare_words(table: pd.DataFrame) -> str:
 
 def _starts_words(starts: Sequence[float]) -> str:
     """Describe other optima: the last fit has one start, the best one of the search."""
-    said = "Whether another start ends in a better optimum is shown by fitting again with another --seed, and by match"
+    words = "Whether another start ends in a better optimum is shown by fitting again with another --seed, and by match"
     if len(starts) < 2:
-        return f"{said}."
+        return f"{words}."
     apart = max(starts) - sorted(starts)[-2]
     return (
-        f"{said}: of the search's {len(starts)} starts the best after {FIRST_STEPS} steps was gone on with, the second "
+        f"{words}: of the search's {len(starts)} starts the best after {FIRST_STEPS} steps was continued, the second "
         f"was {apart:,.0f} nats behind."
     )

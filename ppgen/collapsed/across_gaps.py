@@ -110,10 +110,10 @@ class GapLatents:
         """``z_mode``: across gaps the most probable state of each step, and elsewhere the most probable path given
         those; -1 past the end of a sequence.
         """
-        given = self.posterior.switching
+        switching = self.posterior.switching
         best = torch.nn.functional.one_hot(self.probabilities.argmax(-1), self.probabilities.shape[-1])
-        potential = torch.where(given.touched[..., None], UNLIKELY * (best - 1.0), given.potential)
-        chain = discrete_chain(self.posterior.log_initial, self.posterior.log_transition, potential, given.lengths)
+        potential = torch.where(switching.touched[..., None], UNLIKELY * (best - 1.0), switching.potential)
+        chain = discrete_chain(self.posterior.log_initial, self.posterior.log_transition, potential, switching.lengths)
         return {"z_mode": self._end(chain.mode())}
 
     def sample(self) -> dict[str, Tensor]:
@@ -121,19 +121,19 @@ class GapLatents:
         return {"z_draw": self._end(self.posterior.path())}
 
     def _frames(self) -> Float[Tensor, "N T D"]:
-        """Mean of the frames given a path, averaged over paths."""
-        given, K = self.posterior, self.probabilities.shape[-1]
-        total = torch.zeros_like(given.switching.value)
+        """Mean of the frames posterior a path, averaged over paths."""
+        posterior, K = self.posterior, self.probabilities.shape[-1]
+        total = torch.zeros_like(posterior.switching.value)
         for path in self.paths:
             weights = torch.nn.functional.one_hot(path, K).to(total)
-            completion = given.emission.complete(given.x, given.statistics, weights)
+            completion = posterior.emission.complete(posterior.x, posterior.statistics, weights)
             total += total.new_zeros(()) if completion is None else completion.mean
-        return torch.where(given.switching.known, given.switching.value, total / len(self.paths))
+        return torch.where(posterior.switching.known, posterior.switching.value, total / len(self.paths))
 
     def _end(self, path: Tensor) -> Tensor:
         return torch.where(self._exists, path, -1)
 
     @property
     def _exists(self) -> Bool[Tensor, "N T"]:
-        given = self.posterior.switching
-        return torch.arange(given.potential.shape[1]) < given.lengths[:, None]
+        switching = self.posterior.switching
+        return torch.arange(switching.potential.shape[1]) < switching.lengths[:, None]

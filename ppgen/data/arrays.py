@@ -177,8 +177,10 @@ def _check_table(frame: pd.DataFrame, dims: tuple[str, ...], name: str) -> None:
     if not columns.is_unique:
         raise DataError(f"{name}: columns must differ, got {columns[columns.duplicated()].tolist()} more than once")
     if len(columns) == 0 or (len(dims) == 1 and len(columns) > 1):
-        wanted = "one column" if len(dims) == 1 else "columns"
-        raise DataError(f"{name}: a DataFrame must have {wanted}, got {columns.tolist()[:6]}; select what is observed")
+        expected = "one column" if len(dims) == 1 else "columns"
+        raise DataError(
+            f"{name}: a DataFrame must have {expected}, got {columns.tolist()[:6]}; select what is observed"
+        )
 
 
 def _from_ragged(items: list[object], dims: tuple[str, ...], name: str, labels: Sequence | None = None) -> xr.DataArray:

@@ -21,8 +21,8 @@ def note_idle_columns(who: str, x: xr.DataArray) -> None:
     low, high = np.fmin.reduce(values, 0), np.fmax.reduce(values, 0)
     constant = low == high
     if constant.any():
-        said = "%s: features %s of x never change; leave them out unless that is a finding"
-        log.warning(said, who, _some(names[constant]))
+        message = "%s: features %s of x never change; leave them out unless that is a finding"
+        log.warning(message, who, _some(names[constant]))
     copies = [(first, second) for first, second in _alike(values) if not constant[first]]
     if copies:
         pairs = ", ".join(f"{names[second]} of {names[first]}" for first, second in copies[:NAMED])

@@ -16,7 +16,7 @@ from ppgen.data.parts import Inputs, each
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
-__all__ = ["INPUT", "LabelledInputs", "aligned_features", "input_dims", "labels_of", "places", "read_inputs"]
+__all__ = ["INPUT", "LabelledInputs", "aligned_features", "input_dims", "labels_of", "positions", "read_inputs"]
 
 INPUT = "input"  # what the last axis of inputs is called
 
@@ -42,7 +42,7 @@ def read_inputs(
 
     Parameters
     ----------
-    who : is asked, for messages.
+    who : name of the caller in messages.
     u : an array, tensor, DataFrame, Series or DataArray; a dict of them (or a Dataset), whose whole numbers stay whole;
         None for no inputs.
     observations : the data.
@@ -86,7 +86,7 @@ def _read(
     last = labelled.dims[-1]
     found = labelled[last].values if labelled.ndim > 1 and last in labelled.coords else None
     if found is not None and axis in known:
-        order = places(known[axis], found)
+        order = positions(known[axis], found)
         if order is None:
             raise DataError(
                 f"{what} must have the inputs of the fit, {known[axis].tolist()}, got {found.tolist()}; "
@@ -107,11 +107,11 @@ def aligned_features(who: str, observations: xr.DataArray, labels: Mapping[str, 
     for dim in map(str, observations.dims[1:]):
         if dim == "time" or dim not in labels or dim not in observations.coords:
             continue
-        wanted, given = labels[dim], observations[dim].values
-        order = places(wanted, given)
+        ours, theirs = labels[dim], observations[dim].values
+        order = positions(ours, theirs)
         if order is None:
             raise DataError(
-                f"{who}: x must have the {dim}s of the fit, {wanted.tolist()}, got {given.tolist()}; "
+                f"{who}: x must have the {dim}s of the fit, {ours.tolist()}, got {theirs.tolist()}; "
                 "rename or select them"
             )
         observations = observations.isel({dim: order})
@@ -123,9 +123,9 @@ def labels_of(observations: xr.DataArray) -> dict[str, np.ndarray]:
     return {str(dim): observations[dim].values for dim in observations.dims if dim in observations.coords}
 
 
-def places(wanted: Sequence[Any] | np.ndarray, given: Sequence[Any] | np.ndarray) -> np.ndarray | None:
-    """Positions of the ``wanted`` labels among those ``given``; None where they are not the same ones."""
-    ours, theirs = _index(wanted), _index(given)
+def positions(labels: Sequence[Any] | np.ndarray, among: Sequence[Any] | np.ndarray) -> np.ndarray | None:
+    """Positions of ``labels`` ``among`` others; None if these are not the same ones."""
+    ours, theirs = _index(labels), _index(among)
     if len(ours) != len(theirs):
         return None
     if not (ours.is_unique and theirs.is_unique):
@@ -168,16 +168,16 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
 
     Of rows, but not of steps, there may be more than the data have: those are left out.
     """
-    wanted, given = observations[dim].values, u[dim].values
-    ours = np.isin(given, wanted) if dim == observations.dims[0] else np.ones(len(given), dtype=bool)
-    order = places(wanted, given[ours])
+    expected, got = observations[dim].values, u[dim].values
+    ours = np.isin(got, expected) if dim == observations.dims[0] else np.ones(len(got), dtype=bool)
+    order = positions(expected, got[ours])
     if order is not None:
         return u.isel({dim: np.flatnonzero(ours)[order]})
-    if len(wanted) == len(given) and (_counted(given, wanted) or _counted(wanted, given)):
+    if len(expected) == len(got) and (_counted(got, expected) or _counted(expected, got)):
         return u
-    odd = [label for label in given.tolist() if label not in set(wanted.tolist())]
+    odd = [label for label in got.tolist() if label not in set(expected.tolist())]
     raise DataError(
-        f"{what} must have the {dim}s of x, {_few(wanted)}, got {_few(given)}"
+        f"{what} must have the {dim}s of x, {_few(expected)}, got {_few(got)}"
         + (f", {odd[0]!r} among them" if odd else "")
         + "; select them, or pass u.to_numpy() if the rows are in the order of x"
     )

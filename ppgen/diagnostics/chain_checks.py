@@ -46,7 +46,7 @@ def check_chains(draws: Mapping[str, Float[Array, "C S *event"]]) -> Iterator[Ch
 def check_modes(
     draws: Mapping[str, Float[Array, "C S *event"]], lp: Float[Array, "C S"] | None = None
 ) -> Iterator[Check]:
-    """Tell whether all chains share one place; labels must have been aligned, ``lp`` is the log density."""
+    """Check that all chains are in one mode; labels must have been aligned, ``lp`` is the log density."""
     values = {site: np.asarray(value, dtype=float) for site, value in draws.items()}
     values = {site: value for site, value in values.items() if value.size}
     if not values or len(next(iter(values.values()))) < 2:
@@ -195,8 +195,8 @@ def _log_chance(stays: Bool[Array, "C n"], longest: Int[Array, " C"]) -> Float[A
 def _distinct(entry: Float[Array, "C S"]) -> Check:
     """Chains that repeat each other are one: a seed was shared."""
     count = len(np.unique(entry, axis=0))
-    wanted = len(entry)
-    return Check("distinct chains", count, f"= {wanted}", count == wanted, "chains repeat each other: give other seeds")
+    needed = len(entry)
+    return Check("distinct chains", count, f"= {needed}", count == needed, "chains repeat each other: give other seeds")
 
 
 def _rhat_check(site: str, chains: int, known: Convergence) -> Check:

@@ -1,6 +1,6 @@
 r"""Can this fit be trusted? Checks on plain arrays, each a line in words; the verdict fails closed.
 
-Every check is written so that NaN fails it; what could not be checked is said. Thresholds, and where they come from:
+Every check is written so that NaN fails it, and reports what could not be checked. Thresholds and their sources:
 
 - :math:`\hat R` at most 1.01 (Vehtari et al. 2021), nested for 16 chains or more (see ``convergence``);
   where many entries are compared, at most what chains that agree would reach by chance in one run of a thousand, and
@@ -67,7 +67,7 @@ def check_elbo(elbo: Float[Array, " I"], *, monotone: bool) -> Iterator[Check]:
 
 
 def check_convergence(converged: bool | None, elbo: Float[Array, " I"]) -> Iterator[Check]:
-    """Tell whether the engine's own test of convergence was met, and the bound has stopped rising.
+    """Check that the engine's own test of convergence was met, and that the bound has stopped rising.
 
     The number is the slope over the last tenth of the run. Where that is 100 steps or more of a noisy bound, what they
     gained must be under a nat, or within three standard errors. With ``converged`` None the engine made no test, as
@@ -76,11 +76,11 @@ def check_convergence(converged: bool | None, elbo: Float[Array, " I"]) -> Itera
     slope, error, steps = _last_slope(np.asarray(elbo, dtype=float))
     settled = slope * steps <= max(GAIN, 3 * error * steps)
     if converged is None:
-        good, wanted, advice = settled and steps >= FEWEST_STEPS, "at most noise, nats per step", STILL_RISING
+        good, rule, advice = settled and steps >= FEWEST_STEPS, "at most noise, nats per step", STILL_RISING
     else:
-        good, wanted = converged and (steps < SETTLED_STEPS or settled), "converged by the engine's test, nats per step"
+        good, rule = converged and (steps < SETTLED_STEPS or settled), "converged by the engine's test, nats per step"
         advice = STILL_RISING if converged else "it stopped before it was done: raise max_steps"
-    yield Check("ELBO slope", slope, wanted, good, advice)
+    yield Check("ELBO slope", slope, rule, good, advice)
 
 
 def check_compared() -> Iterator[Check]:
@@ -118,7 +118,7 @@ def check_missing(share: float) -> Iterator[Check]:
 
 
 def check_point() -> Iterator[Check]:
-    """Stands for the comparison of widths, of which a point estimate has none."""
+    """Stand in for the comparison of widths, which a point estimate does not have."""
     yield Check(
         POINT,
         0.0,

@@ -278,13 +278,13 @@ def _width_check(
     allowed = np.maximum(math.log1p(WIDTH) + MARGIN * error, limit * error)
     worst = int(np.argmax(np.abs(stretch) - allowed))
     value, most = math.exp(stretch[worst]), math.exp(allowed[worst])
-    said = f"{value:.2g} times as wide as the posterior" if value > 1 else f"{value:.2g} of the posterior's width"
+    words = f"{value:.2g} times as wide as the posterior" if value > 1 else f"{value:.2g} of the posterior's width"
     return Check(
         f"width of {site}",
         value,
         f"{1 / most:.2f} to {most:.2f} times that of the reweighted draws{where}",
         bool(abs(stretch[worst]) <= allowed[worst]),
-        f"q is {said}: {FIT_AGAIN}",
+        f"q is {words}: {FIT_AGAIN}",
     )
 
 

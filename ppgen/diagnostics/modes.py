@@ -1,4 +1,4 @@
-r"""In how many places do the chains sit? Chains that share no ground are in separate modes, or have not moved far.
+r"""Modes of the chains: chains that share no ground are in separate modes, or have not moved far.
 
 In every scalar quantity the chains' medians are put in order and cut wherever the gap to the next one is more than
 three spreads (the pooled 1.48 MAD of the two neighbours): two normals so far apart share 13 % of their mass. Chains
@@ -54,7 +54,7 @@ class Modes:
 
 
 def modes(draws: Mapping[str, Float[Array, "C S *event"]]) -> Modes:
-    """Chains by the place they sit in; every draw must be finite."""
+    """Group chains by the mode they sit in; every draw must be finite."""
     cuts = {site: _labels(np.asarray(value, dtype=float)) for site, value in draws.items()}
     together = np.concatenate(list(cuts.values()), 1)
     _, label, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)

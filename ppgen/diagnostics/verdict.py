@@ -81,13 +81,13 @@ def _words(checks: Sequence[Check], failed: Sequence[Check]) -> str:
     point = "A point estimate, without uncertainty" if any(check.check == POINT for check in failed) else ""
     if wrong:
         names = ", ".join(dict.fromkeys(wrong))
-        said = f"Not to be trusted as it is: {len(wrong)} of {len(checks)} checks failed ({names}).{unseen}"
-        return f"{point}. {said}" if point else said
+        sentence = f"Not to be trusted as it is: {len(wrong)} of {len(checks)} checks failed ({names}).{unseen}"
+        return f"{point}. {sentence}" if point else sentence
     passed = len(checks) - len(failed)
-    said = f"{passed} check{'' if passed == 1 else 's'}"
+    sentence = f"{passed} check{'' if passed == 1 else 's'}"
     if point:
-        return f"{point}: {said} of how it was found passed."
-    return f"Not shown to be good: {said} passed, but the one that matters was not made.{unseen}"
+        return f"{point}: {sentence} of how it was found passed."
+    return f"Not shown to be good: {sentence} passed, but the one that matters was not made.{unseen}"
 
 
 def _found(row: Check) -> str:

@@ -33,7 +33,7 @@ def observed(distribution: Any) -> Any:  # noqa: ANN401 (Pyro's distributions ha
 
     Parameters
     ----------
-    distribution : of independent entries in any shape, made by ``to_event``, ``expand`` or ``mask`` too; or a
+    distribution : one of independent entries, also made by ``to_event``, ``expand`` or ``mask``; or a
         ``MultivariateNormal``, ``LowRankMultivariateNormal`` or ``MultivariateStudentT``. One that takes NaN already
         comes back as it is.
 
@@ -102,7 +102,7 @@ class _Observed(TorchDistribution, ABC):
 
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of what is seen of each event."""
+        """Log density of the observed part of each event."""
 
     @abstractmethod
     def impute(self, value: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _covariance(base: Any) -> Float[Tensor, "*B D D"]:  # noqa: ANN401 (a distri
 
 
 def _inside(base: Any) -> Tensor:  # noqa: ANN401 (a distribution)
-    """A value inside the support, whose density has a gradient, in the place of what is missing."""
+    """A value inside the support, at which the density has a gradient, to stand for missing entries."""
     support = base.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -3,7 +3,7 @@ r"""The Wishart distribution, carried by its lower Cholesky factor.
 .. math:: \Lambda = L L' \sim \mathcal W(\nu, V), \qquad
     p(L) = \mathcal W(LL' \mid \nu, V) \; 2^D \textstyle\prod_{i=1}^{D} L_{ii}^{D - i + 1}
 
-torch has no bijection onto positive-definite matrices, and whoever uses a precision wants its factor.
+torch has no bijection onto positive-definite matrices, and every use of a precision needs its factor.
 
 References: Bartlett (1933) for sampling; Muirhead (1982), theorem 2.1.9, for the Jacobian.
 """

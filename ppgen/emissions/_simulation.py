@@ -35,8 +35,8 @@ def _fold(
 ) -> tuple[Tensor, int]:
     """Each draw has states of its own."""
     size = info.batch_size
-    given = zip((regression, z, noise, past), in_dims, strict=True)
-    each = [t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in given]
+    inputs = zip((regression, z, noise, past), in_dims, strict=True)
+    each = [t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in inputs]
     each[1] = each[1] + each[0].shape[1] * torch.arange(size)[:, None, None]
     return simulate(*(t.flatten(0, 1) for t in each)).unflatten(0, (size, -1)), 0
 

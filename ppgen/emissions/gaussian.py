@@ -153,9 +153,9 @@ def _by_pattern(rows: Tensor, form: Tensor, log_det: Tensor, patterns: Tensor, i
     order = torch.argsort(inverse, stable=True)
     groups = rows[order].split(torch.bincount(inverse, minlength=len(patterns)).tolist())
     found = []
-    for group, lost, one, offset in zip(groups, patterns, reduced, constant + log_det, strict=True):
-        seen = (~lost).nonzero()[:, 0]
-        kept = torch.nn.functional.pad(seen, (0, 1), value=len(lost))
+    for group, pattern, one, offset in zip(groups, patterns, reduced, constant + log_det, strict=True):
+        seen = (~pattern).nonzero()[:, 0]
+        kept = torch.nn.functional.pad(seen, (0, 1), value=len(pattern))
         whole = torch.nn.functional.pad(group[:, seen], (0, 1), value=1.0)
         score = scores(whole, one[:, kept[:, None], kept]) + offset
         found.append(score if len(seen) else 0 * score)

@@ -8,7 +8,7 @@ For a quadratic form over :math:`w = (x, 1)` and a row that hides the features H
 with zeros for what is hidden in :math:`w_0`. The last three terms are an operator, with a gradient written by hand:
 conditional means and covariances, which are what EM for Gaussians with missing entries sums (Little & Rubin 2019,
 §11.2). Operators find what is hidden when they run, by the NaN, so a graph that holds them is right for any data. Rows
-that hide everything count as complete: whoever has a use for such rows knows what they are.
+that hide everything count as complete; callers that use such rows know them.
 
 On the CPU, compiled kernels factorise what a row hides and no more. Elsewhere, seen features are pinned (rows and
 columns of the identity) and factorised in batches.

@@ -94,8 +94,8 @@ class Subspace:
     def _losses(self, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues and vectors of G for each pattern of missing features, and the pattern of each row."""
         patterns, inverse = distinct_patterns(missing)
-        lost = patterns.to(self.basis)[..., None] * self.basis
-        g, U = torch.linalg.eigh(lost.mT @ lost)
+        hidden = patterns.to(self.basis)[..., None] * self.basis
+        g, U = torch.linalg.eigh(hidden.mT @ hidden)
         return g.clamp(0.0, 1.0), U, inverse
 
     def _complete_rows(self, centred: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,12 +55,12 @@ class Ascent:
         """Make one step uphill with backtracking; return what each row gained."""
         direction = self.times(self.gradient)
         slope = dot(direction, self.gradient)
-        lost = ~(slope > 0)
-        direction = torch.where(lost[:, None], self.gradient, direction)
-        slope = torch.where(lost, dot(self.gradient, self.gradient), slope)
+        downhill = ~(slope > 0)
+        direction = torch.where(downhill[:, None], self.gradient, direction)
+        slope = torch.where(downhill, dot(self.gradient, self.gradient), slope)
         first = 1.0 if self.pairs else 1 / slope.sqrt().clamp_min(1.0)
         size = torch.ones_like(slope) * first
-        found, v, value, gradient = torch.zeros_like(lost), self.v, self.value, self.gradient
+        found, v, value, gradient = torch.zeros_like(downhill), self.v, self.value, self.gradient
         for _ in range(HALVINGS):
             trial = self.v + torch.where(found, 0.0, size)[:, None] * direction
             new_value, new_gradient = gradient_of(trial)

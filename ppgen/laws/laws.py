@@ -47,7 +47,7 @@ def check(
     Parameters
     ----------
     model : a `Model`, or a function with ``pyro.sample`` sites; it is not changed.
-    args : for a `Model` the observations ``x``, of which the first 64 rows are used; for a function its arguments.
+    args : for a `Model` the observations ``x`` (the first 64 rows are used); for a function its arguments.
     u : inputs of a `Model`, a row per row of ``x``.
     random_seed : seed of the parameters at which the laws are tried.
 

@@ -98,7 +98,7 @@ class Subject:
         return replace(self, model=model, x=x, u=u, theta=theta)
 
     def with_gaps(self) -> "Subject":
-        """The same data with entries hidden: the first, and of series a frame, a feature and the end of one too."""
+        """The same data with entries hidden: the first, and in series also a frame, a feature and the end of one."""
         x = self.x.clone()
         x[(0,) * x.ndim] = torch.nan
         if x.ndim == 3:
@@ -138,7 +138,7 @@ def subject(task: Task, seed: int) -> Subject:
 
 
 def _data(task: Task) -> tuple[Tensor, Inputs, bool]:
-    """Data without gaps, inputs, and whether there were gaps; what is no array of numbers is left alone."""
+    """Data without gaps, inputs, and whether there were gaps; anything but an array of numbers is left alone."""
     x = task.args[0] if task.args else torch.zeros(())
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
         return (x if isinstance(x, Tensor) else torch.zeros(())), None, False

@@ -112,8 +112,8 @@ def folded(name: str, paths: Callable[..., Tensor], dtype: torch.dtype = torch.l
 
 def log_normalizer(name: str, a: Tensor, b: Tensor, c: Tensor, lengths: Tensor) -> Tensor:
     """Log-normaliser (B,), differentiable twice in ``a``, ``b`` and ``c``."""
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, c))
-    keep = wanted and c.numel() <= KEEP_AT_MOST
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, c))
+    keep = differentiated and c.numel() <= KEEP_AT_MOST
     return _LogNormalizer.apply(name, a, b, c, lengths, None, keep)[0]
 
 

@@ -93,7 +93,7 @@ class LDS(Conjugate):
         return {"regressor": [*(f"h{i}" for i in range(self.latent)), *map(str, names), "one"]}
 
     def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
-        """That the dynamics grow, where they do in most draws."""
+        """A warning that the dynamics grow, if they do in most draws."""
         radius = float(torch.linalg.eigvals(theta["dynamics"][..., : self.latent]).abs().amax(-1).median())
         if radius <= 1:
             return []
@@ -154,10 +154,10 @@ class LDS(Conjugate):
 
     def _check_units(self, inputs: Sequence[Inputs]) -> None:
         """Refuse inputs that the prior of their coefficients outweighs because of their units."""
-        given = [u.reshape(-1, self.inputs) for u in inputs if isinstance(u, Tensor) and u.shape[-1] == self.inputs]
-        if not self.inputs or not given:
+        usable = [u.reshape(-1, self.inputs) for u in inputs if isinstance(u, Tensor) and u.shape[-1] == self.inputs]
+        if not self.inputs or not usable:
             return  # the program refuses what does not fit
-        rows = torch.cat(given)
+        rows = torch.cat(usable)
         mean, spread = rows.mean(0), rows.std(0, correction=0)
         varies = spread > 1e-12 * mean.abs()
         odd = varies & ((mean.abs() > FAR_FROM_ZERO * spread) | (spread < SMALL))

@@ -114,8 +114,8 @@ class Template:
         scale = self._scale(recording)
         placed = place(points, self.shape, self.spread, scale, self.max_heading_error)
         heading, centroid = refine(points, self.shape, self.covariance, scale, placed)
-        lost = int((np.isnan(heading) & ~np.isnan(points).all((1, 2))).sum())
-        notes = (f"{lost} frames show too little of the animal to align and are missing",) if lost else ()
+        unplaced = int((np.isnan(heading) & ~np.isnan(points).all((1, 2))).sum())
+        notes = (f"{unplaced} frames show too little of the animal to align and are missing",) if unplaced else ()
         return AlignedRecording(
             name=recording.name,
             pose=to_body(points, centroid, heading, scale),

@@ -113,14 +113,14 @@ def _recordings(
     """Tracks of one file as recordings: split by individual, unsure points missing, unseen individuals left out."""
     if individuals is not None:
         tracks = _split(tracks, individuals, who)
-    several, found, lost = len(tracks) > 1, [], []
+    several, found, unseen = len(tracks) > 1, [], []
     for track in tracks:
         where = f"{who}: individual {track.individual}" if several else who
         rate = track.fps if fps is None else float(fps)
         _refuse(track, rate, where, never_seen=several)
         positions, below = _without_unsure(track, min_confidence, where)
         if np.isnan(positions).all():
-            lost.append(track.individual or name)
+            unseen.append(track.individual or name)
             continue
         found.append(
             Recording(
@@ -137,8 +137,8 @@ def _recordings(
         )
     if not found:
         raise FileError(f"{who}: nothing is left at min_confidence={min_confidence:g}; lower it")
-    if lost:
-        note = f"individuals {lost} are never seen with enough confidence and were left out"
+    if unseen:
+        note = f"individuals {unseen} are never seen with enough confidence and were left out"
         found = [replace(r, notes=(*r.notes, note)) for r in found]
     return found
 

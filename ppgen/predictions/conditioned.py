@@ -110,10 +110,10 @@ class _DrawAt(Messenger):
             self._check_whole(msg)
         if msg["name"] not in self.theta:
             return
-        value, wanted = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
-        if self.shapes and value.shape != wanted:
+        value, expected = self.theta[msg["name"]], msg["fn"].batch_shape + msg["fn"].event_shape
+        if self.shapes and value.shape != expected:
             raise FitError(
-                f"{self.who}: site {msg['name']!r} must have shape {tuple(wanted)} for this data, got "
+                f"{self.who}: site {msg['name']!r} must have shape {tuple(expected)} for this data, got "
                 f"{tuple(value.shape)} from the fit; a latent that grows with the data cannot be carried over"
             )
         msg["value"], msg["is_observed"] = value, True

@@ -124,7 +124,7 @@ def _row_plates(site: dict[str, Any], rows: int) -> Iterator[str]:
 
 
 def of_data(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:
-    """Observed sites that could be data: a factor is none."""
+    """Observed sites that could be data; a factor is not one."""
     return {
         name: site for name, site in observed_sites(trace, theta).items() if not isinstance(innermost(site["fn"]), Unit)
     }
@@ -154,24 +154,24 @@ def _is_given(model: Model, theta: Theta, x: Tensor, name: str, value: Tensor) -
 
 
 def argument_of(model: Model, value: object) -> Tensor | None:
-    """The other argument of a plain function that a site observes, NaN and all; None if it is none."""
+    """The other argument of a plain function that a site observes, with its NaN; None if it observes no argument."""
     number = _argument(model, value) if isinstance(value, Tensor) else None
     if number is None or not isinstance(value, Tensor):
         return None
-    given = _tensors(getattr(model, "rest", ())[number - 2])
-    return next(part for part in given if is_data(value, part.detach().to(value.dtype)))
+    argument = _tensors(getattr(model, "rest", ())[number - 2])
+    return next(part for part in argument if is_data(value, part.detach().to(value.dtype)))
 
 
 def _argument(model: Model, value: Tensor) -> int | None:
-    """Number, from 1, of the other argument of a plain function that ``value`` is; None if it is none."""
+    """Number, from 1, of the other argument of a plain function that equals ``value``; None if none does."""
     for number, given in enumerate(getattr(model, "rest", ()), 2):
         if any(is_data(value, part.detach().to(value.dtype)) for part in _tensors(given)):
             return number
     return None
 
 
-def _tensors(given: object) -> list[Tensor]:
-    return [part for part in tree_leaves(given) if isinstance(part, Tensor)]
+def _tensors(value: object) -> list[Tensor]:
+    return [part for part in tree_leaves(value) if isinstance(part, Tensor)]
 
 
 def _not_given(model: Model, name: str, value: Tensor) -> str:

@@ -55,7 +55,7 @@ MOST_NUMBERS = 1 << 24  # of the data of all proposals that are weighed at once
 
 
 def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
-    """Let a fitted model know which sites its rows own: before it is asked about ``x``, and outside of vmap."""
+    """Store in a fitted model which sites its rows own, before questions about ``x`` and outside of vmap."""
     known = memory(model)
     if known.of_rows and known.row_sites is None:
         remember(model, row_sites=row_sites(model, x, u))
@@ -186,7 +186,7 @@ class Local:
         return frozenset(site.plate for site in self.sites.values())
 
     def tiled(self, n: int) -> "Local":
-        """The same of all rows ``n`` times over, one after the other."""
+        """All rows ``n`` times over, one after the other."""
         rows = torch.arange(len(self.x), device=self.x.device).repeat(n)
         model, x, u = at_rows(self.model, self.x, self.u, rows)
         return replace(self, model=model, x=x, u=u)

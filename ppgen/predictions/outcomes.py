@@ -1,7 +1,7 @@
 """Outcomes of a program: which site holds which entries of the data, and outcomes that are other arguments.
 
 One site may observe all of the data, or several may share them, each a column or a block (``obs=x[:, 0]``,
-``obs=x[:, 1:]``). Which entries a site holds is told by the gradient of its values by the data: it is one at the entry
+``obs=x[:, 1:]``). The gradient of its values by the data tells which entries a site holds: it is one at the entry
 that a value is, whatever stands there, so that equal columns and columns without observations are told apart.
 """
 
@@ -56,9 +56,9 @@ def outcomes(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor, u: Inp
         places = {site["name"]: torch.arange(x.numel(), device=x.device).reshape(x.shape)}
     found = {name: _part(observed[name], place, x) for name, place in places.items()}
     for name, site in observed.items():
-        given = None if name in found else argument_of(model, site["value"])
-        if given is not None:
-            found[name] = Outcome(unwrap(site["fn"]), given.reshape(site["value"].shape), None)
+        argument = None if name in found else argument_of(model, site["value"])
+        if argument is not None:
+            found[name] = Outcome(unwrap(site["fn"]), argument.reshape(site["value"].shape), None)
     return found
 
 
@@ -214,8 +214,8 @@ def _entries_of_whole_numbers(value: Tensor, data: Tensor) -> Tensor | None:
     """Position of columns of whole numbers among those of the data; None where there is none, or several fit."""
     if not value.ndim or len(value) != len(data):
         return None
-    columns, wanted = data.reshape(len(data), -1), value.reshape(len(data), -1)
-    same = (columns[:, None] == wanted[:, :, None]).all(0)  # (of the site, of the data)
+    columns, expected = data.reshape(len(data), -1), value.reshape(len(data), -1)
+    same = (columns[:, None] == expected[:, :, None]).all(0)  # (of the site, of the data)
     if bool((same.sum(1) != 1).any()):
         return None
     numbers = torch.arange(data.numel(), device=data.device).reshape(columns.shape)

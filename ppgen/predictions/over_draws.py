@@ -63,7 +63,7 @@ def gather(
 ) -> Any:  # noqa: ANN401 (what the answer is)
     """Every answer of `over_draws` in one tensor (S, ...), or one dict of them.
 
-    ``keep`` chooses entries of each answer, and ``done`` is told how many draws a chunk answered.
+    ``keep`` chooses entries of each answer, and ``done`` is called with the number of draws that a chunk answered.
     """
     whole: Any = None
     start, total = 0, _count(draws)

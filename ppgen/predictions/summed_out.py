@@ -67,7 +67,7 @@ def summarized(posterior: Posterior, n: int = 0) -> Latents:
 @final
 @dataclass(frozen=True, eq=False)
 class _Joint:
-    """Posterior of enumerated sites, a draw of them, and the posterior of what is summed out given that draw."""
+    """Posterior of enumerated sites, a draw of them, and the posterior of the summed-out latents given that draw."""
 
     sites: Discrete
     drawn: Mapping[str, Tensor]
@@ -98,7 +98,7 @@ class _Joint:
 @final
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Posterior means of what each row owns, a draw of it, and the posterior of what is summed out given that draw."""
+    """Posterior means of the rows' own latents, a draw of them, and the posterior of the summed-out ones given it."""
 
     own: Local
     means: Mapping[str, Tensor]

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.indexes import index_labels
-from ppgen.data.inputs import places
+from ppgen.data.inputs import positions
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
@@ -63,7 +63,7 @@ def _in_order(value: Any, rows: np.ndarray | None) -> Any:  # noqa: ANN401 (an a
     axes = range(value.ndim) if rows is not None and isinstance(value, pd.DataFrame | pd.Series | xr.DataArray) else ()
     for axis in axes:
         own = _labels(value, axis)
-        order = None if own is None or rows is None else places(rows, own)
+        order = None if own is None or rows is None else positions(rows, own)
         if order is None:
             continue
         if isinstance(value, xr.DataArray):

@@ -257,8 +257,8 @@ class Density:
         except torch.linalg.LinAlgError:
             raise
         except (RuntimeError, TypeError, NotImplementedError) as error:
-            told = blame(error)
-            raise told from (None if told is error else error)
+            message = blame(error)
+            raise message from (None if message is error else error)
 
     def _check_values(self, values: Mapping[str, Tensor]) -> None:
         missing = sorted(set(self.sites) - set(values))

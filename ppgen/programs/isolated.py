@@ -1,4 +1,4 @@
-"""A Pyro of one's own for every run of a program."""
+"""A private Pyro for every run of a program."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ __all__ = ["isolated"]
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """A Pyro of one's own: an empty parameter store, parameters local to their modules, no validation of Pyro's.
+    """Run with a private Pyro: an empty parameter store, parameters local to their modules, and no validation.
 
     Without it two models in one process can share parameters. All is as before on exit.
     """
@@ -30,8 +30,8 @@ def isolated() -> Iterator[None]:
             error.args = (str(error).split("\nTrace Shapes:")[0],)  # Pyro's, which has no place in our messages
             raise
         except ValueError as error:
-            told = plate_in_words(error)
-            raise told from (None if told is error else error)
+            message = plate_in_words(error)
+            raise message from (None if message is error else error)
 
 
 @final

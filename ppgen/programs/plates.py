@@ -11,7 +11,7 @@ SUBSAMPLE = re.compile(r"subsample_size does not match len\(subsample\), (\d+) v
 
 
 def plate_in_words(error: ValueError) -> ValueError:
-    """A `DataError` for an error of Pyro's about a plate; any other as it is."""
+    """A `DataError` for an error of Pyro's about a plate; any other error unchanged."""
     words = str(error)
     if found := MISMATCH.search(words):
         plate, site, axis, size, came = found.groups()

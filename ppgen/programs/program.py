@@ -79,7 +79,7 @@ def copy_model(model: M) -> M:
 
 
 def private(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program on a copy of the module that it is, or whose method it is; any other as it is.
+    """The program on a copy of the module that it is, or whose method it is; any other program unchanged.
 
     A module that holds an automatic guide of Pyro's is not copied: that would empty the original.
     """
@@ -117,7 +117,7 @@ def _as_tensor(value: Any) -> Any:  # noqa: ANN401 (an argument of a function)
 
 
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:
-    """An array, or each of a dict, as a tensor on ``device``, in ``dtype`` if it is floating; else as it is."""
+    """An array, or each of a dict, as a tensor on ``device``, in ``dtype`` if floating; anything else unchanged."""
     value = _as_tensor(value)
     if isinstance(value, dict):
         return {name: cast(part, dtype, device) for name, part in value.items()}

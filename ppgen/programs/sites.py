@@ -193,13 +193,13 @@ def _check_observed(nodes: Mapping[str, Any]) -> None:
     """Observed values must have a shape that their distribution has, or broadcasts to."""
     for name, node in nodes.items():
         if node["is_observed"] and isinstance(node["value"], Tensor):
-            wanted, given = node["fn"].shape(), node["value"].shape
+            expected, got = node["fn"].shape(), node["value"].shape
             try:
-                torch.broadcast_shapes(wanted, given)
+                torch.broadcast_shapes(expected, got)
             except RuntimeError as error:
                 raise DataError(
-                    f"density: site {name!r} must be observed with values of shape {tuple(wanted)}, got "
-                    f"{tuple(given)}; mend the data or the distribution"
+                    f"density: site {name!r} must be observed with values of shape {tuple(expected)}, got "
+                    f"{tuple(got)}; mend the data or the distribution"
                 ) from error
 
 

@@ -1,4 +1,4 @@
-"""From a function of tensors to a graph of tensor operators, simplified, and compiled where that pays.
+"""Trace a function of tensors into a graph of operators, simplify it, and compile it where that pays.
 
 Nothing of Pyro is left in the graph, nor anything that depends on no input, or that nothing depends on.
 """
@@ -87,7 +87,7 @@ def build(function: Callable[..., Outputs], examples: Sequence[Tensor], mode: Mo
 
 
 def compiled(traced: Batch, examples: Sequence[Tensor], reason: str) -> Batch:
-    """The same function compiled, for this ``reason``; still traced, and why, where torch cannot."""
+    """Compile the function, for this ``reason``; if torch cannot, it stays traced, and the reason says why."""
     began = time.perf_counter()
     with limited(traced.threads):
         run, fault = _compile(cast(fx.GraphModule, traced.run), examples)
@@ -209,7 +209,7 @@ def blame(error: Exception) -> Exception:
 
 
 def _compile(graph: fx.GraphModule, examples: Sequence[Tensor]) -> tuple[Callable[..., Outputs] | None, str]:
-    """The compiled graph, or None and why there is none. Its loops have the threads that torch has now."""
+    """The compiled graph; or None, and the reason. Its loops have the threads that torch has now."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -219,10 +219,10 @@ def _compile(graph: fx.GraphModule, examples: Sequence[Tensor]) -> tuple[Callabl
             here: dict[str, Any] = {"cpp.threads": torch.get_num_threads()}  # part of what its cache goes by
             with config.patch(fallback_random=True, **here):  # the same random numbers as the graph's
                 compiled = inductor.compile(graph, list(examples))
-            found, wanted = _seeded(compiled, examples), _seeded(graph, examples)
+            actual, expected = _seeded(compiled, examples), _seeded(graph, examples)
     except Exception as error:  # noqa: BLE001 (a missing compiler, header or operator: whatever it is, the graph works)
         return None, f"torch cannot compile it here ({type(error).__name__})"
-    if not all(_alike(one, two) for one, two in zip(found, wanted, strict=True)):
+    if not all(_alike(one, two) for one, two in zip(actual, expected, strict=True)):
         return None, "the compiled graph gave other values than the traced one"
     return compiled, ""
 

@@ -3,7 +3,7 @@
 Beside the groups of the schema, ``sample_stats`` of a variational fit holds ``log_q`` and, with the data, ``lp``: the
 log densities of each draw under q and under the model, which ``arviz_stats.loo_approximate_posterior`` takes. The unit
 of leave-one-out is a row of the data: a whole sequence of a time series, whose steps are not independent given the
-parameters. A row of which nothing was observed has no log-likelihood. See `by_entry` for what needs one per entry.
+parameters. A row without observations has no log-likelihood. See `by_entry` for tools that need one per entry.
 """
 
 import logging
@@ -214,7 +214,7 @@ def _params(params: Mapping[str, Tensor], dims: dict[str, list[str]], coords: di
 
 
 def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]:
-    """A group of the tree, or none, which is said, where the program has no such answer."""
+    """A group of the tree; nothing, and a warning in the log, if the program has no such answer."""
     try:
         return {group: answer()}
     except FitError as error:
@@ -223,7 +223,7 @@ def _unless_refused(group: str, answer: Callable[[], Group]) -> dict[str, Group]
 
 
 def _has_several_sites(of_sites: Callable[[predictive.Theta], dict[str, Tensor]], draws: Mapping[str, Tensor]) -> bool:
-    """Tell whether a row's density is that of several sites, each of which can be had."""
+    """Tell whether a row's density is that of several sites whose densities are known."""
     try:
         return len(of_sites(predictive.at(draws, 0))) > 1
     except FitError:

@@ -37,7 +37,7 @@ def diagnose(fit: "Fit", read: Read | None, draws: int) -> Report:
 
 
 def _checks(fit: "Fit", read: Read | None, draws: int, notes: list[str]) -> Iterator[Check]:
-    """Every check; ``notes`` gets what is to be said beside them."""
+    """Every check; ``notes`` gets remarks beside them."""
     if fit.attrs.get("interrupted"):
         yield from diagnostics.check_interrupted()
     if isinstance(fit.posterior, Draws) and "log_q" not in fit.posterior.stats:

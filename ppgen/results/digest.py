@@ -9,7 +9,7 @@ __all__ = ["described"]
 
 
 def described(start: Fit | str) -> str:
-    """Tell one start of a run from another: a name as it is, an earlier fit by a digest of all it holds."""
+    """Describe a start of a run: a name by itself, an earlier fit by a digest of all it holds."""
     if not isinstance(start, Fit):
         return str(start)
     posterior = start.posterior

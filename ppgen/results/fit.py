@@ -219,7 +219,7 @@ class Fit:
         return replace(self, posterior=posterior, attrs={**self.attrs, "relabelled": words})
 
     def rename(self, **axes: Sequence[str]) -> "Fit":
-        """The same fit with names for labels: ``fit.rename(state=["rest", "run"])``, once it is known which is which.
+        """Name labels, once it is known which is which: ``fit.rename(state=["rest", "run"])`` gives a new fit.
 
         Raises
         ------
@@ -230,7 +230,7 @@ class Fit:
     def order(
         self, axis: str, by: str, *, x: object = None, u: object = None, descending: bool = False, **where: object
     ) -> "Fit":
-        """The same fit, its exchangeable labels in another order: ``order("state", by="location", feature="speed")``.
+        """Reorder exchangeable labels: ``fit.order("state", by="location", feature="speed")`` gives a new fit.
 
         Nothing that the fit says of data changes. Names that `rename` gave go with their labels; names that the model
         had before the fit stay where they are, the first for the label that is now first.

@@ -60,12 +60,12 @@ def warn(model: Model, posterior: Factors | Draws) -> None:
         log.warning(words)
 
 
-def renamed(fit: "Fit", given: Mapping[str, Sequence[str]]) -> "Fit":
+def renamed(fit: "Fit", names: Mapping[str, Sequence[str]]) -> "Fit":
     """The fit with names for the labels of some axes; see `Fit.rename`."""
     fit = fit.relabel()
     sizes = _sizes(fit)
     labels = dict(fit.labels)
-    for axis, wanted in given.items():
+    for axis, wanted in names.items():
         if axis not in sizes or axis in (*fit.model.data_dims, INPUT):
             free = sorted(set(sizes) - {*fit.model.data_dims, INPUT})
             raise DataError(
@@ -75,7 +75,7 @@ def renamed(fit: "Fit", given: Mapping[str, Sequence[str]]) -> "Fit":
         if len(new) != sizes[axis] or len(set(new)) < len(new):
             raise DataError(f"rename: {axis} must have {sizes[axis]} different names, got {new}; name every one")
         labels |= {name: np.asarray(new, dtype=str) for name in (axis, f"next_{axis}") if name in sizes}
-    return replace(fit, labels=labels, attrs=_numbered(fit, {axis: "rename" for axis in given}))
+    return replace(fit, labels=labels, attrs=_numbered(fit, {axis: "rename" for axis in names}))
 
 
 def ordered(

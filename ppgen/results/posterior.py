@@ -73,7 +73,7 @@ class Draws:
 
     Parameters
     ----------
-    sites : {site: (C, S, *event)}; none where each row owns all latents, of which a guide knows for any rows.
+    sites : {site: (C, S, *event)}; empty if each row owns all latents and a guide draws them for any rows.
     stats : records of the sampler, {name: (C, S)}.
     """
 

@@ -45,15 +45,15 @@ def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor) -> None:
     """Refuse inputs where the fit had none, their absence where it had some, and other columns than those."""
     if isinstance(fit.model, Function) and inputs.values is not None:
         raise DataError("Fit: a function has no inputs u, its further arguments are as they were; leave u out")
-    wanted, given = _shapes(fit.attrs.get("inputs", inputs.shape)), _shapes(inputs.shape)
-    if list(wanted) != list(given):
+    expected, got = _shapes(fit.attrs.get("inputs", inputs.shape)), _shapes(inputs.shape)
+    if list(expected) != list(got):
         raise DataError(
-            f"Fit: u must be as in the fit, which had {_words(wanted)}, got {_words(given) if given else 'none'}; "
-            + ("pass u" if wanted else "leave u out")
+            f"Fit: u must be as in the fit, which had {_words(expected)}, got {_words(got) if got else 'none'}; "
+            + ("pass u" if expected else "leave u out")
         )
     steps = x.shape[1] if fit.model.data_dims[1:2] == ("time",) else None
-    for name, shape in wanted.items():
-        came = given[name]
+    for name, shape in expected.items():
+        came = got[name]
         if len(shape) != len(came) or (len(shape) > 1 and came[-1] not in (shape[-1], steps)):
             raise DataError(
                 f"Fit: {name} must have {len(shape)} axes and the columns of the fit, whose shape was {tuple(shape)}, "

@@ -56,8 +56,8 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model
         _check_instance(model, description, tensors)
         return model
     if model is not None and (not isinstance(model, type) or model.__name__ != name):
-        given = getattr(model, "__name__", type(model).__name__)
-        raise FileError(f"load: model must be the class {name} that was saved, got {given}")
+        came = getattr(model, "__name__", type(model).__name__)
+        raise FileError(f"load: model must be the class {name} that was saved, got {came}")
     if description.get("arguments") is None:
         raise FileError(f"load: {name} was saved without its config; pass load(folder, model=an instance of it)")
     own = {} if model is None else {model.__name__: model}
@@ -96,17 +96,17 @@ def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str,
     }
 
 
-def _rebuild_function(description: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Any) -> Function:  # noqa: ANN401
+def _rebuild_function(description: Mapping[str, Any], tensors: Mapping[str, Tensor], function: Any) -> Function:  # noqa: ANN401
     name = description["function"]
-    if given is None or isinstance(given, type) or _name(given) != name:
-        came = "none" if given is None else _name(given)
+    if function is None or isinstance(function, type) or _name(function) != name:
+        came = "none" if function is None else _name(function)
         raise FileError(f"load: model must be the function {name} that was fitted, got {came}; pass model={name}")
-    _check_captured(name, description.get("captured", {}), _captured(given))
+    _check_captured(name, description.get("captured", {}), _captured(function))
     arguments = description["arguments"]
     rest = tuple(_decode(value, tensors, {}) for value in arguments["rest"])
     axes = description.get("axes", {"dims": {}, "coords": {}})  # fits saved before had none
     args = (None, *rest) if arguments["takes_data"] else ()
-    model = Function(private(given), args, axes["dims"], axes["coords"])
+    model = Function(private(function), args, axes["dims"], axes["coords"])
     model.__dict__["data_dims"] = tuple(arguments["data_dims"])
     return model
 
@@ -129,11 +129,11 @@ def _summary(value: object) -> str | None:
     return f"{array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
-def _check_captured(name: str, saved: Mapping[str, str], given: Mapping[str, str]) -> None:
-    for key in sorted(saved.keys() & given.keys()):
-        if saved[key] != given[key]:
+def _check_captured(name: str, saved: Mapping[str, str], captured: Mapping[str, str]) -> None:
+    for key in sorted(saved.keys() & captured.keys()):
+        if saved[key] != captured[key]:
             raise FileError(
-                f"load: {name} was fitted with {key}={saved[key]} from around it, got {given[key]}; pass the "
+                f"load: {name} was fitted with {key}={saved[key]} from around it, got {captured[key]}; pass the "
                 "function with the values it had"
             )
 

@@ -54,12 +54,12 @@ def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def restore_parts(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], given: Given
+    content: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Given
 ) -> tuple[Model, Factors | Draws, dict[str, Any], dict[str, np.ndarray]]:
     """Model, posterior, attributes and labels of what `describe_fit` described."""
     try:
         with within_budget(tensors):
-            model = rebuild(content["model"], tensors, given)
+            model = rebuild(content["model"], tensors, own)
             _load_state(model, tensors)
             posterior = _restore_posterior(content["posterior"], tensors, model)
             _restore_memory(model, content.get("memory", {"data": None, "params": []}), tensors)  # once there was none
@@ -153,9 +153,9 @@ def _restore_posterior(stored: Mapping[str, Any], tensors: Mapping[str, Tensor],
 def _matching(name: str, prior: Factor, eta: dict[str, Tensor]) -> Factor:
     """A factor of the prior's family, whose shapes it must have."""
     shapes = {key: tuple(value.shape) for key, value in eta.items()}
-    wanted = {key: tuple(value.shape) for key, value in prior.eta.items()}
-    if shapes != wanted:
-        raise FileError(f"load: factor {name!r} must have the shapes of the model's prior, {wanted}, got {shapes}")
+    expected = {key: tuple(value.shape) for key, value in prior.eta.items()}
+    if shapes != expected:
+        raise FileError(f"load: factor {name!r} must have the shapes of the model's prior, {expected}, got {shapes}")
     return Factor(prior.family, eta)
 
 

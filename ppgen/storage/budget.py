@@ -37,7 +37,7 @@ def within_budget(tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 @final
 class _Budget(TorchFunctionMode):
-    """Looks at the size that a factory is asked for before it is called."""
+    """Checks the size that a factory is asked for before it is called."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

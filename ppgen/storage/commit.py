@@ -29,7 +29,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileError(
-            f"save: {path} must be written, got: {error.strerror}; the earlier fit is intact, free some space or "
+            f"save: {path} must be written, got: {error.strerror}; earlier files there are intact, free some space or "
             "name another place"
         ) from error
 

@@ -74,7 +74,7 @@ def write_folder(
 
 
 def as_path(who: str, folder: object) -> Path:
-    """The path that was given. Raises `FileError` for what is none."""
+    """The path that was given; raises `FileError` if it is not a path."""
     if not isinstance(folder, str | os.PathLike) or not str(folder):
         raise FileError(f"{who}: the folder must be a path, got {folder!r}; pass its name")
     return Path(folder)
@@ -193,8 +193,8 @@ def _open_manifest(folder: Path) -> dict[str, Any]:
 def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
     data = _read_bytes(path)
     if len(data) != expected.get("bytes"):
-        wanted = expected.get("bytes")
-        raise FileError(f"load: {path} must have {wanted} bytes, got {len(data)}; it is truncated or replaced")
+        size = expected.get("bytes")
+        raise FileError(f"load: {path} must have {size} bytes, got {len(data)}; it is truncated or replaced")
     if _digest(data) != expected.get("sha256"):
         raise FileError(f"load: {path} was changed after it was saved (its checksum differs); restore the file")
     return data

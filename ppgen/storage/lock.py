@@ -73,7 +73,7 @@ def _locked(folder: Path, who: str) -> int:
 
 
 def _take(descriptor: int, path: Path, who: str) -> None:
-    """Lock the file or say who has it; a file system without locks is said, and trusted."""
+    """Lock the file or report who has it; a file system without locks is trusted, with a warning."""
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)

@@ -143,18 +143,18 @@ def calibrate(
         torch.manual_seed(int(seeds[0, 2]))
         ranked = _Ranked(prepared, simulations, data, drawn, np.random.default_rng(seeds[:, 2]))
         values, sizes = ranked.all(sites, quantities or {}, imputations)
-    lost = [(r, fitted[r], message) for r, message in sorted(drawn.failures.items())]
+    failed = [(r, fitted[r], message) for r, message in sorted(drawn.failures.items())]
     attrs = {
         "engine": engine if isinstance(engine, str) else getattr(engine, "__name__", "function"),
         "way": drawn.way,
         **counts,
         "level": level,
         "random_seed": seed,
-        "failed": len(lost),
+        "failed": len(failed),
         "independent_draws": float(np.median(sizes)),
         "seconds": time.perf_counter() - began,
     }
-    failures = pd.DataFrame(lost, columns=["replication", "seed", "error"])
+    failures = pd.DataFrame(failed, columns=["replication", "seed", "error"])
     return Calibration(verdict(values, sizes, level, _said(failures)), values, failures, attrs)
 
 
@@ -196,9 +196,9 @@ class _Ranked:
                 entries = value[:, 1:].reshape(sets, self.chains, self.draws, -1)
                 rows = np.moveaxis(entries, -1, 1).reshape(-1, self.chains, self.draws)
                 sizes = np.minimum(sizes, effective_sizes(rows).reshape(sets, -1).min(1))
-        lost = list(self.drawn.failures)
+        failed = list(self.drawn.failures)
         sizes = np.floor(np.maximum(sizes, 1.0))
-        sizes[lost] = 0
+        sizes[failed] = 0
         return sizes
 
     def _imputed(self, kept: np.ndarray, draws: int) -> np.ndarray | None:

@@ -137,8 +137,8 @@ def _mcmc(joint: Joint, data: Data, seeds: Sequence[int], draws: int, options: d
         usable.append(sampled.usable)
     good = torch.cat(usable)
     theta = {name: _blank(torch.cat([part[name] for part in parts]), ~good) for name in joint.density.sites}
-    lost = (~good).nonzero()[:, 0].tolist()
-    return Drawn(theta, False, dict.fromkeys(lost, "no chain had a finite density"), "one batch by mcmc")
+    failed = (~good).nonzero()[:, 0].tolist()
+    return Drawn(theta, False, dict.fromkeys(failed, "no chain had a finite density"), "one batch by mcmc")
 
 
 def _svi(joint: Joint, data: Data, seeds: Sequence[int], draws: int, options: dict[str, Any]) -> Drawn:
@@ -194,8 +194,8 @@ def _by_one_call(joint: Joint, engine: Callable[..., Any], data: Data, seeds: Se
             )
         theta[name] = value[:, None].double()
     bad = ~torch.stack([torch.isfinite(v).flatten(1).all(1) for v in theta.values()]).all(0)
-    lost = dict.fromkeys(bad.nonzero()[:, 0].tolist(), "draws that are not finite")
-    return Drawn({name: _blank(value, bad) for name, value in theta.items()}, True, lost, "one call of the engine")
+    failed = dict.fromkeys(bad.nonzero()[:, 0].tolist(), "draws that are not finite")
+    return Drawn({name: _blank(value, bad) for name, value in theta.items()}, True, failed, "one call of the engine")
 
 
 def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, reason: str, progressbar: bool) -> Drawn:
@@ -211,8 +211,8 @@ def _one_by_one(task: "_Task", data: Data, seeds: Sequence[int], n_jobs: int, re
     lengths = {tuple(next(iter(theta.values())).shape[:2]) for theta, _ in good}
     if len(lengths) > 1:
         raise DataError(f"calibrate: the engine must return equally many draws each time, got {sorted(lengths)}")
-    lost = {name: torch.full_like(value, torch.nan) for name, value in like.items()}
-    rows = [lost if isinstance(result, str) else result[0] for result in found]
+    blank = {name: torch.full_like(value, torch.nan) for name, value in like.items()}
+    rows = [blank if isinstance(result, str) else result[0] for result in found]
     theta = {name: torch.stack([row[name] for row in rows]) for name in like}
     return Drawn(theta, all(independent for _, independent in good), failures, way)
 

@@ -113,10 +113,10 @@ def _unlabelled(value: Tensor, dims: Sequence[str], labels: Sequence[str]) -> Te
 
 
 def _log_likelihood(density: Density, values: Mapping[str, Tensor], data: Data) -> Tensor:
-    given = density.with_arguments(data)
-    with _Unscored(given.sites):
-        trace = given.trace(values)
-    return enumerated_log_prob(trace) if given.enumerated else torch.as_tensor(trace.log_prob_sum())
+    conditioned = density.with_arguments(data)
+    with _Unscored(conditioned.sites):
+        trace = conditioned.trace(values)
+    return enumerated_log_prob(trace) if conditioned.enumerated else torch.as_tensor(trace.log_prob_sum())
 
 
 def _summary(hidden: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ def pit(
     equal = ((draws == truth[:, None]) & keep).sum(1)
     count = keep.sum(1)
     u = (less + random.random(truth.shape) * (equal + 1)) / (count + 1)
-    lost = np.isnan(truth) | (np.isnan(draws) & keep).any(1) | (count == 0)
-    return np.where(lost, np.nan, u)
+    unusable = np.isnan(truth) | (np.isnan(draws) & keep).any(1) | (count == 0)
+    return np.where(unusable, np.nan, u)
 
 
 def effective_sizes(draws: Float[Array, "B C S"]) -> Float[Array, " B"]:
@@ -131,9 +131,9 @@ def _tests(name: str, entries: list[Score], adjusted: Iterator[Array], level: fl
     for column, what in enumerate(("centre", "width")):
         worst = int(np.argmin(np.nan_to_num(p[:, column], nan=-1.0)))
         value, score = float(p[worst, column]), entries[worst]
-        said = _off_centre(score) if what == "centre" else _wrong_width(score)
+        words = _off_centre(score) if what == "centre" else _wrong_width(score)
         entry = f" (entry {worst})" if len(entries) > 1 else ""
-        yield Check(f"{what} of {name}", value, f"p >= {level:g} by Holm", value >= level, f"{said}{entry}")
+        yield Check(f"{what} of {name}", value, f"p >= {level:g} by Holm", value >= level, f"{words}{entry}")
 
 
 def _off_centre(score: Score) -> str:
@@ -151,11 +151,11 @@ def _wrong_width(score: Score) -> str:
 
 
 def _whole(values: Mapping[str, Array], sizes: Array, failed: str) -> Iterator[Check]:
-    lost = np.zeros(len(sizes), dtype=bool)
+    unusable = np.zeros(len(sizes), dtype=bool)
     for value in values.values():
-        lost |= np.isnan(value.reshape(len(value), -1)).any(1)
-    lost |= sizes == 0
-    count = int(lost.sum())
+        unusable |= np.isnan(value.reshape(len(value), -1)).any(1)
+    unusable |= sizes == 0
+    count = int(unusable.sum())
     yield Check("failed replications", count, "= 0", count == 0, failed or "a quantity is NaN there")
 
 
@@ -163,12 +163,12 @@ def _enough(sizes: Array, tests: int, level: float) -> Iterator[Check]:
     """Enough replications to see what is wrong, and enough independent draws in each."""
     count = int((sizes > 0).sum())
     seen = power(count, max(tests, 1), level)
-    wanted = count
-    while wanted < MOST_REPLICATIONS and power(wanted, max(tests, 1), level) < POWER:
-        wanted = max(wanted + 1, math.ceil(wanted * 1.05))
+    needed = count
+    while needed < MOST_REPLICATIONS and power(needed, max(tests, 1), level) < POWER:
+        needed = max(needed + 1, math.ceil(needed * 1.05))
     yield Check(
         "power", seen, f">= {POWER} for a posterior sd 10 % too small", seen >= POWER,
-        f"{count} replications prove too little: run {wanted}",
+        f"{count} replications prove too little: run {needed}",
     )  # fmt: skip
     middle = float(np.median(sizes[sizes > 0])) if count else 0.0
     yield Check(

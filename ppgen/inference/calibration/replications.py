@@ -222,14 +222,16 @@ def sample(
         tuning.step.log_step = math.log(STEP * density.size**-0.25)
         tuning.trajectory.log_average = math.log(LENGTH)
         ensemble = _tuned(target, engine, ensemble, tuning, tune, generator)
-        kept, lost = ensemble.v.new_empty(draws, rows, density.size), ensemble.v.new_zeros(rows)
+        kept, divergences = ensemble.v.new_empty(draws, rows, density.size), ensemble.v.new_zeros(rows)
         for index in range(draws):
             ensemble, noted = engine.transition(ensemble, tuning, generator, adapt=False)
             tuning.iteration += 1
             kept[index] = target.unwhitened(ensemble.v)
-            lost += noted["diverging"]
+            divergences += noted["diverging"]
     v = kept.movedim(0, 1).unflatten(0, (target.sets, chains))
-    return Sampled(v, usable & torch.isfinite(v).flatten(1).all(1), (lost / draws).unflatten(0, (-1, chains)).mean(1))
+    return Sampled(
+        v, usable & torch.isfinite(v).flatten(1).all(1), (divergences / draws).unflatten(0, (-1, chains)).mean(1)
+    )
 
 
 def _started(

@@ -1,7 +1,7 @@
 r"""Parameters and data drawn together from a Pyro program, and the program given such data.
 
-Data that a template does not observe (NaN) is drawn and then hidden, so that whoever fits meets the gaps of the
-template, and whoever checks knows what was behind them.
+Data that a template does not observe (NaN) are drawn and then hidden, so that a fit meets the gaps of the template
+and a check knows what was behind them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -165,7 +165,7 @@ def _hidden(whole: Tensor, template: Tensor) -> Tensor:
 
 @contextmanager
 def _drawable() -> Iterator[None]:
-    """A prior without a sampler is said in words."""
+    """Report a prior without a sampler in words."""
     try:
         yield
     except NotImplementedError as error:

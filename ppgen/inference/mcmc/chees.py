@@ -31,7 +31,7 @@ LOWEST = 1e-10  # acceptance that the harmonic mean still tells from none
 
 @final
 class Chees:
-    """One transition of every chain. It keeps nothing: where chains are and what is learnt are passed in."""
+    """One transition of every chain. It keeps no state: positions of chains and tuning are passed in."""
 
     names: ClassVar[tuple[str, ...]] = NAMES
 

@@ -34,7 +34,7 @@ LOOK_EVERY = 8  # leaves between two looks at whether any chain still grows
 
 @final
 class Nuts:
-    """One transition of every chain. It keeps nothing: where chains are and what is learnt are passed in."""
+    """One transition of every chain. It keeps no state: positions of chains and tuning are passed in."""
 
     names: ClassVar[tuple[str, ...]] = (*NAMES, "tree_depth")
 
@@ -88,9 +88,9 @@ class Nuts:
         gain = torch.nan_to_num(tree.start_energy - energy, nan=-math.inf, posinf=-math.inf)
         tree.acceptance += torch.where(subtree.whole, gain.clamp_max(0.0).exp(), 0.0)
         tree.leaves += subtree.whole
-        lost = subtree.whole & (gain < -DIVERGENCE)
-        tree.diverging |= lost
-        subtree.whole = subtree.whole & ~lost
+        diverged = subtree.whole & (gain < -DIVERGENCE)
+        tree.diverging |= diverged
+        subtree.whole = subtree.whole & ~diverged
         weight = torch.logaddexp(subtree.weight, gain)
         taken = subtree.whole & (_uniform(gain, stream).log() < gain - weight)
         subtree.weight = torch.where(subtree.whole, weight, subtree.weight)

@@ -1,4 +1,4 @@
-"""The loop around a sampler: tuning and drawing, what is kept of it, checkpoints, Ctrl-C, and the progress bar."""
+"""The loop around a sampler: tuning and drawing, kept draws, checkpoints, Ctrl-C, and the progress bar."""
 
 import math
 import time

@@ -187,8 +187,8 @@ class _Paths:
         """B w, from the diagonal of H and the pairs ``applied`` so far, each with b = B s and s'Bs."""
         product = w / self.up.diagonal
         for b, curvature, pair in applied:
-            lost = dot(b, w) / curvature
-            product = product - lost[..., None] * b + (pair.rho * dot(pair.y, w))[..., None] * pair.y
+            removed = dot(b, w) / curvature
+            product = product - removed[..., None] * b + (pair.rho * dot(pair.y, w))[..., None] * pair.y
         return product
 
 

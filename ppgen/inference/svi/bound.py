@@ -171,16 +171,16 @@ def build_bound(
     mode: Mode,
     calls: int,
 ) -> Batch:
-    """Trace (and compile) ``graph``; or ``eager``, where that is asked for or nothing else works."""
+    """Trace (and compile) ``graph``; or use ``eager``, if that is asked for or nothing else works."""
     if mode == "eager":
         return Batch(eager, "eager", "asked for")
     try:
         return build(graph, examples, mode, calls)
     except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
-        told = blame(error)
+        message = blame(error)
         if mode != "auto":
-            raise told from (None if told is error else error)
-        reason = str(told).split("\n")[0]
+            raise message from (None if message is error else error)
+        reason = str(message).split("\n")[0]
         log.warning("svi: the bound cannot be traced and runs eagerly, which is slower: %s", reason)
         return Batch(eager, "eager", reason)
 

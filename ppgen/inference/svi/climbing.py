@@ -171,11 +171,11 @@ class Climb:
         framed = self._of_guide() if isinstance(self.guide, NormalGuide) else torch.zeros_like(self._of_guide())
         self.up.diagonal[:, ~framed] = before.diagonal[:, ~framed]
         last = self.whole
-        lost = self.gained <= self._least_gain()
-        self.stuck = self.stuck + 1 if lost else 0
+        flat = self.gained <= self._least_gain()
+        self.stuck = self.stuck + 1 if flat else 0
         self.quiet = self.quiet + 1 if self.gained <= FLAT else 0
         self.gained = 0.0
-        small = ROUGH if not last else SETTLED_BY_ROUNDING if lost else SETTLED
+        small = ROUGH if not last else SETTLED_BY_ROUNDING if flat else SETTLED
         if last and isinstance(self.guide, LowRank | Point) and self.quiet >= PATIENCE:
             small = ERROR
         if self._natural(before) <= small:
@@ -211,11 +211,11 @@ class Climb:
         gradient = self._value_and_grad(self.up.v)[1][0]
         found = gradient[self._of_guide()].abs()
         self.error = max(float(found.square().mean().sqrt()), float(found.max()) / WORST)
-        wanted = 2 ** math.ceil(math.log2(self.draws * (self.error / ERROR) ** 2)) if self.error > ERROR else 0
-        if min(wanted, MOST_DRAWS) <= self.draws:
+        needed = 2 ** math.ceil(math.log2(self.draws * (self.error / ERROR) ** 2)) if self.error > ERROR else 0
+        if min(needed, MOST_DRAWS) <= self.draws:
             self.noise = climbed
             return False
-        self._take(min(wanted, MOST_DRAWS))
+        self._take(min(needed, MOST_DRAWS))
         return True
 
     def _of_guide(self) -> Tensor:

@@ -77,17 +77,17 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
         with _SameShapes(set(latent_sites(q))):
             p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
     check_sites("svi", p.nodes)
-    wanted, drawn = latent_sites(p), latent_sites(q)
-    summed = tuple(name for name, site in wanted.items() if name not in drawn and is_discrete(site["fn"]))
-    _check_cover(set(wanted) - set(summed), set(drawn), set(p.nodes))
+    latent, drawn = latent_sites(p), latent_sites(q)
+    summed = tuple(name for name, site in latent.items() if name not in drawn and is_discrete(site["fn"]))
+    _check_cover(set(latent) - set(summed), set(drawn), set(p.nodes))
     for name in summed:
-        check_enumerable(name, wanted[name]["fn"])
+        check_enumerable(name, latent[name]["fn"])
     discrete = [name for name, site in drawn.items() if is_discrete(site["fn"])]
     enumerated = tuple(name for name in discrete if _is_small(name, drawn[name]["fn"], len(discrete)))
     scored = tuple(
         name for name, site in drawn_sites(q).items() if name not in enumerated and not site["fn"].has_rsample
     )
-    exact = () if enumerated or summed else tuple(_closed(wanted, drawn, scored))
+    exact = () if enumerated or summed else tuple(_closed(latent, drawn, scored))
     rest = tuple(name for name in drawn if name not in {*enumerated, *scored, *exact})
     frames = [f for trace in (p, q) for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())]
     depth = max((-int(frame.dim or 0) for frame in frames if frame.vectorized), default=0)
@@ -106,7 +106,7 @@ def plan(model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[
         )
     local = any(frame.full_size != frame.size for site in drawn.values() for frame in _frames(site))
     numbers = max(1, sum(map(_numbers, drawn.values())))
-    shapes = {name: site["fn"].shape() for name, site in wanted.items()}
+    shapes = {name: site["fn"].shape() for name, site in latent.items()}
     return Plan(exact, rest, enumerated, scored, summed, depth, numbers, local, shapes, observes(p.nodes))
 
 
@@ -128,15 +128,15 @@ def check_shapes(p: poutine.Trace, drawn: set[str]) -> None:
 
 
 def _check_shape(site: Any) -> None:  # noqa: ANN401 (a node of a trace)
-    wanted, given = site["fn"].shape(), site["value"].shape
-    if wanted != given:
+    expected, got = site["fn"].shape(), site["value"].shape
+    if expected != got:
         raise FitError(
-            f"svi: the guide must draw site {site['name']!r} in the shape of the model, {tuple(wanted)}, got "
-            f"{tuple(given)}; make them equal, and independent of the values of other sites"
+            f"svi: the guide must draw site {site['name']!r} in the shape of the model, {tuple(expected)}, got "
+            f"{tuple(got)}; make them equal, and independent of the values of other sites"
         )
 
 
-def _closed(wanted: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[str]:
+def _closed(latent: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[str]:
     """Sites whose divergence has a closed form.
 
     What a site depends on in the model comes before it there, and must come before it in the guide too: then the
@@ -144,11 +144,11 @@ def _closed(wanted: Nodes, drawn: Nodes, scored: tuple[str, ...]) -> Iterator[st
     """
     order = list(drawn)
     before: set[str] = set()
-    for name in wanted:
+    for name in latent:
         if (
             before <= set(order[: order.index(name)])
             and name not in scored
-            and _has_closed_form(drawn[name], wanted[name])
+            and _has_closed_form(drawn[name], latent[name])
         ):
             yield name
         before.add(name)
@@ -165,8 +165,8 @@ def _has_closed_form(q: Any, p: Any) -> bool:  # noqa: ANN401 (nodes of traces)
         return False
 
 
-def _check_cover(wanted: set[str], drawn: set[str], known: set[str]) -> None:
-    missing, extra = sorted(wanted - drawn), sorted(drawn - known)
+def _check_cover(latent: set[str], drawn: set[str], known: set[str]) -> None:
+    missing, extra = sorted(latent - drawn), sorted(drawn - known)
     if missing or extra:
         raise FitError(
             f"svi: the guide must draw the latent sites of the model, it lacks {missing} and adds {extra}; draw each "

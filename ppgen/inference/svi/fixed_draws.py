@@ -135,8 +135,8 @@ class FixedDraws:
         return x[index], *(part[index] for part in parts(u))
 
     def _frame_names(self) -> list[str]:
-        wanted = {id(value) for value in self.guide.frame.values()} if isinstance(self.guide, NormalGuide) else set()
-        return [name for name, value in self.objective.named_buffers() if id(value) in wanted]
+        frame = {id(value) for value in self.guide.frame.values()} if isinstance(self.guide, NormalGuide) else set()
+        return [name for name, value in self.objective.named_buffers() if id(value) in frame]
 
     def _frame(self) -> list[Tensor]:
         buffers = dict(self.objective.named_buffers())

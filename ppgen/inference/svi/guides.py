@@ -1,4 +1,4 @@
-r"""Guides by name: what is believed of the continuous latent sites of a program, as distributions with parameters.
+r"""Guides by name: distributions with parameters over the continuous latent sites of a program.
 
 All draw one flat unconstrained vector :math:`v` with density :math:`q(v)`; a site is a differentiable bijection of its
 part of it, whose Jacobian enters the density of the site.
@@ -121,7 +121,7 @@ class NormalGuide(FlatGuide, ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Move the frame to the present distribution, which stays as it is."""
+        """Move the frame to the present distribution, which does not change."""
 
 
 @final

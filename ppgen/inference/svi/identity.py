@@ -49,8 +49,8 @@ def identity_of(task: Task, outside: Task | None, options: Options, guide: Guide
         description, tensors = describe(task.model)
         own = _source(type(task.model)) if description["arguments"] is None else ""
         digest.update(repr((description, own)).encode())
-    given = [*task.args, task.kwargs.get("u"), *([] if outside is None else [*outside.args, outside.kwargs.get("u")])]
-    for value in [*tree_leaves([parts(one) if isinstance(one, dict) else one for one in given]), *tensors.values()]:
+    data = [*task.args, task.kwargs.get("u"), *([] if outside is None else [*outside.args, outside.kwargs.get("u")])]
+    for value in [*tree_leaves([parts(one) if isinstance(one, dict) else one for one in data]), *tensors.values()]:
         if isinstance(value, Tensor):
             digest.update(repr(tuple(value.shape)).encode() + value.numpy(force=True).tobytes())
     return digest.hexdigest()
@@ -62,7 +62,7 @@ def checkpoint_of(path: Path, identity: str) -> Checkpoint:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """The text of a function or class, or its name where there is none."""
+    """The source of a function or class, or its name if there is no source."""
     try:
         return inspect.getsource(partial(function).func)
     except (OSError, TypeError):

@@ -7,7 +7,7 @@ parameters', and the bound is :math:`\log p(x; s) - \sum_i \mathrm{KL}(q_i \| p_
 
 so that a step of size :math:`\rho` is :math:`\eta_i \leftarrow (1 - \rho)\, \eta_i + \rho\, (\eta_{0i} + \partial_{s_i}
 \log p)`, and everything else in the program (networks, point estimates) has its own gradient from the same backward
-pass: statistics hand theirs to the natural parameters as it is, and the divergence hands over
+pass: statistics hand theirs to the natural parameters unchanged, and the divergence hands over
 :math:`\eta_i - \eta_{0i}`.
 
 References: Hoffman, Blei, Wang & Paisley (2013), eq. 20; Johnson, Duvenaud, Wiltschko, Datta & Adams (2016), §4.
@@ -49,9 +49,9 @@ def natural_guide(model: Conjugate, task: Task, args: tuple[Any, ...], kwargs: M
 
 @final
 class NaturalGuide(nn.Module):
-    """Factors of a conjugate model by their natural parameters ``eta``, and both programs run with what they expect.
+    """Factors of a conjugate model by their natural parameters ``eta``, and both programs run with their expectations.
 
-    What the program draws beside the factors is drawn by the model's own ``guide``, run with the same expectations.
+    Latents beside the factors are drawn by the model's own ``guide``, run with the same expectations.
     """
 
     def __init__(self, model: Conjugate, factors: Mapping[str, Factor]) -> None:
@@ -93,7 +93,7 @@ class NaturalGuide(nn.Module):
             yield
 
     def _statistics(self) -> dict[str, Natural]:
-        """Expected statistics, whose gradients go to the natural parameters as they are."""
+        """Expected statistics, whose gradients go to the natural parameters unchanged."""
         return {name: self._statistic(name) for name in self.families}
 
     def _statistic(self, name: str) -> Natural:

@@ -197,7 +197,7 @@ def _type_of(values: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _of_rows(trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, Tensor]:
-    """Log density of what is drawn in the plate over the rows of the first argument, if anything is."""
+    """Log density of the draws in the plate over the rows of the first argument; empty if there are none."""
     rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].ndim else 0
     scores = row_scores(drawn_sites(trace).values(), rows)
     return {"log_q_rows": torch.stack(scores).sum(0)} if scores else {}

@@ -50,29 +50,29 @@ class Options:
         return repr(named)
 
 
-def options_of(**given: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
+def options_of(**values: Any) -> Options:  # noqa: ANN401 (the fields of `Options`)
     """Options, refused in words where they cannot be."""
-    if given["optimizer"] is not None and not callable(given["optimizer"]):
+    if values["optimizer"] is not None and not callable(values["optimizer"]):
         raise DataError(
             f"svi: optimizer must be a class of torch.optim or a function of (parameters, lr=), got "
-            f"{type(given['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
+            f"{type(values['optimizer']).__name__}; pass torch.optim.Adam, without calling it"
         )
-    if given["bound"] not in BOUNDS:
-        raise DataError(f"svi: bound must be one of {BOUNDS}, got {given['bound']!r}")
+    if values["bound"] not in BOUNDS:
+        raise DataError(f"svi: bound must be one of {BOUNDS}, got {values['bound']!r}")
     chosen = ("lr", "optimizer", "schedule", "clip", "particles", "warmup", "averaging")
-    unset = not any(given[name] for name in chosen) and given["early_stopping"] and given["bound"] == "elbo"
-    given["particles"] = 1 if given["particles"] is None else given["particles"]
-    given["lr"] = LR if given["lr"] is None else given["lr"]
-    require_at_least("svi: particles", given["particles"], 1)
-    require_at_least("svi: warmup", given["warmup"], 0)
-    require_within("svi: lr", given["lr"], 0, math.inf, "0.01 is usual")
-    require_step_sizes("svi", given["delay"], given["forgetting"], least=1)
-    if given["clip"] is not None:
-        require_within("svi: clip", given["clip"], 0, math.inf, "10 is usual")
-    schedule = given.pop("schedule") or ("plateau" if given["early_stopping"] else "constant")
+    unset = not any(values[name] for name in chosen) and values["early_stopping"] and values["bound"] == "elbo"
+    values["particles"] = 1 if values["particles"] is None else values["particles"]
+    values["lr"] = LR if values["lr"] is None else values["lr"]
+    require_at_least("svi: particles", values["particles"], 1)
+    require_at_least("svi: warmup", values["warmup"], 0)
+    require_within("svi: lr", values["lr"], 0, math.inf, "0.01 is usual")
+    require_step_sizes("svi", values["delay"], values["forgetting"], least=1)
+    if values["clip"] is not None:
+        require_within("svi: clip", values["clip"], 0, math.inf, "10 is usual")
+    schedule = values.pop("schedule") or ("plateau" if values["early_stopping"] else "constant")
     if not callable(schedule) and schedule not in SCHEDULES:
         raise DataError(f"svi: schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}")
-    return Options(schedule=schedule, unset=unset, **given)
+    return Options(schedule=schedule, unset=unset, **values)
 
 
 def check_options(counts: dict[str, int], mode: str, guide: Guide) -> None:

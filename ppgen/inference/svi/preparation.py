@@ -32,7 +32,7 @@ def read_task(
     model: Model | Callable[..., Any], args: tuple[Any, ...], u: object, dtype: torch.dtype, device: torch.device,
     *, keep: bool = False, **more: Any,  # noqa: ANN401 (what `read` takes beside these)
 ) -> Task:  # fmt: skip
-    """The data and model to fit, in one type on one device; a model is told how many rows there are."""
+    """The data and model to fit, in one type on one device; a model gets the number of rows as ``total``."""
     task = read("svi", model, args, u, **more).to(device, dtype, keep=keep)
     if task.observations is not None:
         check_keywords("svi", task.model.model, f"{type(task.model).__name__}.model", ("total",))

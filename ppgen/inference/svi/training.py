@@ -1,4 +1,4 @@
-"""Stochastic gradient steps on a bound: batches, optimiser, learning rate, when to stop, and what is saved on the way.
+"""Stochastic gradient steps on a bound: batches, optimiser, learning rate, early stopping, and checkpoints.
 
 The bound of a step is noisy. So every window of steps ends with a look at the mean of its parameters: their bound of
 the same rows by the same random numbers each time, whose differences carry little noise. The learning rate falls when

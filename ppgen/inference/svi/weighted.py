@@ -86,7 +86,7 @@ def weighted_bound(pair: Pair, kind: Weighted, markers: Float[Tensor, " K"] | No
 
 
 def check_weighted(pair: Pair, kind: Weighted, scored: Collection[str], summed: Collection[str]) -> None:
-    """Refuse a pair of programs of which the bound would be another than it says.
+    """Refuse a pair of programs whose bound would not be the one that is meant.
 
     Raises
     ------

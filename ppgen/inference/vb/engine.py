@@ -244,14 +244,14 @@ def _start(model: Conjugate, batches: Batches, start: Fit | str) -> State:
     return State(q, _hyper(model), ({},) * len(batches))
 
 
-def _check_same(given: Mapping[str, Factor], own: Mapping[str, Factor]) -> None:
+def _check_same(start: Mapping[str, Factor], own: Mapping[str, Factor]) -> None:
     """Refuse to start from the factors of another model."""
 
     def shapes(factors: Mapping[str, Factor]) -> dict[str, object]:
         return {name: {k: tuple(v.shape) for k, v in factor.eta.items()} for name, factor in factors.items()}
 
-    if shapes(given) != shapes(own):
-        raise DataError(f"vb: start must be a fit of this model, with factors {shapes(own)}, got {shapes(given)}")
+    if shapes(start) != shapes(own):
+        raise DataError(f"vb: start must be a fit of this model, with factors {shapes(own)}, got {shapes(start)}")
 
 
 def _run(

@@ -178,9 +178,9 @@ def _check(log_initial: Tensor, log_transition: Tensor, log_potential: Tensor) -
             f"discrete_chain: log_initial must have shape (..., K={states}) and no more batch dims than "
             f"log_potential {tuple(log_potential.shape)}, got {tuple(log_initial.shape)}"
         )
-    wanted = (steps - 1, states, states) if log_transition.dim() > dims else (states, states)
+    expected = (steps - 1, states, states) if log_transition.dim() > dims else (states, states)
     got = tuple(log_transition.shape)
-    if log_transition.dim() > dims + 1 or got[-len(wanted) :] != wanted:
+    if log_transition.dim() > dims + 1 or got[-len(expected) :] != expected:
         raise ValueError(
             f"discrete_chain: log_transition must have shape (..., K={states}, K={states}), or with one dim more than "
             f"log_potential {tuple(log_potential.shape)} (..., T-1={steps - 1}, K={states}, K={states}), got {got}"

@@ -143,7 +143,7 @@ def _eliminate_one(
 ) -> tuple[float, int]:
     """Eliminate blocks from ``start`` up to, not including, ``stop``; return their log-normaliser and a bad block.
 
-    ``incoming`` and ``incoming_h`` end as what is to be subtracted from block ``stop``. With ``roots``, ``spread`` gets
+    ``incoming`` and ``incoming_h`` get the terms to subtract from block ``stop``. With ``roots``, ``spread`` gets
     upper triangular U with U U' the spread. ``V`` is the link times U.
     """
     L = h.shape[1]

@@ -43,16 +43,16 @@ def _draw(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> tuple[Tensor,
         return x.flip(2), root[:count].clone(), gain[:count].clone(), offset, J.new_ones(count, dtype=torch.bool)
     draw = _draw_shared if shared else _draw_each
     bad, least, x, root, gain, offset = draw(J, J_cross, h, noise)
-    lost = ~(least > _dispatch.SMALL_PIVOT)
-    turned = torch.from_numpy(lost)
-    if lost.any():
+    inexact = ~(least > _dispatch.SMALL_PIVOT)
+    turned = torch.from_numpy(inexact)
+    if inexact.any():
         rows = _rows(turned)
         chain = [t if len(t) == 1 else t[rows] for t in (J, J_cross, h)]
         found = draw(*_dispatch.turned(*chain), noise[:, rows].flip(2))
         x[:, rows] = found[2].flip(2)
         for whole, part in zip((root, gain, offset), found[3:], strict=True):
             whole[rows] = part
-        bad[lost] = np.where(found[0] < 0, -1, h.shape[1] - 1 - found[0])
+        bad[inexact] = np.where(found[0] < 0, -1, h.shape[1] - 1 - found[0])
     refuse_indefinite(bad)
     return x, root, gain, offset, turned
 

@@ -57,8 +57,8 @@ def draw(J: Tensor, J_cross: Tensor, h: Tensor, noise: Tensor) -> tuple[Tensor, 
     roots = [torch.linalg.solve_triangular(factor.mT, eye, upper=True) for factor in factors]
     draws: list[Tensor] = []
     for t in range(h.shape[1] - 1, -1, -1):
-        given = _times(gains[t], draws[-1]) if draws else 0.0
-        draws.append(offsets[t] + _times(roots[t], noise[:, :, t]) + given)
+        push = _times(gains[t], draws[-1]) if draws else 0.0
+        draws.append(offsets[t] + _times(roots[t], noise[:, :, t]) + push)
     gain = torch.stack(gains, 1) if gains else J_cross.new_empty(len(h), *J_cross.shape[1:])
     return torch.stack(draws[::-1], 2), torch.stack(roots, 1), gain, torch.stack(offsets, 1)
 

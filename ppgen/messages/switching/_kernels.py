@@ -130,15 +130,15 @@ def _expected_loss(m: Array, P: Array, loss: Array) -> float:
 
 
 @njit(**KERNEL)
-def _thin(weight: Array, count: int, wanted: int, u: float, chosen: Array, kept: Array) -> int:
+def _thin(weight: Array, count: int, most: int, u: float, chosen: Array, kept: Array) -> int:
     """Keep about ``wanted`` of ``count`` weights, unbiased: their numbers, and weights ``kept``; how many."""
     positive, threshold, total = 0, 0.0, 0.0
     for i in range(count):
         if weight[i] > 0.0:
             positive += 1
             total += weight[i]
-    if positive > wanted:
-        threshold = total / wanted
+    if positive > most:
+        threshold = total / most
         while True:
             large, rest = 0, 0.0
             for i in range(count):
@@ -146,7 +146,7 @@ def _thin(weight: Array, count: int, wanted: int, u: float, chosen: Array, kept:
                     large += 1
                 else:
                     rest += weight[i]
-            lower = rest / (wanted - large) if large < wanted else 0.0
+            lower = rest / (most - large) if large < most else 0.0
             if not 0.0 < lower < threshold:
                 break
             threshold = lower
@@ -203,7 +203,7 @@ def smooth(
     constant: Array,
     improper: bool,
     lags: int,
-    wanted: int,
+    particles: int,
     thinning: Array,
     uniforms: Array,
     evidence: Array,
@@ -213,7 +213,7 @@ def smooth(
     """Log-evidence, marginals (N, T, K) and paths (n, N, T) of the states of sequences ``start`` to ``stop``."""
     K, D = transition.shape[0], known.shape[2]
     S = lags * D
-    most = wanted + K + 1
+    most = particles + K + 1
     mean, new_mean = np.zeros((most, S)), np.zeros((most, S))
     cov, new_cov = np.zeros((most, S, S)), np.zeros((most, S, S))
     W, state = np.zeros(most), np.zeros(most, np.int64)
@@ -301,7 +301,7 @@ def smooth(
                 break
             for c in range(count * K):
                 scores[c] = math.exp(scores[c] - top)
-            fresh = _thin(scores, count * K, wanted, thinning[t], chosen, kept)
+            fresh = _thin(scores, count * K, particles, thinning[t], chosen, kept)
             total = 0.0
             for p in range(fresh):
                 i, k = chosen[p] // K, chosen[p] % K

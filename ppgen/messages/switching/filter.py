@@ -137,9 +137,9 @@ class Switching:
         uniforms: Float[Tensor, "n N T"],
         particles: int | None = None,
     ) -> States:
-        """Filter and smooth; ``thinning`` and ``uniforms`` decide what is random: equal ones give equal bits."""
+        """Filter and smooth; ``thinning`` and ``uniforms`` are all the randomness: equal ones give equal bits."""
         N, T, K = self.potential.shape
-        wanted = self.particles if particles is None else particles
+        count = self.particles if particles is None else particles
         high = log_transition.amax()
         start = log_initial.amax()
         evidence, marginals = self.potential.new_zeros(N), self.potential.new_zeros(N, T, K)
@@ -150,11 +150,11 @@ class Switching:
         loss = self.regimes.loss
         inputs += [self.regimes.regression, self.regimes.noise, loss]
         inputs += [*_directions(loss[:, :-1, :-1], -loss[:, :-1, -1]), self.regimes.constant]
-        work = int(touched.sum()) * wanted * K * self.lags * self.known.shape[-1] ** 2
-        given = [tensor.detach().contiguous().numpy() for tensor in inputs]
-        options = (bool((loss != 0).any()), self.lags, wanted)
+        work = int(touched.sum()) * count * K * self.lags * self.known.shape[-1] ** 2
+        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        options = (bool((loss != 0).any()), self.lags, count)
         rest = [tensor.contiguous().numpy() for tensor in (thinning, uniforms, evidence, marginals, paths)]
-        run_tasks(smooth, N, float(work), *given, *options, *rest)
+        run_tasks(smooth, N, float(work), *arrays, *options, *rest)
         shift = torch.where(self.lengths > 0, start + high * (self.lengths - 1), 0.0)
         return States(evidence + shift, marginals, paths)
 

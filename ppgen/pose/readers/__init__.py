@@ -82,7 +82,7 @@ def read_tracks(path: Path, name: str, fps: float | int | None) -> list[Track]:
 
 
 def unknown(path: Path, seen: str) -> FileError:
-    """The error that names what is known."""
+    """An error that names the known formats."""
     return FileError(
         f"{path}: must be a pose file in a known format ({', '.join(FORMATS)}), {seen}; "
         "give format=... , or format='movement:NWB' with the extra ppgen[movement]"

@@ -18,11 +18,11 @@ def trimmed(tracks: list[Track], path: Path) -> list[Track]:
     ------
     FileError : no track is seen in two frames.
     """
-    kept, lost = [], 0
+    kept, short = [], 0
     for track in tracks:
         seen = np.flatnonzero(np.isfinite(track.positions).all(-1).any(-1))
         if len(seen) < 2:
-            lost += 1
+            short += 1
             continue
         span = slice(seen[0], seen[-1] + 1)
         kept.append(
@@ -35,7 +35,9 @@ def trimmed(tracks: list[Track], path: Path) -> list[Track]:
             )
         )
     if not kept:
-        raise FileError(f"{path}: must hold a track seen in at least 2 frames, {lost} tracks have none; track it again")
-    if lost:
-        kept = [replace(t, notes=(*t.notes, f"{lost} tracks seen in fewer than 2 frames were left out")) for t in kept]
+        raise FileError(
+            f"{path}: must hold a track seen in at least 2 frames, {short} tracks have none; track it again"
+        )
+    if short:
+        kept = [replace(t, notes=(*t.notes, f"{short} tracks seen in fewer than 2 frames were left out")) for t in kept]
     return kept

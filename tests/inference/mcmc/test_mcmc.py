@@ -286,7 +286,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(monkeypatch, tmp_path
         return real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileError, match="No space left on device; what was there before is whole"):
+    with pytest.raises(FileError, match="No space left on device; earlier files there are intact"):
         sample(Centre(), checkpoint=folder, checkpoint_every=10)
     monkeypatch.undo()
     fit = sample(Centre(), checkpoint=folder, checkpoint_every=10)
