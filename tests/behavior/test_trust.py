@@ -63,4 +63,4 @@ def test_rare_syllables_are_named_and_fail_the_verdict_when_they_take_much_of_th
 def test_what_is_known_of_other_starts_is_said():
     assert _starts_words([5.0]).endswith("by fitting again with another --seed, and by match.")
     words = _starts_words([-100.0, -60.0, -500.0])
-    assert "of the search's 3 starts the best after 30 steps was gone on with, the second was 40 nats behind" in words
+    assert "of the search's 3 starts the best after 30 steps was continued, the second was 40 nats behind" in words
