@@ -156,7 +156,7 @@ def test_of_two_runs_into_one_folder_the_later_keeps_its_results_beside(tmp_path
             with output_folder(out, overwrite) as other:
                 (other / "run.json").write_text("earlier")
 
-    with pytest.raises(FileError, match="written to by something else while this ran.*of this run are in .*out-2"):
+    with pytest.raises(FileError, match="changed by another program during this run.*of this run are in .*out-2"):
         later()
     assert (out / "run.json").read_text() == "earlier"
     assert (tmp_path / "out-2" / "run.json").read_text() == "later"
