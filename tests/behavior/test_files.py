@@ -179,7 +179,7 @@ def test_a_file_that_came_into_the_folder_meanwhile_is_not_deleted(tmp_path):
     ("text", "words"),
     [
         ("name,treatment\na,x\n", "must have the columns name and group, got name, treatment"),
-        ("name,group\na,x\nb,\n", "line 3 has not"),
+        ("name,group\na,x\nb,\n", "line 3 lacks one"),
         ("name,group\na,x\na,y\n", "got 'a' twice"),
         ("", "cannot be read"),
         ('a,b\n"\n', "cannot be read"),
