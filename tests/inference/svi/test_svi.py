@@ -302,7 +302,7 @@ def test_settings_without_early_stopping_take_every_step():
         ({"schedule": lambda step: -1.0}, r"svi: schedule must give factors of zero or more, got -1.0 at step 0"),
         ({"schedule": lambda step: np.nan}, "svi: schedule must give factors of zero or more, got nan at step 0"),
         ({"held_out": X.repeat(1, 2)}, "svi: held_out must have 1 features like x, got 2"),
-        ({"held_out": X * np.nan}, "svi: held_out must have observed entries, all are NaN"),
+        ({"held_out": X * np.nan}, "svi: held_out must have observed entries, but all are NaN"),
         ({"held_out_u": X}, "svi: held_out_u must come with held_out, got it alone"),
         ({"random_seed": 2**53}, r"random_seed must be a whole number from 0 to 2\*\*53"),
         ({"batch_size": 9}, "svi: batch_size must be between 1 and the 4 rows of x, got 9"),

@@ -243,7 +243,7 @@ def test_programs_of_which_the_bound_would_be_wrong_are_refused():
     for model, message in (
         (Away(), "the guide must draw site 'h' in the plate over rows, as the model does"),
         (Beside(), "needs every site that depends on what a row owns in the plate over rows"),
-        (Rough(), "needs draws with a derivative, site 'z' of the guide has none"),
+        (Rough(), "needs draws with a derivative, but site 'z' of the guide has none"),
         (Scaled(), r"needs all sites of a row scaled alike, got \[0.5, 1.0\]"),
     ):
         with pytest.raises(FitError, match=message):
