@@ -163,7 +163,7 @@ def _each_warning_once() -> Iterator[None]:
         words = record.getMessage()
         return words not in said and not said.add(words)  # type: ignore[func-returns-value]
 
-    log = logging.getLogger("ppgen")
+    log = logging.getLogger("ppgen.emissions.units")
     log.addFilter(fresh)
     try:
         yield
