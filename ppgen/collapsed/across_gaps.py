@@ -121,14 +121,16 @@ class GapLatents:
         return {"z_draw": self._end(self.posterior.path())}
 
     def _frames(self) -> Float[Tensor, "N T D"]:
-        """Mean of the frames posterior a path, averaged over paths."""
-        posterior, K = self.posterior, self.probabilities.shape[-1]
-        total = torch.zeros_like(posterior.switching.value)
+        """Mean of the frames given a path, averaged over paths."""
+        given, K = self.posterior, self.probabilities.shape[-1]
+        frames = given.emission.frames(given.x)
+        if frames is None or frames.latent is None:
+            return given.switching.value
+        total = torch.zeros_like(frames.value)
         for path in self.paths:
             weights = torch.nn.functional.one_hot(path, K).to(total)
-            completion = posterior.emission.complete(posterior.x, posterior.statistics, weights)
-            total += total.new_zeros(()) if completion is None else completion.mean
-        return torch.where(posterior.switching.known, posterior.switching.value, total / len(self.paths))
+            total += frames.latent.mean(given.emission.given(frames.latent, given.statistics, weights))
+        return torch.where(given.switching.known, given.switching.value, total / len(self.paths))
 
     def _end(self, path: Tensor) -> Tensor:
         return torch.where(self._exists, path, -1)

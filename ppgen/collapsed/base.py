@@ -13,7 +13,7 @@ Johnson et al. (2016), §4; Wainwright & Jordan (2008), §5.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,12 +25,19 @@ from ppgen.families.family import Natural
 from ppgen.messages import Mixture
 from ppgen.messages.discrete.chain import DiscreteChain
 
-__all__ = ["Collapsed", "Latents", "Local", "SummedOut"]
+__all__ = ["Collapsed", "Latents", "Local", "Posterior", "SummedOut"]
 
 Local = dict[str, Natural]
-"""Block -> natural parameters of its posterior, rows first."""
+"""Block -> natural parameters of its posterior."""
 
-SWEEPS = 30  # coordinate updates of blocks that are not exact at once
+GIBBS = 30  # sweeps behind a draw of blocks that are not exact at once
+
+
+@final
+class Posterior(dict[str, Tensor]):
+    """Natural parameters of a block that keep what the block found from them, so that it is found once."""
+
+    found: tuple[Natural, Tensor] | None = None
 
 
 @runtime_checkable
@@ -84,6 +91,8 @@ class Collapsed(TorchDistribution, ABC):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
+    sweeps: ClassVar[int] = 30
+    """Updates of blocks that are not exact at once."""
 
     def blocks(self, x: Tensor) -> Mapping[str, Block]:
         """Latents that are held, each exact given the others; none by default."""
@@ -106,6 +115,10 @@ class Collapsed(TorchDistribution, ABC):
         chain = self.summed(x, m)
         return self.rest(x, m) if chain is None else self.rest(x, m) + chain.log_normalizer
 
+    def start(self, x: Tensor) -> Local:
+        """Posteriors of the blocks to begin from, by default what each begins from by itself."""
+        return {b: block.start(len(x)) for b, block in self.blocks(x).items()}
+
     def settle(self, x: Tensor, local: Local | None = None, sweeps: int | None = None) -> Local:
         """Posteriors of the blocks, each updated in turn, from ``local`` if there is one. No gradient flows.
 
@@ -113,20 +126,19 @@ class Collapsed(TorchDistribution, ABC):
         """
         blocks = self.blocks(x)
         with torch.no_grad():
-            found = {b: block.start(len(x)) for b, block in blocks.items()} if not local else dict(local)
+            found = {b: _kept(eta) for b, eta in (local or self.start(x)).items()}
             if self.exact(x):
                 return {b: self._best(x, found, b) for b in blocks}
-            m = {b: block.solved(found[b])[0] for b, block in blocks.items()}
-            for _ in range(SWEEPS if sweeps is None else sweeps):
-                for b, block in blocks.items():
-                    found[b] = self._best(x, m, b)
-                    m[b] = block.solved(found[b])[0]
-        return found
+            for _ in range(self.sweeps if sweeps is None else sweeps):
+                for b in blocks:
+                    m = {name: _solved(block, found[name])[0] for name, block in blocks.items()}
+                    found[b] = _kept(self._best(x, m, b))
+        return dict(found)
 
     def evidence(self, x: Tensor, local: Local) -> Float[Tensor, " N"]:
         """Lower bound of the log density of each row, for given posteriors of the blocks; exact where that can be."""
         blocks = self.blocks(x)
-        solved = {b: block.solved(local[b]) for b, block in blocks.items()}
+        solved = {b: _solved(block, local[b]) for b, block in blocks.items()}
         entropy = [value - blocks[b].inner(local[b], m) for b, (m, value) in solved.items()]
         return sum(entropy, self.energy(x, {b: m for b, (m, _) in solved.items()}))
 
@@ -144,7 +156,7 @@ class Collapsed(TorchDistribution, ABC):
         missing = {b: block for b, block in self.blocks(x).items() if b not in values}
         if missing:
             local = self.settle(x)
-            m |= {b: block.solved(local[b])[0] for b, block in missing.items()}
+            m |= {b: _solved(block, local[b])[0] for b, block in missing.items()}
         chain = self.summed(x, m)
         if chain is None:
             return self.rest(x, m)
@@ -157,7 +169,7 @@ class Collapsed(TorchDistribution, ABC):
             local = self.settle(x)
             values = {b: block.sample(local[b]) for b, block in blocks.items()}
             exact = self.exact(x)
-            for _ in range(0 if exact else SWEEPS):
+            for _ in range(0 if exact else GIBBS):
                 values = self.sweep(x, values)
             chain = self.summed(x, {b: block.statistic(values[b]) for b, block in blocks.items()})
             return values if chain is None else {**values, "z": chain.sample(1)[0]}
@@ -198,3 +210,16 @@ class Collapsed(TorchDistribution, ABC):
 
         found: Natural = torch.func.grad(energy)(m[b])
         return found
+
+
+def _kept(eta: Natural) -> Posterior:
+    return eta if isinstance(eta, Posterior) else Posterior(eta)
+
+
+def _solved(block: Block, eta: Natural) -> tuple[Natural, Tensor]:
+    """Expected statistics and log-normaliser, found before or now."""
+    if not isinstance(eta, Posterior):
+        return block.solved(eta)
+    if eta.found is None:
+        eta.found = block.solved(eta)
+    return eta.found

@@ -6,9 +6,8 @@ states along which the frames are summed out (:mod:`ppgen.collapsed.across_gaps`
 observation. NaN in ``x`` is not observed; trailing NaN means a shorter sequence.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 
 from ppgen.collapsed.across_gaps import AcrossGaps, GapLatents
 from ppgen.collapsed.base import Collapsed, Local
+from ppgen.collapsed.block import Block
 from ppgen.collapsed.estimated import wanted
 from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
+from ppgen.emissions.frames import Frames
 from ppgen.errors import DataError, FitError
 from ppgen.families.family import Natural
 from ppgen.messages import discrete_chain
@@ -33,8 +33,7 @@ __all__ = ["HiddenMarkov", "HiddenMarkovLatents"]
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 ONCE = torch.Size()
-FRAMES = "frames"  # the block of latent frames
-SWEEPS = 5  # coordinate updates of the frames that have no closed form
+FRAMES = "frames"  # the block of what is unknown of frames
 ESTIMATED = (
     "unbiased estimates of p(x | theta) by a particle filter, for sequences with missing frames; "
     "their logarithms differ from call to call where a gap is long"
@@ -47,7 +46,8 @@ class HiddenMarkovLatents:
     """Posterior of the states (and of latent frames) of a batch of sequences."""
 
     chain: DiscreteChain
-    completion: Completion | None
+    frames: Frames | None
+    eta: Natural | None
     lengths: Int[Tensor, " N"]
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -64,7 +64,9 @@ class HiddenMarkovLatents:
         NaN past the end of a sequence.
         """
         found = {"z": self.chain.marginals}
-        found |= {} if self.completion is None else {"h": self.completion.mean}
+        if self.frames is not None:
+            latent = self.frames.latent
+            found["h"] = self.frames.value if latent is None or self.eta is None else latent.mean(self.eta)
         exists = torch.arange(found["z"].shape[-2], device=self.lengths.device) < self.lengths[:, None]
         return {name: torch.where(exists[..., None], value, torch.nan) for name, value in found.items()}
 
@@ -95,6 +97,7 @@ class HiddenMarkov(Collapsed):
     """
 
     support = constraints.independent(constraints.real, 2)
+    sweeps = 5
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class HiddenMarkov(Collapsed):
     ) -> None:
         self.log_initial, self.log_transition = log_initial, log_transition
         self.emission, self.statistics = emission, statistics
+        self._read: tuple[Tensor, int, Frames | None] | None = None
         N, T = shape
         super().__init__(torch.Size([N]), torch.Size([T, emission.features]), validate_args=False)
 
@@ -126,31 +130,47 @@ class HiddenMarkov(Collapsed):
         said.words = ESTIMATED
         return across.log_evidence()
 
-    def settle(self, x: Float[Tensor, "N T D"], local: Local | None = None, sweeps: int | None = None) -> Local:
-        """Posterior of the frames that have no closed form given the states; nothing where all is summed out."""
-        previous = _completion(local) if local else None
-        found = self.complete(x, previous, SWEEPS if sweeps is None else sweeps)
-        return {} if found is None else {FRAMES: _as_tensors(found)}
+    def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, Block]:
+        """What is unknown of the frames, where that has no closed form."""
+        frames = self._frames(x)
+        return {} if frames is None or frames.latent is None else {FRAMES: frames.latent}
 
-    def evidence(self, x: Float[Tensor, "N T D"], local: Local) -> Float[Tensor, " N"]:
-        """Log evidence of each sequence, given the posterior of the frames that have no closed form."""
-        completion = _completion(local)
-        value = self._chain(x, completion).log_normalizer
-        value = torch.where(sequence_lengths(x) > 0, value, 0.0)
-        return value if completion is None else value + completion.bonus
+    def start(self, x: Float[Tensor, "N T D"]) -> Local:
+        """The frames given equal weights of the states."""
+        frames = self._frames(x)
+        if frames is None or frames.latent is None:
+            return {}
+        return {FRAMES: self.emission.given(frames.latent, self.statistics)}
+
+    def summed(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> DiscreteChain:
+        """The states."""
+        frames = self._frames(x)
+        if frames is not None:
+            frames = replace(frames, moments=m.get(FRAMES))
+        potential = self.emission.potential(x, self.statistics, frames)
+        return discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
+
+    def rest(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
+        """Log density that depends on neither the states nor what is unknown of the frames."""
+        frames = self._frames(x)
+        return x.new_zeros(len(x), dtype=self.log_initial.dtype) if frames is None else frames.constant
+
+    def energy(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
+        """Expected log joint density of each sequence; a sequence without observations has the density one."""
+        value = self.summed(x, m).log_normalizer
+        return torch.where(sequence_lengths(x) > 0, value, 0.0) + self.rest(x, m)
 
     def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
         """Log joint density of each sequence and a path ``z`` of its states, up to a constant."""
         z, there = values["z"], exists(x)
-        potential = self.emission.potential(x, self.statistics, self.emission.complete(x, self.statistics))
+        potential = self.emission.potential(x, self.statistics)
         emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * there).sum(-1)
         moves = self.log_transition[z[:, :-1], z[:, 1:]] * there[:, 1:]
         return self.log_initial[z[:, 0]] * there[:, 0] + moves.sum(-1) + emitted
 
     def exact(self, x: Float[Tensor, "N T D"]) -> bool:
         """Whether no frame lacks a closed form."""
-        completion = self.emission.complete(x, self.statistics)
-        return completion is None or completion.complete
+        return not self.blocks(x)
 
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given a path ``z`` of states; trailing NaN stays."""
@@ -163,16 +183,13 @@ class HiddenMarkov(Collapsed):
         ------
         FitError : missing frames have no closed form, so that :meth:`log_prob` is a bound of the whole sequence.
         """
-        completion = self.complete(x)
-        if completion is None:
-            return self._chain(x, None).log_steps()
-        if not completion.complete:
+        if not self.exact(x):
             raise FitError(
                 f"HiddenMarkov: the density of a step given those before it needs whole frames of "
                 f"{type(self.emission).__name__}, got gaps, for which only a bound of the whole sequence is known; "
                 "compare sequences by log_likelihood(x), or cut the data at its gaps"
             )
-        return self._chain(x, completion).log_steps() + self.emission.log_frames(x)
+        return self.summed(x, {}).log_steps() + self.emission.log_frames(x)
 
     def latents(self, x: Float[Tensor, "N T D"]) -> HiddenMarkovLatents | GapLatents:
         """Posterior of the states given ``x``."""
@@ -185,8 +202,9 @@ class HiddenMarkov(Collapsed):
         The bound treats states and missing frames as independent, so it is too sure across gaps, and many times quicker
         than :meth:`latents`. Without such gaps it is the same.
         """
-        completion = self.complete(x)
-        return HiddenMarkovLatents(self._chain(x, completion), completion, sequence_lengths(x))
+        local, blocks = self.settle(x), self.blocks(x)
+        m = {b: block.solved(local[b])[0] for b, block in blocks.items()}
+        return HiddenMarkovLatents(self.summed(x, m), self._frames(x), local.get(FRAMES), sequence_lengths(x))
 
     def impute(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays.
@@ -217,17 +235,6 @@ class HiddenMarkov(Collapsed):
         path = discrete_chain(*self._normalized(), potential).sample(1)[0]
         return self.emission.sample(self.statistics, path).reshape(*sample_shape, N, T, D)
 
-    def complete(
-        self, x: Float[Tensor, "N T D"], previous: Completion | None = None, sweeps: int = SWEEPS
-    ) -> Completion | None:
-        """Coordinate updates of latent frames and states; None where all is summed out exactly. No gradient flows."""
-        with torch.no_grad():
-            completion = self.emission.complete(x, self.statistics) if previous is None else previous
-            for _ in range(0 if completion is None or completion.complete else sweeps):
-                weights = self._chain(x, completion).marginals
-                completion = self.emission.complete(x, self.statistics, weights, completion)
-        return completion
-
     def _fill(self, x: Tensor, path: Int[Tensor, "N T"]) -> Tensor:
         filled = self.emission.fill(x, self.statistics, path)
         return torch.where(exists(x)[..., None], filled, x)
@@ -245,22 +252,15 @@ class HiddenMarkov(Collapsed):
         across = self._across(x)
         if across is not None:
             return across.path()
-        return self._chain(x, self.complete(x)).sample(1)[0].clamp_min(0)
+        return self.summed(x, {}).sample(1)[0].clamp_min(0)
 
-    def _chain(self, x: Tensor, completion: Completion | None) -> DiscreteChain:
-        potential = self.emission.potential(x, self.statistics, completion)
-        return discrete_chain(self.log_initial, self.log_transition, potential, lengths=sequence_lengths(x))
+    def _frames(self, x: Tensor) -> Frames | None:
+        """The data as frames, read once for as long as the same data is asked about."""
+        version = -1 if x.is_inference() else x._version
+        if self._read is None or self._read[0] is not x or self._read[1] != version or version < 0:
+            with torch.no_grad():
+                self._read = x, version, self.emission.frames(x)
+        return self._read[2]
 
     def _normalized(self) -> tuple[Tensor, Tensor]:
         return self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
-
-
-def _completion(local: Local) -> Completion | None:
-    """The posterior of latent frames that `_as_tensors` took apart."""
-    if FRAMES not in local:
-        return None
-    return Completion(**{k: bool(v) if k == "complete" else v for k, v in local[FRAMES].items()})  # type: ignore[arg-type]
-
-
-def _as_tensors(completion: Completion) -> dict[str, Tensor]:
-    return {f.name: torch.as_tensor(getattr(completion, f.name)) for f in dataclasses.fields(completion)}

@@ -3,7 +3,6 @@
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.bernoulli import Bernoulli
 from ppgen.emissions.categorical import Categorical
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.poisson import Poisson
@@ -13,7 +12,6 @@ __all__ = [
     "Autoregressive",
     "Bernoulli",
     "Categorical",
-    "Completion",
     "Emission",
     "Gaussian",
     "Poisson",

@@ -28,11 +28,11 @@ from torch import Tensor
 from ppgen.constants import LOG_2PI
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions._simulation import simulate
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission
-from ppgen.emissions.gap import GapChain, GapPosterior
-from ppgen.emissions.quadratic import coefficients, homogeneous, pack, scores
-from ppgen.emissions.subspace import RowEvidence, Subspace
+from ppgen.emissions.frames import Frames, RowEvidence
+from ppgen.emissions.gap import GapBlock, Gaps
+from ppgen.emissions.quadratic import coefficients, homogeneous, scores
+from ppgen.emissions.subspace import Subspace
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
@@ -122,51 +122,31 @@ class Autoregressive(Emission):
             degrees=torch.full(batch, size + 2.0, dtype=dtype),
         )
 
-    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
-        completion = self.complete(x, s) if completion is None else completion
-        N, T, D = completion.mean.shape
+    def potential(self, x: Tensor, s: Natural, frames: Frames | None = None) -> Tensor:
+        frames = frames or self.frames(x)
         form = self._form(s)
-        log_det = self._log_det(s) - D / 2 * LOG_2PI
-        windows = self._windows(completion.mean).reshape(N * T, -1)
-        total = scores(windows, form) + log_det
-        if len(completion.rows):
-            total = torch.index_add(total, 0, completion.rows, completion.moments @ coefficients(form).mT)
-        time = torch.arange(T, device=x.device)
-        counted = (time >= self.lags) & (time < completion.lengths[:, None])
-        return torch.where(counted[..., None], total.reshape(N, T, -1), 0.0)
+        total = self._known_scores(frames.value, form, s)
+        if frames.latent is not None:
+            m = frames.moments or frames.latent.solved(self.given(frames.latent, s))[0]
+            total = torch.index_add(total, 0, frames.latent.rows, m["windows"] @ coefficients(form).mT)
+        return self._counted(total, frames.value, frames.lengths)
 
-    def complete(
-        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
-    ) -> Completion:
-        """Posterior of the latent frames given ``weights`` (N, T, K) of the states (equal weights where None)."""
-        if previous is not None and previous.complete:
-            return previous
-        evidence, known, lengths = self._evidence(x)
-        value, constant = evidence.value.reshape(known.shape), evidence.constant.reshape(known.shape[:2]).sum(-1)
-        if known.all():
-            empty = torch.zeros(0, dtype=torch.long)
-            bonus = constant + self._first_frames(value, lengths)
-            return Completion(value, empty, x.new_zeros(0, self._packed), bonus, lengths, True)
-        gap = GapChain.build(known, value, self.lags)
-        unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
-        posterior = self._posterior(gap, s, weights, lengths, unary, linear)
-        mean = posterior.frames_of(posterior.chain.mean)[:, : x.shape[1]]
-        rows, moments = self._window_moments(posterior, lengths, x.shape[1])
-        bonus = constant + self._first_frames(mean, lengths) + posterior.entropy
-        bonus = bonus + self._partial_evidence(evidence, mean) + _spread(posterior, unary)
-        return Completion(mean, rows, moments, bonus, lengths, False)
-
-    def _redraw(self, x: Tensor, s: Natural, z: Tensor) -> tuple[Tensor, Tensor]:
-        """An exact draw of the latent frames given the states, and the lengths."""
+    def frames(self, x: Tensor) -> Frames:
         evidence, known, lengths = self._evidence(x)
         value = evidence.value.reshape(known.shape)
+        latent = None
         if not known.all():
-            gap = GapChain.build(known, value, self.lags)
-            unary, linear = self._unary(gap, evidence, known.shape[1], lengths)
-            weights = torch.nn.functional.one_hot(z, s["log_det"].shape[0]).to(value)
-            posterior = self._posterior(gap, s, weights, lengths, unary, linear)
-            value = posterior.sample()[:, : x.shape[1]]
-        return value, lengths
+            value = torch.where(known, value, 0.0)
+            gaps = Gaps.build(known, value, self.lags)
+            latent = GapBlock(gaps, lengths, *self._said(gaps, evidence, known.shape[1], lengths))
+        constant = evidence.constant.reshape(known.shape[:2]).sum(-1) + self._each_first_frame(value, lengths).sum(-1)
+        return Frames(value, lengths, constant, latent)
+
+    def given(self, latent: GapBlock, s: Natural, weights: Tensor | None = None) -> Natural:
+        forms = coefficients(self._form(s).detach())
+        if weights is None:
+            return {"windows": forms.mean(0).expand(len(latent.rows), -1)}
+        return {"windows": weights.flatten(0, 1)[latent.rows] @ forms}
 
     def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
         evidence, known, lengths = self._evidence(x)
@@ -174,12 +154,12 @@ class Autoregressive(Emission):
             return None
         N, T, D = known.shape
         value = torch.where(known, evidence.value.reshape(known.shape), 0.0)
-        regimes = Regimes.of(self._form(s), self._log_det(s), D, self.initial_scale, self.initial_step)
-        empty = torch.zeros(0, dtype=torch.long)
-        given = Completion(value, empty, value.new_zeros(0, self._packed), value.new_zeros(N), lengths, True)
+        form = self._form(s)
+        regimes = Regimes.of(form, self._log_det(s), D, self.initial_scale, self.initial_step)
+        potential = self._counted(self._known_scores(value, form, s), value, lengths)
         partial = torch.full((N * T,), -1).index_put((evidence.partial,), torch.arange(len(evidence.partial)))
         switching = Switching(
-            regimes, self.potential(x, s, given), known, value, partial.reshape(N, T),
+            regimes, potential, known, value, partial.reshape(N, T),
             evidence.precision, evidence.information, lengths,
         )  # fmt: skip
         return switching, evidence.constant.reshape(N, T).sum(-1)
@@ -187,9 +167,13 @@ class Autoregressive(Emission):
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
         if not torch.isnan(x).any():
             return x.clone()
-        frames, lengths = self._redraw(x, s, z)
-        exists = torch.arange(x.shape[1]) < lengths[:, None]
-        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, frames), x)
+        frames = self.frames(x)
+        h = frames.value
+        if frames.latent is not None:
+            weights = torch.nn.functional.one_hot(z, len(s["log_det"])).to(h)
+            h = frames.latent.sample(self.given(frames.latent, s, weights))
+        exists = torch.arange(x.shape[1]) < frames.lengths[:, None]
+        return torch.where(torch.isnan(x) & exists[..., None], self._observe(x, h), x)
 
     def sample(self, s: Natural, z: Tensor) -> Tensor:
         nothing = torch.zeros(len(z), dtype=torch.long)
@@ -223,16 +207,13 @@ class Autoregressive(Emission):
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
-        prior = self.prior(1)
-        frames = self.complete(x, self.family.expected(prior)).mean
+        frames = self.frames(x).value
+        latent = self.frames(x).latent
+        if latent is not None:
+            frames = latent.mean(self.given(latent, self.family.expected(self.prior(1))))
         change = frames - torch.nn.functional.pad(frames, (0, 0, self.lags, 0))[:, : frames.shape[1]]
         change[:, : self.lags] = 0
         return torch.cat([frames, change / change.std().clamp_min(1e-12)], -1)
-
-    @property
-    def _packed(self) -> int:
-        W = (self.lags + 1) * self.width + 1
-        return W * (W + 1) // 2
 
     def _form(self, s: Natural) -> Float[Tensor, "K W W"]:
         """The quadratic form over ``(h_t, h_{t-1}, ..., h_{t-L}, 1)``."""
@@ -243,6 +224,18 @@ class Autoregressive(Emission):
 
     def _log_det(self, s: Natural) -> Float[Tensor, " K"]:
         return s["log_det"] if self.covariance == "full" else s["log_det"].sum(-1)
+
+    def _known_scores(self, value: Tensor, form: Tensor, s: Natural) -> Float[Tensor, "n K"]:
+        """Log-potentials of all windows with these frames."""
+        windows = self._windows(value).reshape(-1, form.shape[-1])
+        return scores(windows, form) + (self._log_det(s) - self.width / 2 * LOG_2PI)
+
+    def _counted(self, total: Tensor, value: Tensor, lengths: Tensor) -> Float[Tensor, "N T K"]:
+        """Log-potentials of the frames that have all their lags; zero at others."""
+        N, T = value.shape[:2]
+        time = torch.arange(T, device=value.device)
+        counted = (time >= self.lags) & (time < lengths[:, None])
+        return torch.where(counted[..., None], total.reshape(N, T, -1), 0.0)
 
     def _windows(self, h: Float[Tensor, "N T D"]) -> Float[Tensor, "N T W"]:
         T = h.shape[1]
@@ -278,11 +271,8 @@ class Autoregressive(Emission):
         first = self._each_first_frame(evidence.value.reshape(known.shape), lengths)
         return evidence.constant.reshape(x.shape[:2]) + torch.nn.functional.pad(first, (0, x.shape[1] - first.shape[1]))
 
-    def _first_frames(self, h: Tensor, lengths: Tensor) -> Float[Tensor, " N"]:
-        """Log-density of the first frames at ``h``."""
-        return self._each_first_frame(h, lengths).sum(-1)
-
     def _each_first_frame(self, h: Tensor, lengths: Tensor) -> Float[Tensor, "N L"]:
+        """Log-density of each of the first frames at ``h``."""
         first = h[:, : self.lags]
         exists = torch.arange(first.shape[1]) < lengths[:, None]
         scale = torch.full((first.shape[1], 1), self.initial_step, dtype=h.dtype)
@@ -301,18 +291,11 @@ class Autoregressive(Emission):
         time = steps.mT @ torch.diag_embed(exists * weight) @ steps
         return torch.kron(time, torch.eye(self.width, dtype=torch.float64)[None])
 
-    def _partial_evidence(self, evidence: RowEvidence, mean: Tensor) -> Float[Tensor, " N"]:
-        """Evidence of partly observed frames at the mean."""
-        h = mean.reshape(-1, self.width)[evidence.partial]
-        each = (evidence.information * h).sum(-1) - 0.5 * torch.einsum("pi,pij,pj->p", h, evidence.precision, h)
-        sequence = evidence.partial // mean.shape[1]
-        return mean.new_zeros(len(mean)).index_add(0, sequence, each)
-
-    def _unary(self, gap: GapChain, evidence: RowEvidence, T: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Precision and information on single blocks: partly observed frames, and the prior of the first frames."""
-        N, M = gap.kept.shape
+    def _said(self, gaps: Gaps, evidence: RowEvidence, T: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Precision and information on superframes: partly observed frames, and the prior of the first frames."""
+        N, M = gaps.kept.shape
         L, D = self.lags, self.width
-        slot = gap.slots()
+        slot = gaps.slots()
         matrix, vector = evidence.value.new_zeros(N, M, L, D, L, D), evidence.value.new_zeros(N, M, L, D)
         n, t = evidence.partial // T, evidence.partial % T
         where = slot[n, t // L]
@@ -323,40 +306,3 @@ class Autoregressive(Emission):
         matrix = matrix.reshape(N, M, L * D, L * D)
         matrix[first, slot[first, 0]] += self._first_precision()[lengths[first].clamp_max(L)]
         return matrix, vector.reshape(N, M, L * D)
-
-    def _posterior(
-        self, gap: GapChain, s: Natural, weights: Tensor | None, lengths: Tensor, unary: Tensor, linear: Tensor
-    ) -> GapPosterior:
-        form = -2 * self._form(s).detach()
-        K, D, span = len(form), self.width, (self.lags + 1) * self.width
-        order = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)  # oldest frame first
-        n, frames = gap.pairs[:, :1], gap.frames
-        if weights is None:
-            weights = form.new_full((len(gap.known), gap.known.shape[1] * self.lags, K), 1 / K)
-        weights = torch.nn.functional.pad(weights, (0, 0, 0, gap.known.shape[1] * self.lags - weights.shape[1]))
-        weights = weights[n, frames] * (frames < lengths[n])[..., None]
-        precision = weights @ form[:, order[:, None], order].reshape(K, -1)
-        information = -weights @ form[:, order, -1]
-        return gap.posterior(precision.reshape(*frames.shape, span, span), information, unary, linear)
-
-    def _window_moments(self, posterior: GapPosterior, lengths: Tensor, T: int) -> tuple[Tensor, Tensor]:
-        """Packed covariance of every window that touches an unknown frame."""
-        D, span = self.width, (self.lags + 1) * self.width
-        n, frames = posterior.gap.pairs[:, :1], posterior.gap.frames
-        covariance = posterior.pair_covariance()
-        newest_first = torch.arange(span).reshape(-1, D).flip(0).reshape(-1)
-        rows, moments = [], []
-        for o in range(self.lags):
-            window = covariance[:, o * D : o * D + span, o * D : o * D + span]
-            exists = (frames[:, o] < lengths[n[:, 0]]).nonzero()[:, 0]
-            window = window[exists][:, newest_first[:, None], newest_first]
-            moments.append(pack(torch.nn.functional.pad(window, (0, 1, 0, 1))))
-            rows.append((n[:, 0] * T + frames[:, o])[exists])
-        return torch.cat(rows), torch.cat(moments)
-
-
-def _spread(posterior: GapPosterior, unary: Tensor) -> Float[Tensor, " N"]:
-    """What the spread of the unknown entries costs in single-block terms."""
-    free = ~posterior.gap.block_state()[0]
-    covariance = posterior.chain.covariance * free[..., :, None] * free[..., None, :]
-    return -0.5 * (unary * covariance).sum((-1, -2, -3))

@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import SEQUENCES, Emission
+from ppgen.emissions.frames import Frames
 from ppgen.errors import DataError
 from ppgen.families.beta import Beta
 from ppgen.families.family import Natural
@@ -45,7 +45,7 @@ class Bernoulli(Emission):
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(one=self.one * ones, zero=self.zero * ones)
 
-    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, frames: Frames | None = None) -> Tensor:
         one, zero = torch.nan_to_num(x), torch.nan_to_num(1 - x)
         return torch.cat([one, zero], -1) @ torch.cat([s["log_one"], s["log_zero"]], -1).mT
 

@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import SEQUENCES, Emission
+from ppgen.emissions.frames import Frames
 from ppgen.errors import DataError
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
@@ -49,7 +49,7 @@ class Categorical(Emission):
         shape = (states, self.features, self.vocabulary)
         return self.family.natural(concentration=torch.full(shape, self.concentration, dtype=torch.float64))
 
-    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, frames: Frames | None = None) -> Tensor:
         table = s["log_probability"].movedim(-3, -1)  # (D, V, K)
         scores = table[torch.arange(self.features, device=x.device), torch.nan_to_num(x).long()]  # (*B, D, K)
         return torch.where(torch.isnan(x)[..., None], 0.0, scores).sum(-2)

@@ -5,6 +5,8 @@ of parameters, which a conjugate family has in closed form from its log-normalis
 remain (Heller & Ghahramani 2005, with a fixed number of clusters).
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,9 +24,11 @@ def window_counts(emission: Emission, windows: Float[Tensor, "W T D"]) -> Natura
     W = len(windows)
     with torch.no_grad():
         shared = emission.family.expected(emission.prior(1))
-        completion = emission.complete(windows, shared)
+        frames = emission.frames(windows)
+        if frames is not None and frames.latent is not None:
+            frames = replace(frames, moments=frames.latent.solved(emission.given(frames.latent, shared))[0])
     s = {name: v.expand(W, *v.shape[1:]).clone().requires_grad_() for name, v in shared.items()}
-    potential = emission.potential(windows, s, completion)
+    potential = emission.potential(windows, s, frames)
     own = torch.arange(W)
     gradients = torch.autograd.grad(potential[own, :, own].sum(), list(s.values()))
     return dict(zip(s, gradients, strict=True))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppgen.emissions.completion import Completion
+from ppgen.emissions.frames import Frames
+from ppgen.emissions.gap import GapBlock
 from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
 from ppgen.messages.switching.filter import Switching
@@ -48,10 +49,12 @@ class Emission(ABC):
         """Natural parameters of the prior, batch shape (K,); ``scales`` replaces arguments in ``prior_scales``."""
 
     @abstractmethod
-    def potential(
-        self, x: Float[Tensor, "*B D"], s: Natural, completion: Completion | None = None
-    ) -> Float[Tensor, "*B K"]:
-        """Log-density of each observation under each state, NaN integrated out."""
+    def potential(self, x: Float[Tensor, "*B D"], s: Natural, frames: Frames | None = None) -> Float[Tensor, "*B K"]:
+        """Log-density of each observation under each state, NaN integrated out.
+
+        Of latent frames it is the expectation under the moments of ``frames``, or given equal weights of the states
+        where these have none.
+        """
 
     @abstractmethod
     def sample(self, s: Natural, z: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
@@ -73,11 +76,15 @@ class Emission(ABC):
         """True if observations depend on nothing but their own state, so that all is summed out in closed form."""
         return True
 
-    def complete(
-        self, x: Tensor, s: Natural, weights: Tensor | None = None, previous: Completion | None = None
-    ) -> Completion | None:
-        """Posterior of latent frames that have no closed form given the states; None where there are none."""
+    def frames(self, x: Tensor) -> Frames | None:
+        """The data as frames, some of whose entries may be latent; None where observations need no others."""
         return None
+
+    def given(self, latent: GapBlock, s: Natural, weights: Tensor | None = None) -> Natural:
+        """Natural parameters of the latent entries of `frames`, given ``weights`` (N, T, K) of the states; equal weights
+        by default.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no latent frames")
 
     def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
         """Latent frames to be summed out path by path, and log-evidence (N,) that does not depend on them or the

@@ -1,7 +1,10 @@
-r"""The Gaussian chain of latent frames of an autoregression, given (weights of) its states.
+r"""The unknown frames of an autoregression as one block: a Gaussian, given (weights of) the states.
 
-Frames are stacked into blocks of ``lags``, which makes an autoregression of any order a block-tridiagonal Gaussian.
-Blocks whose frames are all known decouple, so only the others are built: cost and memory grow with what is missing.
+An autoregression scores the window :math:`w_t = (h_t, h_{t-1}, \dots, h_{t-L}, 1)` by a quadratic form, so the
+statistics of what is unknown are the products of each window that holds some of it, less those with zeros for what is
+unknown. Frames are stacked into superframes of L, which makes an autoregression of any order a block-tridiagonal
+Gaussian. Superframes whose entries are all known decouple, so only the others are built: cost and memory grow with what
+is missing.
 """
 
 from dataclasses import dataclass
@@ -11,74 +14,142 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppgen.messages import gaussian_chain
+from ppgen.emissions.quadratic import LOG_2PI, pack_products
+from ppgen.families.family import Natural
+from ppgen.messages.gaussian.chain import GaussianChain, gaussian_chain
 
-__all__ = ["GapChain"]
+__all__ = ["GapBlock", "Gaps"]
 
 
 @final
 @dataclass(frozen=True)
-class GapChain:
-    """Where the unknown frames of N sequences of T frames of D dimensions lie, in blocks of ``lags`` frames.
+class Gaps:
+    """Where the unknown entries of N sequences of T frames of D dimensions lie, in superframes of ``lags`` frames.
 
-    ``known`` (N, T, D) says which entries are given; frames at or after ``lengths`` do not exist and count as known.
+    ``known`` (N, T, D) says which entries are given; frames at or after the end do not exist and count as known.
     """
 
     lags: int
+    frames: int
     known: Bool[Tensor, "N B LD"]
-    value: Float[Tensor, "N B LD"]
-    kept: Int[Tensor, "N M"]  # block number of each kept block, -1 for padding
-    pairs: Int[Tensor, "P 2"]  # (sequence, first block) of each pair of neighbours that touches a kept block
+    value: Float[Tensor, "N B LD"]  # zero where unknown
+    kept: Int[Tensor, "N M"]  # number of each kept superframe, -1 for padding
+    pairs: Int[Tensor, "P 2"]  # (sequence, first superframe) of each pair of neighbours that touches a kept one
 
     @classmethod
-    def build(cls, known: Bool[Tensor, "N T D"], value: Float[Tensor, "N T D"], lags: int) -> "GapChain":
-        """Find the blocks that hold something unknown."""
+    def build(cls, known: Bool[Tensor, "N T D"], value: Float[Tensor, "N T D"], lags: int) -> "Gaps":
+        """Find the superframes that hold something unknown."""
         N, T, D = known.shape
         short = -T % lags
         known = torch.nn.functional.pad(known, (0, 0, 0, short), value=True).reshape(N, -1, lags * D)
         value = torch.nn.functional.pad(value, (0, 0, 0, short)).reshape(N, -1, lags * D)
         value = torch.where(known, value, 0.0)
-        open_block = ~known.all(-1)
-        most = int(open_block.sum(-1).max()) if N else 0
-        order = torch.argsort((~open_block).to(torch.int8), dim=-1, stable=True)[:, :most]
-        kept = torch.where(torch.gather(open_block, 1, order), order, -1)
-        touched = open_block[:, :-1] | open_block[:, 1:]
-        return cls(lags, known, value, kept, touched.nonzero())
+        unknown = ~known.all(-1)
+        most = int(unknown.sum(-1).max()) if N else 0
+        order = torch.argsort((~unknown).to(torch.int8), dim=-1, stable=True)[:, :most]
+        kept = torch.where(torch.gather(unknown, 1, order), order, -1)
+        touched = unknown[:, :-1] | unknown[:, 1:]
+        return cls(lags, T, known, value, kept, touched.nonzero())
 
-    @property
-    def frames(self) -> Int[Tensor, "P L"]:
-        """Frame numbers (in their sequence) whose windows the pairs hold: those of the second block of each pair."""
-        return (self.pairs[:, 1:] + 1) * self.lags + torch.arange(self.lags)
+    def slots(self) -> Int[Tensor, "N B"]:
+        """Position of each superframe among the kept ones, or -1."""
+        slot = torch.full((len(self.known), self.known.shape[1] + 1), -1)
+        rows = torch.arange(len(self.known))[:, None].expand_as(self.kept)
+        slot[rows, self.kept] = torch.where(self.kept >= 0, torch.arange(self.kept.shape[1]), -1)
+        return slot[:, :-1]
 
-    def posterior(
-        self,
-        windows: Float[Tensor, "P L W W"],
-        linear: Float[Tensor, "P L W"],
-        unary: Float[Tensor, "N M LD LD"],
-        unary_linear: Float[Tensor, "N M LD"],
-    ) -> "GapPosterior":
-        """Assemble and solve the chain.
+    def windows(self, lengths: Int[Tensor, " N"]) -> list[tuple[Int[Tensor, " r"], Int[Tensor, " r"]]]:
+        """Windows that hold something unknown, by the place of their last frame in its superframe.
 
-        ``windows`` and ``linear`` are precision and information of each frame's window in time order
-        (``W = (lags + 1) D``: the frame's lags, oldest first, then the frame); ``unary`` those on single blocks.
+        Of each the flat frame number, and the pair of superframes that it lies in.
         """
-        size = self.known.shape[-1]
-        D = size // self.lags
-        pair = windows.new_zeros(len(self.pairs), 2 * size, 2 * size)
-        info = windows.new_zeros(len(self.pairs), 2 * size)
-        for o in range(self.lags):
-            span = slice(o * D, o * D + windows.shape[-1])
-            pair[:, span, span] += windows[:, o]
-            info[:, span] += linear[:, o]
-        n, b = self.pairs.T
-        given = torch.cat([self.known[n, b], self.known[n, b + 1]], -1)
-        values = torch.cat([self.value[n, b], self.value[n, b + 1]], -1)
-        info = torch.where(given, 0.0, info - torch.einsum("pij,pj->pi", pair, values))
-        pair = pair * (~given)[:, :, None] * (~given)[:, None, :]
-        slot = self.slots()
-        J, h = self._unary(unary, unary_linear)
-        J_cross = windows.new_zeros(*self.kept.shape, size, size)
-        first, second = slot[n, b], slot[n, b + 1]
+        N, B = self.known.shape[:2]
+        unknown = ~self.known.reshape(N, B * self.lags, -1).all(-1)
+        shifted = [torch.nn.functional.pad(unknown, (lag, 0))[:, : B * self.lags] for lag in range(self.lags + 1)]
+        touched = torch.stack(shifted).any(0) & (torch.arange(B * self.lags) < lengths[:, None])
+        number = torch.full((N, B), -1).index_put(tuple(self.pairs.T), torch.arange(len(self.pairs)))
+        found = []
+        for offset, each in enumerate(touched.reshape(N, B, self.lags)[:, 1:].unbind(-1)):
+            n, first = each.nonzero().T
+            found.append((n * self.frames + (first + 1) * self.lags + offset, number[n, first]))
+        return found
+
+
+@final
+class GapBlock:
+    """The unknown entries of N sequences of frames.
+
+    Statistics are ``windows`` (R, F): packed products of each window that holds something unknown, whose flat frame
+    numbers are ``rows`` (R,). Rows are thus windows, and `inner` sums over those of a sequence.
+
+    Parameters
+    ----------
+    gaps : where the unknown entries are.
+    lengths : of each sequence.
+    precision, information : what is said of the entries of each kept superframe whatever the natural parameters.
+    """
+
+    def __init__(
+        self,
+        gaps: Gaps,
+        lengths: Int[Tensor, " N"],
+        precision: Float[Tensor, "N M LD LD"],
+        information: Float[Tensor, "N M LD"],
+    ) -> None:
+        self.gaps, (rows, self._pair) = gaps, zip(*gaps.windows(lengths), strict=True)
+        self.rows = torch.cat(rows)
+        self._sequence = self.rows // gaps.frames
+        self._width = gaps.known.shape[-1] // gaps.lags
+        n, b = gaps.pairs.T
+        self._free = ~torch.cat([gaps.known[n, b], gaps.known[n, b + 1]], -1)
+        self._value = torch.cat([gaps.value[n, b], gaps.value[n, b + 1]], -1)
+        slot = gaps.slots()
+        self._slot = slot[n, b], slot[n, b + 1]
+        self._fix(precision, information)
+
+    def start(self, rows: int) -> Natural:
+        """Independent standard normals, but for what is said whatever the natural parameters."""
+        i, j = torch.triu_indices(*2 * [self._window + 1])
+        own = torch.where((i == j) & (i < self._width), -0.5, 0.0).to(self._value)
+        return {"windows": own.expand(len(self.rows), -1).clone()}
+
+    def solved(self, eta: Natural) -> tuple[Natural, Float[Tensor, " N"]]:
+        """Expected statistics, and the log of the integral over the unknown entries, without a gradient."""
+        with torch.no_grad():
+            chain = self.chain(eta)
+            second = self._moments(chain)
+            columns = self._window + 1
+            i, j = torch.triu_indices(columns, columns)
+            found = [second[p].flatten(1)[:, at[i] * second.shape[-1] + at[j]] for p, at in self._places()]
+            return {"windows": torch.cat(found)}, chain.log_normalizer - self._pins
+
+    def statistic(self, value: Float[Tensor, "N T D"]) -> Natural:
+        """Statistics of given frames."""
+        known = self._frames(self.gaps.value)
+        return {"windows": pack_products(self._windows(value)) - pack_products(self._windows(known))}
+
+    def sample(self, eta: Natural) -> Float[Tensor, "N T D"]:
+        """One draw of every frame; known entries as given."""
+        return self._filled(self.chain(eta).sample(1)[0])
+
+    def mean(self, eta: Natural) -> Float[Tensor, "N T D"]:
+        """Posterior mean of every frame; known entries as given."""
+        return self._filled(self.chain(eta).mean)
+
+    def inner(self, a: Natural, b: Natural) -> Float[Tensor, " N"]:
+        """Inner product over the windows of each sequence."""
+        each = (a["windows"] * b["windows"]).sum(-1)
+        return each.new_zeros(len(self.gaps.known)).index_add(0, self._sequence, each)
+
+    def chain(self, eta: Natural) -> GaussianChain:
+        """The kept superframes, with zeros pinned where an entry is known; NaN where it is indefinite."""
+        pair, info = self._pairs(eta["windows"])
+        info = torch.where(self._free, info - torch.einsum("pij,pj->pi", pair, self._value), 0.0)
+        pair = pair * self._free[:, :, None] * self._free[:, None, :]
+        n, (first, second) = self.gaps.pairs[:, 0], self._slot
+        size = self.gaps.known.shape[-1]
+        J, h = self._precision, self._information
+        J_cross = pair.new_zeros(*self.gaps.kept.shape, size, size)
         for side, where in ((slice(0, size), first), (slice(size, None), second)):
             keep = _rows(where >= 0)
             place = (n[keep], where[keep])
@@ -86,73 +157,87 @@ class GapChain:
             h = torch.index_put(h, place, info[keep][:, side], accumulate=True)
         both = _rows((first >= 0) & (second >= 0))
         J_cross = torch.index_put(J_cross, (n[both], first[both]), pair[both][:, :size, size:])
-        return GapPosterior(self, J, J_cross[:, :-1], h, first, second)
+        return gaussian_chain(J, J_cross[:, :-1], h, strict=False)
 
-    def slots(self) -> Tensor:
-        """(N, B): position of each block among the kept ones, or -1."""
-        slot = torch.full((len(self.known), self.known.shape[1] + 1), -1)
-        rows = torch.arange(len(self.known))[:, None].expand_as(self.kept)
-        slot[rows, self.kept] = torch.where(self.kept >= 0, torch.arange(self.kept.shape[1]), -1)
-        return slot[:, :-1]
+    def _pairs(self, windows: Float[Tensor, "R F"]) -> tuple[Tensor, Tensor]:
+        """Precision and information of each pair of superframes, for natural parameters of the windows."""
+        W, size = self._window, 2 * self.gaps.known.shape[-1]
+        i, j = torch.triu_indices(W + 1, W + 1)
+        number = torch.zeros(W + 1, W + 1, dtype=torch.long).index_put((i, j), torch.arange(len(i)))
+        number = torch.maximum(number, number.mT)
+        time = self._newest_first  # its own inverse: from the order of windows to that of time
+        twice = (1 + torch.eye(W)).flatten().to(windows)
+        matrix = -windows[:, number[time][:, time].flatten()] * twice
+        vector = windows[:, number[time, -1]]
+        pair, info = windows.new_zeros(len(self._value), size, size), windows.new_zeros(len(self._value), size)
+        counts = [len(p) for p in self._pair]
+        parts = zip(self._pair, matrix.unflatten(1, (W, W)).split(counts), vector.split(counts), strict=True)
+        for offset, (p, precision, information) in enumerate(parts):
+            span = slice(offset * self._width, offset * self._width + W)
+            pair[p, span, span] = pair[p, span, span] + precision
+            info[p, span] = info[p, span] + information
+        return pair, info
 
-    def _unary(self, unary: Tensor, unary_linear: Tensor) -> tuple[Tensor, Tensor]:
-        """Single-block terms with the known entries pinned: identity precision, their value as information."""
-        given, values = self.block_state()
-        free = ~given
-        info = torch.where(given, values, unary_linear - torch.einsum("nmij,nmj->nmi", unary, values))
-        return unary * free[..., :, None] * free[..., None, :] + torch.diag_embed(given.to(unary)), info
+    def _moments(self, chain: GaussianChain) -> Float[Tensor, "P Z Z"]:
+        """Expected products of each pair of superframes and 1, less those with zeros for what is unknown."""
+        n, (first, second) = self.gaps.pairs[:, 0], self._slot
+        mean, covariance, cross = chain.mean, chain.covariance, chain.cross_covariance
+        P, size = len(n), mean.shape[-1]
+        out, moved = mean.new_zeros(P, 2 * size + 1, 2 * size + 1), mean.new_zeros(P, 2 * size)
+        for side, where in ((slice(0, size), first), (slice(size, 2 * size), second)):
+            keep = _rows(where >= 0)
+            free = self._free[keep, side]
+            out[keep, side, side] = covariance[n[keep], where[keep]] * free[:, :, None] * free[:, None, :]
+            moved[keep, side] = mean[n[keep], where[keep]]
+        both = _rows((first >= 0) & (second >= 0))
+        free = self._free[both]
+        between = cross[n[both], first[both]] * free[:, :size, None] * free[:, None, size:]
+        out[both, :size, size : 2 * size] = between
+        out[both, size : 2 * size, :size] = between.mT
+        known = torch.nn.functional.pad(self._value, (0, 1), value=1.0)
+        whole = known + torch.nn.functional.pad(moved, (0, 1))
+        return torch.baddbmm(out, torch.stack([whole, -known], -1), torch.stack([whole, known], -2))
 
-    def block_state(self) -> tuple[Tensor, Tensor]:
-        """Known mask and values of the kept blocks (N, M, LD); padding counts as known zeros."""
-        rows = torch.arange(len(self.known))[:, None]
-        padding = (self.kept < 0)[..., None]
-        return self.known[rows, self.kept] | padding, self.value[rows, self.kept].masked_fill(padding, 0.0)
-
-
-@final
-class GapPosterior:
-    """Posterior of the unknown frames: a Gaussian chain over the kept blocks."""
-
-    def __init__(self, gap: GapChain, J: Tensor, J_cross: Tensor, h: Tensor, first: Tensor, second: Tensor) -> None:
-        self.gap, self.first, self.second, self.h = gap, first, second, h
-        self.chain = gaussian_chain(J, J_cross, h, strict=False)
+    def _fix(self, precision: Tensor, information: Tensor) -> None:
+        """Keep what is said of single superframes, with known entries pinned to a precision of one."""
+        gaps, padding = self.gaps, (self.gaps.kept < 0)[..., None]
+        rows = torch.arange(len(gaps.known))[:, None]
+        free = ~(gaps.known[rows, gaps.kept] | padding)
+        values = gaps.value[rows, gaps.kept].masked_fill(padding, 0.0)
+        moved = information - torch.einsum("nmij,nmj->nmi", precision, values)
+        self._information = torch.where(free, moved, 0.0)
+        pins = torch.diag_embed((~free).to(precision))
+        self._precision = precision * free[..., :, None] * free[..., None, :] + pins
+        self._pins = (~free).sum((-1, -2)).to(precision) * (LOG_2PI / 2)
 
     @property
-    def entropy(self) -> Float[Tensor, " N"]:
-        """Entropy of the unknown entries of each sequence, in nats."""
-        log_2pi = torch.log(torch.tensor(2 * torch.pi, dtype=self.h.dtype))
-        entries = self.h.shape[1] * self.h.shape[2]
-        log_det = (self.h * self.chain.mean).sum((-1, -2)) + entries * log_2pi - 2 * self.chain.log_normalizer
-        unknown = (~self.gap.known).sum((-1, -2)).to(self.h)
-        return (unknown * (1 + log_2pi) - log_det) / 2
+    def _window(self) -> int:
+        return (self.gaps.lags + 1) * self._width
 
-    def frames_of(self, blocks: Float[Tensor, "N M LD"]) -> Float[Tensor, "N T D"]:
-        """Scatter values of the kept blocks back onto the frames (T rounded up to whole blocks)."""
-        row, slot = (self.gap.kept >= 0).nonzero().T
-        full = torch.index_put(self.gap.value, (row, self.gap.kept[row, slot]), blocks[row, slot])
-        full = torch.where(self.gap.known, self.gap.value, full)
-        return full.reshape(len(full), full.shape[1] * self.gap.lags, -1)
+    @property
+    def _newest_first(self) -> Int[Tensor, " W"]:
+        return torch.arange(self._window).reshape(-1, self._width).flip(0).reshape(-1)
 
-    def sample(self) -> Float[Tensor, "N T D"]:
-        """One draw of every frame; known entries as given."""
-        return self.frames_of(self.chain.sample(1)[0])
+    def _places(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of the windows that end at each place, and where those pairs hold the entries of a window and 1."""
+        last = torch.tensor([2 * self.gaps.known.shape[-1]])
+        places = (torch.cat([self._newest_first + o * self._width, last]) for o in range(self.gaps.lags))
+        return list(zip(self._pair, places, strict=True))
 
-    def pair_covariance(self) -> Float[Tensor, "P W W"]:
-        """Covariance of the frames of each pair of neighbouring blocks; zero for known entries."""
-        gap, n = self.gap, self.gap.pairs[:, 0]
-        free = ~gap.block_state()[0]
-        blocks = self.chain.covariance * free[..., :, None] * free[..., None, :]
-        size = blocks.shape[-1]
-        out = blocks.new_zeros(len(n), 2 * size, 2 * size)
-        for side, where in ((slice(0, size), self.first), (slice(size, None), self.second)):
-            keep = _rows(where >= 0)
-            out[keep, side, side] = blocks[n[keep], where[keep]]
-        both = _rows((self.first >= 0) & (self.second >= 0))
-        cross = self.chain.cross_covariance[n[both], self.first[both]]
-        cross = cross * free[n[both], self.first[both]][:, :, None] * free[n[both], self.second[both]][:, None, :]
-        out[both, :size, size:] = cross
-        out[both, size:, :size] = cross.mT
-        return out
+    def _windows(self, value: Float[Tensor, "N T D"]) -> Float[Tensor, "R W"]:
+        t = self.rows % self.gaps.frames
+        found = value[self._sequence[:, None], t[:, None] - torch.arange(self.gaps.lags + 1)]
+        return torch.nn.functional.pad(found.flatten(1), (0, 1), value=1.0)
+
+    def _filled(self, moved: Float[Tensor, "N M LD"]) -> Float[Tensor, "N T D"]:
+        """Every frame, from the unknown entries of the kept superframes."""
+        gaps = self.gaps
+        row, slot = (gaps.kept >= 0).nonzero().T
+        full = torch.index_put(gaps.value, (row, gaps.kept[row, slot]), moved[row, slot])
+        return self._frames(torch.where(gaps.known, gaps.value, full))
+
+    def _frames(self, superframes: Float[Tensor, "N B LD"]) -> Float[Tensor, "N T D"]:
+        return superframes.reshape(len(superframes), -1, self._width)[:, : self.gaps.frames]
 
 
 def _rows(chosen: Bool[Tensor, " P"]) -> Int[Tensor, " m"]:

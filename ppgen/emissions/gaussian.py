@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ppgen.constants import LOG_2PI
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import Emission, distinct_patterns, holds_somewhere
+from ppgen.emissions.frames import Frames
 from ppgen.emissions.hidden import hidden_draw, hidden_normalizer
 from ppgen.emissions.quadratic import homogeneous, marginalize, scores, solve_spd
 from ppgen.errors import DataError
@@ -89,7 +89,7 @@ class Gaussian(Emission):
             degrees=torch.full((states,), D + 2.0, dtype=dtype),
         )
 
-    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, frames: Frames | None = None) -> Tensor:
         rows = x.reshape(-1, self.features)
         score = {"full": self._full, "diagonal": self._diagonal, "spherical": self._spherical}[self.covariance]
         return score(rows, s).reshape(*x.shape[:-1], -1)

@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ppgen.emissions.completion import Completion
 from ppgen.emissions.emission import SEQUENCES, Emission
+from ppgen.emissions.frames import Frames
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.gamma import Gamma
@@ -45,7 +45,7 @@ class Poisson(Emission):
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(shape=self.shape * ones, rate=self.rate * ones)
 
-    def potential(self, x: Tensor, s: Natural, completion: Completion | None = None) -> Tensor:
+    def potential(self, x: Tensor, s: Natural, frames: Frames | None = None) -> Tensor:
         seen, counts = (~torch.isnan(x)).to(x), torch.nan_to_num(x)
         scores = torch.cat([counts, -seen], -1) @ torch.cat([s["log"], s["value"]], -1).mT
         return scores - torch.lgamma(counts + 1).sum(-1, keepdim=True)

@@ -10,30 +10,20 @@ precision :math:`(G^{-1} - I) / \sigma^2`: infinite where nothing is lost (:math
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.constants import LOG_2PI
 from ppgen.emissions.emission import distinct_patterns
+from ppgen.emissions.frames import RowEvidence
 from ppgen.errors import DataError
 
-__all__ = ["RowEvidence", "Subspace"]
+__all__ = ["Subspace"]
 
 SMALLEST_LOSS = 1e-4  # eigenvalues of G below it count as this: "exactly known" is kept finite
-
-
-class RowEvidence(NamedTuple):
-    """The latent as rows of data show it: exact values, and Gaussian potentials for some rows."""
-
-    value: Float[Tensor, "n D"]
-    known: Bool[Tensor, "n D"]
-    partial: Int[Tensor, " p"]  # rows with a Gaussian potential exp(-½ h' precision h + information' h)
-    precision: Float[Tensor, "p D D"]
-    information: Float[Tensor, "p D"]
-    constant: Float[Tensor, " n"]  # log-density that does not depend on h
 
 
 @final

@@ -273,7 +273,7 @@ def _windows(x: Float[Tensor, "N T D"], length: int) -> list[Float[Tensor, "leng
 
 
 def _label_windows(emission: Emission, x: Float[Tensor, "N T D"], s: Natural, length: int) -> Int[Tensor, "N T"]:
-    score = emission.potential(x, s, emission.complete(x, s))
+    score = emission.potential(x, s)
     N, T, K = score.shape
     score = torch.nn.functional.pad(score, (0, 0, 0, -T % length)).reshape(N, -1, length, K).sum(2)
     return score.argmax(-1).repeat_interleave(length, -1)[:, :T]

@@ -151,7 +151,7 @@ def test_every_sweep_raises_the_bound(subspaced):
 def test_completed_frames_are_the_conditional_mean(lags):
     setting = Setting(1, lags)
     x = hide(setting.simulate(1, 8)[0], 0, 3, (4, 1), (6, 0))
-    completed = setting.hmm.complete(x[None]).mean[0]
+    completed = setting.hmm.completed(x[None]).marginals["h"][0]
     wanted, _ = condition(x.flatten(), *setting.gaussian((0,) * 8))
     torch.testing.assert_close(completed[x.isnan()], wanted, rtol=1e-8, atol=1e-8)
     assert torch.equal(completed[~x.isnan()], x[~x.isnan()])
