@@ -101,7 +101,7 @@ class GapBlock:
         self._sequence = self.rows // gaps.frames
         self._width = gaps.known.shape[-1] // gaps.lags
         n, b = gaps.pairs.T
-        self._free = ~torch.cat([gaps.known[n, b], gaps.known[n, b + 1]], -1)
+        self._free = (~torch.cat([gaps.known[n, b], gaps.known[n, b + 1]], -1)).to(precision)
         self._value = torch.cat([gaps.value[n, b], gaps.value[n, b + 1]], -1)
         slot = gaps.slots()
         self._slot = slot[n, b], slot[n, b + 1]
@@ -120,7 +120,8 @@ class GapBlock:
             second = self._moments(chain)
             columns = self._window + 1
             i, j = torch.triu_indices(columns, columns)
-            found = [second[p].flatten(1)[:, at[i] * second.shape[-1] + at[j]] for p, at in self._places()]
+            flat, Z = second.flatten(1), second.shape[-1]
+            found = [flat[p[:, None], at[i] * Z + at[j]] for p, at in self._places()]
             return {"windows": torch.cat(found)}, chain.log_normalizer - self._pins
 
     def statistic(self, value: Float[Tensor, "N T D"]) -> Natural:
@@ -144,8 +145,8 @@ class GapBlock:
     def chain(self, eta: Natural) -> GaussianChain:
         """The kept superframes, with zeros pinned where an entry is known; NaN where it is indefinite."""
         pair, info = self._pairs(eta["windows"])
-        info = torch.where(self._free, info - torch.einsum("pij,pj->pi", pair, self._value), 0.0)
-        pair = pair * self._free[:, :, None] * self._free[:, None, :]
+        info = (info - (pair @ self._value[..., None])[..., 0]) * self._free
+        pair.mul_(self._free[:, :, None]).mul_(self._free[:, None, :])
         n, (first, second) = self.gaps.pairs[:, 0], self._slot
         size = self.gaps.known.shape[-1]
         J, h = self._precision, self._information
@@ -153,10 +154,10 @@ class GapBlock:
         for side, where in ((slice(0, size), first), (slice(size, None), second)):
             keep = _rows(where >= 0)
             place = (n[keep], where[keep])
-            J = torch.index_put(J, place, pair[keep][:, side, side], accumulate=True)
-            h = torch.index_put(h, place, info[keep][:, side], accumulate=True)
+            J = torch.index_put(J, place, pair[keep, side, side], accumulate=True)
+            h = torch.index_put(h, place, info[keep, side], accumulate=True)
         both = _rows((first >= 0) & (second >= 0))
-        J_cross = torch.index_put(J_cross, (n[both], first[both]), pair[both][:, :size, size:])
+        J_cross = torch.index_put(J_cross, (n[both], first[both]), pair[both, :size, size:])
         return gaussian_chain(J, J_cross[:, :-1], h, strict=False)
 
     def _pairs(self, windows: Float[Tensor, "R F"]) -> tuple[Tensor, Tensor]:
@@ -167,7 +168,7 @@ class GapBlock:
         number = torch.maximum(number, number.mT)
         time = self._newest_first  # its own inverse: from the order of windows to that of time
         twice = (1 + torch.eye(W)).flatten().to(windows)
-        matrix = -windows[:, number[time][:, time].flatten()] * twice
+        matrix = windows[:, number[time][:, time].flatten()].mul_(-twice)
         vector = windows[:, number[time, -1]]
         pair, info = windows.new_zeros(len(self._value), size, size), windows.new_zeros(len(self._value), size)
         counts = [len(p) for p in self._pair]
@@ -195,8 +196,9 @@ class GapBlock:
         out[both, :size, size : 2 * size] = between
         out[both, size : 2 * size, :size] = between.mT
         known = torch.nn.functional.pad(self._value, (0, 1), value=1.0)
-        whole = known + torch.nn.functional.pad(moved, (0, 1))
-        return torch.baddbmm(out, torch.stack([whole, -known], -1), torch.stack([whole, known], -2))
+        moved = torch.nn.functional.pad(moved, (0, 1))
+        out.addcmul_((known + moved)[:, :, None], moved[:, None, :])
+        return out.addcmul_(moved[:, :, None], known[:, None, :])
 
     def _fix(self, precision: Tensor, information: Tensor) -> None:
         """Keep what is said of single superframes, with known entries pinned to a precision of one."""
