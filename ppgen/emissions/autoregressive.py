@@ -207,8 +207,8 @@ class Autoregressive(Emission):
 
     def embed(self, x: Tensor) -> Tensor:
         """Posture, and its change over the lags, from frames filled by a random walk."""
-        frames = self.frames(x).value
-        latent = self.frames(x).latent
+        seen = self.frames(x)
+        frames, latent = seen.value, seen.latent
         if latent is not None:
             frames = latent.mean(self.given(latent, self.family.expected(self.prior(1))))
         change = frames - torch.nn.functional.pad(frames, (0, 0, self.lags, 0))[:, : frames.shape[1]]

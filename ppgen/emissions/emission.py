@@ -81,9 +81,7 @@ class Emission(ABC):
         return None
 
     def given(self, latent: GapBlock, s: Natural, weights: Tensor | None = None) -> Natural:
-        """Natural parameters of the latent entries of `frames`, given ``weights`` (N, T, K) of the states; equal weights
-        by default.
-        """
+        """Natural parameters of what is latent in `frames`, given ``weights`` (N, T, K) of the states or equal ones."""
         raise NotImplementedError(f"{type(self).__name__} has no latent frames")
 
     def switching(self, x: Tensor, s: Natural) -> tuple[Switching, Tensor] | None:
