@@ -197,8 +197,9 @@ class GapBlock:
         out[both, size : 2 * size, :size] = between.mT
         known = torch.nn.functional.pad(self._value, (0, 1), value=1.0)
         moved = torch.nn.functional.pad(moved, (0, 1))
-        out.addcmul_((known + moved)[:, :, None], moved[:, None, :])
-        return out.addcmul_(moved[:, :, None], known[:, None, :])
+        out += (known + moved)[:, :, None] * moved[:, None, :]
+        out += moved[:, :, None] * known[:, None, :]
+        return out
 
     def _fix(self, precision: Tensor, information: Tensor) -> None:
         """Keep what is said of single superframes, with known entries pinned to a precision of one."""
