@@ -16,8 +16,9 @@ NUMBERS = (
     "empty",
 )  # what objects may turn out to be
 CATEGORIES = (
-    "encode categories as whole numbers (`.astype('category').cat.codes`, -1 where they are missing) or as columns of "
-    "0 and 1 (`pandas.get_dummies`), or drop them"
+    "encode categories as whole numbers (`.astype('category').cat.codes`, which has -1 for a missing one: in x make "
+    "it NaN, in u leave the row out or give it a number of its own) or as columns of 0 and 1 (`pandas.get_dummies`), "
+    "or drop them"
 )
 DATES = "write dates as numbers (`(date - date.min()).dt.days`), or drop them"
 COMPLEX = "pass real and imaginary parts as columns of their own"

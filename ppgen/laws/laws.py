@@ -68,7 +68,8 @@ def check(
     task = read("check", model, args, u)
     with private_stream(random_seed) as seed:
         try:
-            one = subject(task, seed)
+            with task.explained("check"):
+                one = subject(task, seed)
         except Exception as error:  # noqa: BLE001 (whatever a program of the user's does)
             return report([_broken("each value is scored once", error)])
         checks = [Check("each value is scored once", 0, f"none of {len(one.theta)} sites", True, "")]

@@ -1,6 +1,7 @@
 """The input of an engine after reading: a private model, its labelled data, and the arguments of its programs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from ppgen.data.parts import parts, rejoined
 from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.programs.arguments import as_arguments
+from ppgen.programs.explained import explained, refuse_negative_indexes
 from ppgen.programs.memory import digest, remember
 from ppgen.programs.naming import check_keywords
 from ppgen.programs.program import Function, cast, copy_model, private
@@ -48,6 +50,10 @@ class Task:
         if not data:
             return self.args, self.kwargs
         return (data[0],), {**self.kwargs, "u": rejoined(self.kwargs["u"], data[1:])}
+
+    def explained(self, who: str) -> AbstractContextManager[None]:
+        """A context in which an error of the program that its inputs explain is told in words."""
+        return explained(who, self.program, self.args, self.kwargs)
 
     def to(self, device: torch.device, dtype: torch.dtype, *, keep: bool = False) -> "Task":
         """The same on a device, floating numbers in one type; a model's parameters may ``keep`` their own."""
@@ -83,6 +89,7 @@ def read(
             raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
         args = as_arguments(who, model, args)
         function = Function(private(model), args, dims, coords)
+        refuse_negative_indexes(who, function.function, args, {})
         remember(function, data=digest(args[0]) if args else None)
         return Task(function, None, args, {})
     if dims is not None or coords is not None:
@@ -101,5 +108,6 @@ def read(
     inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)
+    refuse_negative_indexes(who, model.model, (data,), {"u": inputs.values})
     remember(model, data=digest(data), inputs=tuple(map(digest, parts(inputs.values))))
     return Task(model, observations, (data,), {"u": inputs.values}, inputs)

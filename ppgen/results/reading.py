@@ -11,6 +11,7 @@ from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.predictions.local_sites import remember_rows
+from ppgen.programs.explained import refuse_indexes
 from ppgen.programs.program import Function
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     fit.model.check(data)
     inputs = read_inputs("Fit", u, observations, fit.labels)
     _check_inputs(fit, inputs, data)
+    refuse_indexes("Fit", fit.model.model, (data,), {"u": inputs.values})
     remember_rows(fit.model, data, inputs.values)
     return observations, data, inputs.values
 

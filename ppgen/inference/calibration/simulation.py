@@ -23,6 +23,7 @@ from ppgen.model import Model
 from ppgen.predictions import predictive
 from ppgen.programs.arguments import as_arguments
 from ppgen.programs.density import Density, density, private_pyro
+from ppgen.programs.explained import explained, refuse_negative_indexes
 from ppgen.programs.naming import check_keywords
 from ppgen.programs.program import copy_model
 from ppgen.rng import private_stream
@@ -84,13 +85,17 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
         model = copy_model(model)
         model.check(x)
         inputs = read_inputs("calibrate", u, labelled).values
-        _observed(lambda: model.model(x, u=inputs))
-        return Joint(model, model.model, density(model, x, u=inputs), args, inputs, labelled)
+        refuse_negative_indexes("calibrate", model.model, (x,), {"u": inputs})
+        with explained("calibrate", model.model, (x,), {"u": inputs}):
+            _observed(lambda: model.model(x, u=inputs))
+            return Joint(model, model.model, density(model, x, u=inputs), args, inputs, labelled)
     if u is not None:
         raise DataError("calibrate: u is for models; pass what a function takes as further arguments")
     function: Any = model
     args = as_arguments("calibrate", function, args)
-    observed = _observed(lambda: function(*args))
+    refuse_negative_indexes("calibrate", function, args, {})
+    with explained("calibrate", function, args, {}):
+        observed = _observed(lambda: function(*args))
 
     def program(data: dict[str, Tensor]) -> Any:  # noqa: ANN401 (the function's own)
         return poutine.condition(function, data=data)(*args)

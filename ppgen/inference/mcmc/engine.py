@@ -145,7 +145,7 @@ def fit(
     tune = TUNE[sampler] if tune is None else tune
     began = time.perf_counter()
     task = read("mcmc", model, args, u, dims=dims, coords=coords)
-    with private_stream(random_seed) as seed, held(folder, "mcmc"):
+    with private_stream(random_seed) as seed, held(folder, "mcmc"), task.explained("mcmc"):
         program = task.model.function if isinstance(task.model, Function) else task.model
         target = density(program, *task.args, dtype=as_dtype("mcmc", dtype), device=hardware, **task.kwargs)
         with private_pyro(target.dtype, target.device):

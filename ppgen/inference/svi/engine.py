@@ -172,6 +172,7 @@ def fit(
     outside = held_out_task(task, held_out, held_out_u, dtype, hardware)
     with private_stream(random_seed) as seed, private_pyro(dtype), group(hardware) as processes, ExitStack() as stack:
         stack.enter_context(held(folder if processes.first else None, "svi"))
+        stack.enter_context(task.explained("svi"))
         objective, parameters, named = prepare(task, guide, options)
         more = (compile, str(dtype), random_seed, behaviour(task, objective, parameters))
         identity = identity_of(task, outside, options, guide, more)

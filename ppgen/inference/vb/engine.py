@@ -130,6 +130,7 @@ def fit(
     saved = None if folder is None else Saved(folder, model, data, inputs, settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(held(folder, "vb"))
+        stack.enter_context(task.explained("vb"))
         known, known_seed = ([], None) if saved is None else saved.load()
         seed = stack.enter_context(private_stream(random_seed if known_seed is None else known_seed))
         batches = Batches(data, inputs, batch_size, ragged=model.ragged)
