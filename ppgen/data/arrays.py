@@ -155,9 +155,7 @@ def _from_table(x: pd.DataFrame | pd.Series, dims: tuple[str, ...], name: str) -
         _check_dense_size(frame.shape, name)
     _check_table(frame, dims, name)
     values = real_numbers(f"{name}:", frame)
-    coords: dict[str, Any] = {}
-    if frame.index.is_unique or frame.index.inferred_type != "string":
-        coords[dims[0]] = index_labels(frame.index)
+    coords: dict[str, Any] = {dims[0]: index_labels(frame.index)}
     if len(dims) == 1:
         return xr.DataArray(values[:, 0], dims=dims, coords=coords)
     if not (isinstance(x, pd.Series) and x.name is None):

@@ -16,7 +16,7 @@ from ppgen.data.parts import Inputs, each
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
-__all__ = ["INPUT", "LabelledInputs", "aligned_features", "input_dims", "labels_of", "positions", "read_inputs"]
+__all__ = ["INPUT", "LabelledInputs", "aligned_features", "few", "input_dims", "labels_of", "positions", "read_inputs"]
 
 INPUT = "input"  # what the last axis of inputs is called
 
@@ -176,8 +176,9 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
     if len(expected) == len(got) and (_counted(got, expected) or _counted(expected, got)):
         return u
     odd = [label for label in got.tolist() if label not in set(expected.tolist())]
+    twice = "" if pd.Index(expected).is_unique and pd.Index(got).is_unique else " (some occur twice: in this order)"
     raise DataError(
-        f"{what} must have the {dim}s of x, {_few(expected)}, got {_few(got)}"
+        f"{what} must have the {dim}s of x, {few(expected)}{twice}, got {few(got)}"
         + (f", {odd[0]!r} among them" if odd else "")
         + "; select them, or pass u.to_numpy() if the rows are in the order of x"
     )
@@ -189,6 +190,7 @@ def _counted(labels: np.ndarray, others: np.ndarray) -> bool:
     return counting and labels.dtype.kind in "iu" and others.dtype.kind not in "biuf"
 
 
-def _few(labels: np.ndarray) -> str:
+def few(labels: np.ndarray) -> str:
+    """The first labels and how many there are, for messages."""
     shown = ", ".join(map(str, labels[:3]))
     return f"{shown}, ... ({len(labels)})" if len(labels) > 3 else shown

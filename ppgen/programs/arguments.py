@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.indexes import index_labels
-from ppgen.data.inputs import positions
+from ppgen.data.inputs import few, positions
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
@@ -26,7 +26,8 @@ def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) 
 
     Raises
     ------
-    DataError : text or objects among them, by the name of the argument.
+    DataError : text or objects among them, by the name of the argument; or the labels of the rows in another order,
+        where some of them occur twice.
     """
     names = _names(function, len(args))
     rows = [None, *[_labels(args[0], 0)] * (len(args) - 1)] if args else []  # the first stays as it is
@@ -45,7 +46,7 @@ def _names(function: Callable[..., Any], count: int) -> list[str]:
 def _as_tensor(who: str, name: str, value: object, rows: np.ndarray | None) -> object:
     if isinstance(value, dict | xr.Dataset):
         return {key: _as_tensor(who, f"{name}[{key!r}]", part, rows) for key, part in value.items()}
-    value = _in_order(value, rows)
+    value = _in_order(f"{who}: {name}", value, rows)
     if isinstance(value, pd.DataFrame | pd.Series):
         frame, what = as_frame(value), f"{who}: {name}"
         whole = whole_numbers(what, frame)
@@ -58,19 +59,31 @@ def _as_tensor(who: str, name: str, value: object, rows: np.ndarray | None) -> o
     return value
 
 
-def _in_order(value: Any, rows: np.ndarray | None) -> Any:  # noqa: ANN401 (an argument of a function)
+def _in_order(what: str, value: Any, rows: np.ndarray | None) -> Any:  # noqa: ANN401 (an argument of a function)
     """A table or labelled array with every axis that has the labels of the ``rows`` in their order."""
     axes = range(value.ndim) if rows is not None and isinstance(value, pd.DataFrame | pd.Series | xr.DataArray) else ()
     for axis in axes:
         own = _labels(value, axis)
         order = None if own is None or rows is None else positions(rows, own)
         if order is None:
+            _refuse_shuffled(what, own, rows)
             continue
         if isinstance(value, xr.DataArray):
             value = value.isel({value.dims[axis]: order})
         else:
             value = value.iloc[order] if axis == 0 else value.iloc[:, order]
     return value
+
+
+def _refuse_shuffled(what: str, own: np.ndarray | None, rows: np.ndarray | None) -> None:
+    """Refuse labels that occur as often as those of the rows, in another order that they cannot be brought out of."""
+    if own is None or rows is None or len(own) != len(rows):
+        return
+    if sorted(map(str, own.tolist())) == sorted(map(str, rows.tolist())):
+        raise DataError(
+            f"{what} must have its rows in the order of the data, as labels that occur twice cannot bring them there, "
+            f"got {few(rows)} beside {few(own)}; sort both alike, or pass it as an array if its rows are in order"
+        )
 
 
 def _labels(value: object, axis: int) -> np.ndarray | None:

@@ -113,7 +113,8 @@ def make_local(modules: Iterable[nn.Module]) -> None:
 def _as_tensor(value: Any) -> Any:  # noqa: ANN401 (an argument of a function)
     if isinstance(value, dict):
         return {name: _as_tensor(part) for name, part in value.items()}
-    return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+    is_number = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    return torch.from_numpy(value.copy()) if is_number else value  # a copy has no negative strides
 
 
 def cast(value: object, dtype: torch.dtype, device: torch.device) -> object:

@@ -70,3 +70,14 @@ def test_a_function_has_no_inputs_of_its_own(fit):
     fit, y = fit
     with pytest.raises(DataError, match="a function has no inputs u, its further arguments are as they were; leave u"):
         fit.log_likelihood(y, u=np.ones(3))
+
+
+def test_labels_that_occur_twice_are_refused_in_another_order_than_that_of_the_data():
+    y = pd.Series([0.1, 0.2, 0.3], index=["a", "a", "b"])
+    u = pd.Series([1.0, 2.0, 3.0], index=["a", "a", "b"])
+    assert task.read("mcmc", program, (y, u), None).args[1].tolist() == [1, 2, 3]
+    with pytest.raises(
+        DataError, match="mcmc: u must have its rows in the order of the data, .* got a, a, b beside b, a"
+    ):
+        task.read("mcmc", program, (y, u[::-1]), None)
+    assert task.read("mcmc", program, (y, u[::-1].to_numpy()), None).args[1].tolist() == [3, 2, 1]

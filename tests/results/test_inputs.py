@@ -77,6 +77,23 @@ def test_rows_of_inputs_that_are_not_those_of_the_data_are_refused(fit):
         fit.log_likelihood(X, u=U.set_axis(twice))
 
 
+@pytest.mark.parametrize(
+    "names", [[f"m{i // 2}" for i in range(8)], [i // 2 for i in range(8)]], ids=["text", "number"]
+)
+def test_labels_that_repeat_keep_rows_of_one_order_and_refuse_another(fit, names):
+    y, u = pd.Series(X.values, index=names), U.set_axis(names)
+    answer = fit.log_likelihood(y, u=u, draws=20)
+    assert float(answer.sum()) == pytest.approx(total(fit, X, U), abs=1e-9)
+    assert answer["state"].values.tolist() == names
+    for other in (u[::-1], u.sort_values("other")):
+        with pytest.raises(
+            DataError, match=r"u must have the states of x, m?0, m?0, m?1, ... \(8\) \(some occur twice"
+        ):
+            fit.log_likelihood(y, u=other)
+    tree = fit.to_arviz(y, u=u, draws=3)
+    assert tree["log_likelihood"]["state"].values.tolist() == names
+
+
 def test_rows_that_are_merely_counted_are_in_order(fit):
     assert total(fit, X, U.reset_index(drop=True)) == total(fit, X, U)
     assert total(fit, X.drop_vars("state"), U) == total(fit, X, U)
