@@ -46,7 +46,10 @@ def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor
     if values.dtype.kind not in "biuf":
         raise DataError(f"{what} must hold numbers, got {values.dtype}; encode it")
     if values.ndim == 0 or len(values) != len(x):
-        raise DataError(f"{what} must have {len(x)} rows like x, got shape {values.shape}")
+        one = x.ndim == 3 and len(x) == 1 and values.ndim and len(values) == x.shape[1]
+        name = what.partition(": ")[2] or what
+        advice = f"it lacks the axis of sequences, pass {name}[None]" if one else f"pass a row of {name} for each of x"
+        raise DataError(f"{what} must have {len(x)} rows like x, got shape {values.shape}; {advice}")
     if not np.isfinite(values).all():
         place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
         raise DataError(

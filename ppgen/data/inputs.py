@@ -16,7 +16,17 @@ from ppgen.data.parts import Inputs, each
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
-__all__ = ["INPUT", "LabelledInputs", "aligned_features", "few", "input_dims", "labels_of", "positions", "read_inputs"]
+__all__ = [
+    "INPUT",
+    "LabelledInputs",
+    "aligned_features",
+    "counted",
+    "few",
+    "input_dims",
+    "labels_of",
+    "positions",
+    "read_inputs",
+]
 
 INPUT = "input"  # what the last axis of inputs is called
 
@@ -144,7 +154,7 @@ def _labelled(what: str, u: object, observations: xr.DataArray, *, whole: bool) 
     """``u`` with named dims, those it shares with the data first, if it has labels at all."""
     dims = tuple(map(str, observations.dims))
     if isinstance(u, pd.DataFrame | pd.Series):
-        if dims[1:2] == ("time",) and observations.shape[:2] == (1, len(u)):
+        if dims[1:2] == ("time",) and len(observations) == 1 and len(u) > 1:  # one row: inputs of the whole sequence
             return _from_frame(what, as_frame(u), dims[1:], whole=whole).expand_dims(dims[0])
         found = _from_frame(what, as_frame(u), dims, whole=whole)
         return found[:, 0] if isinstance(u, pd.Series) else found
@@ -173,7 +183,7 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
     order = positions(expected, got[ours])
     if order is not None:
         return u.isel({dim: np.flatnonzero(ours)[order]})
-    if len(expected) == len(got) and (_counted(got, expected) or _counted(expected, got)):
+    if len(expected) == len(got) and (counted(got, expected) or counted(expected, got)):
         return u
     odd = [label for label in got.tolist() if label not in set(expected.tolist())]
     twice = "" if pd.Index(expected).is_unique and pd.Index(got).is_unique else " (some occur twice: in this order)"
@@ -184,7 +194,7 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
     )
 
 
-def _counted(labels: np.ndarray, others: np.ndarray) -> bool:
+def counted(labels: np.ndarray, others: np.ndarray) -> bool:
     """Tell whether ``labels`` are the numbers 0, 1, 2, ... that pandas gives unnamed rows, beside names."""
     counting = np.array_equal(labels, np.arange(len(labels)))
     return counting and labels.dtype.kind in "iu" and others.dtype.kind not in "biuf"

@@ -23,7 +23,7 @@ from ppgen.predictions.over_draws import NOTHING
 from ppgen.programs.memory import memory
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws, Factors
-from ppgen.results.reading import read
+from ppgen.results.reading import read, read_ahead
 from ppgen.rng import private_stream
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def predict(
 
 def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:
     """See `Fit.forecast`."""
-    observations, data, inputs = read(fit, x, u)
     require_at_least("forecast: horizon", horizon, 1)
+    (observations, data, inputs), times = read_ahead(fit, x, u, horizon)
     if data.ndim < 2:
         raise DataError(f"forecast: x must have time, got {', '.join(_dims(observations))}; it is for time series")
     dims = ["ahead" if dim == "time" else dim for dim in _dims(observations)]
@@ -122,7 +122,11 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
 
     values = _predict(fit, "forecast", ahead, (data, inputs), draws, random_seed, pool=True)
     answer = _label(fit, observations, values, ("draw", *dims)).rename(observations.name)
-    return answer.assign_coords(ahead=np.arange(1, horizon + 1))
+    answer = answer.assign_coords(ahead=np.arange(1, horizon + 1))
+    if times is None:
+        return answer
+    same = (times == times[0]).all()
+    return answer.assign_coords(time=("ahead", times[0]) if same else ((answer.dims[1], "ahead"), times))
 
 
 def posterior_predictive(

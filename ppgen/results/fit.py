@@ -120,7 +120,16 @@ class Fit:
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
     ) -> xr.DataArray:
-        """Draws of the ``horizon`` steps after each sequence's last observation, (draw, sequence, ahead, feature)."""
+        """Draws of the ``horizon`` steps after each sequence's last observation, (draw, sequence, ahead, feature).
+
+        Inputs ``u`` have a row for each step of ``x``, and then one for each step ahead. Labelled ones (a DataFrame
+        where ``x`` is one sequence, or a DataArray) have the times of ``x`` among theirs; the times of the steps ahead
+        are then the coordinate ``time`` of the answer.
+
+        Raises
+        ------
+        DataError : data without time, or inputs without these rows.
+        """
         return answers.forecast(self, x, horizon, draws, u=u, random_seed=random_seed)
 
     def posterior_predictive(

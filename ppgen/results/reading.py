@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.data.arrays import to_tensor
+from ppgen.data.ahead import rows_wanted, with_steps_ahead
+from ppgen.data.arrays import lengths, to_tensor
 from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
@@ -17,7 +20,7 @@ from ppgen.programs.program import Function
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
-__all__ = ["Read", "read"]
+__all__ = ["Read", "read", "read_ahead"]
 
 Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
@@ -33,33 +36,54 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     ------
     DataError : data or inputs that the fit cannot be asked about, in words.
     """
+    return read_ahead(fit, x, u, 0)[0]
+
+
+def read_ahead(fit: "Fit", x: object, u: object, horizon: int) -> tuple[Read, np.ndarray | None]:
+    """Read as `read` does, inputs with a row for each of ``horizon`` steps behind those of ``x`` too.
+
+    Their times (N, horizon), behind the end of each sequence, come along where ``u`` brings them.
+    """
     observations = aligned_features("Fit", fit.model.observations(x), fit.labels)
     data = to_tensor(observations)
     fit.model.check(data)
-    inputs = read_inputs("Fit", u, observations, fit.labels)
-    _check_inputs(fit, inputs, data)
-    refuse_indexes("Fit", fit.model.model, (data,), {"u": inputs.values})
+    horizon = horizon if observations.dims[1:2] == ("time",) else 0
+    longer = with_steps_ahead("Fit", u, observations, horizon) if horizon else observations
+    inputs = read_inputs("Fit", u, longer, fit.labels)
+    _check_inputs(fit, inputs, data, horizon)
+    refuse_indexes("Fit", fit.model.model, (to_tensor(longer),), {"u": inputs.values})
     remember_rows(fit.model, data, inputs.values)
-    return observations, data, inputs.values
+    found = observations, data, inputs.values
+    if not horizon or "time" not in longer.coords:
+        return found, None
+    places = lengths(data)[:, None] + torch.arange(horizon)
+    return found, longer["time"].values[places.numpy()]
 
 
-def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor) -> None:
-    """Refuse inputs where the fit had none, their absence where it had some, and other columns than those."""
+def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor, horizon: int) -> None:
+    """Refuse inputs where the fit had none, their absence where it had some, and other columns or steps than wanted."""
     if isinstance(fit.model, Function) and inputs.values is not None:
         raise DataError("Fit: a function has no inputs u, its further arguments are as they were; leave u out")
     expected, got = _shapes(fit.attrs.get("inputs", inputs.shape)), _shapes(inputs.shape)
+    timed = horizon and any(len(shape) == 3 for shape in expected.values())
+    rows = f", with {rows_wanted(x.shape[1], horizon)}" if timed else ""
     if list(expected) != list(got):
         raise DataError(
             f"Fit: u must be as in the fit, which had {_words(expected)}, got {_words(got) if got else 'none'}; "
-            + ("pass u" if expected else "leave u out")
+            + (f"pass u{rows}" if expected else "leave u out")
         )
-    steps = x.shape[1] if fit.model.data_dims[1:2] == ("time",) else None
+    steps = x.shape[1] + horizon if fit.model.data_dims[1:2] == ("time",) else None
     for name, shape in expected.items():
         came = got[name]
         if len(shape) != len(came) or (len(shape) > 1 and came[-1] not in (shape[-1], steps)):
             raise DataError(
                 f"Fit: {name} must have {len(shape)} axes and the columns of the fit, whose shape was {tuple(shape)}, "
                 f"got {tuple(came)}; pass the same columns"
+            )
+        if rows and len(came) == 3 and came[1] != steps:
+            raise DataError(
+                f"Fit: {name} must have {rows_wanted(x.shape[1], horizon)}, got {came[1]}; pass the rows of the past "
+                "and of the future"
             )
 
 

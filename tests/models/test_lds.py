@@ -1,8 +1,10 @@
 """Linear dynamical systems: parameters recovered, coverage of gaps, peers, inputs, refusals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from dense import normal
 
 from ppgen.errors import DataError
@@ -124,8 +126,54 @@ def test_a_forecast_takes_inputs_of_the_steps_ahead():
     one, two = (found.forecast(x[:, :50], 10, draws=50, u=v, random_seed=0).mean("draw") for v in (up, down))
     assert one.shape == (2, 10, 4)
     assert float(abs(one - two).max()) > 1
-    with pytest.raises(DataError, match="a row for each step seen and ahead, 60, got 50"):
-        found.forecast(x[:, :50], 10, u=u[:, :50])
+    for given, came in ((u[:, :50], 50), (u[:, 50:], 10)):
+        with pytest.raises(
+            DataError, match=f"u must have a row for each of the 50 steps of x .*10 ahead, 60, got {came};"
+        ):
+            found.forecast(x[:, :50], 10, u=given)
+    with pytest.raises(
+        DataError, match="got none; pass u, with a row for each of the 50 steps of x and the 10 ahead, 60"
+    ):
+        found.forecast(x[:, :50], 10)
+    with pytest.raises(DataError, match=r"must have 1 rows like x, got shape \(60, 1\); .* pass u\[None\]"):
+        found.forecast(x[:1, :50], 10, u=u[0])
+
+
+def test_a_forecast_takes_labelled_inputs_and_answers_with_the_times_ahead():
+    times, columns = pd.date_range("2026-01-01", periods=34), ["a", "b", "c", "d"]
+    x, u = stable(1, 34, 1)
+    seen = pd.DataFrame(x[0, :30], index=times[:30], columns=columns)
+    drive = pd.DataFrame(u[0], index=times, columns=["p"])
+    array = xr.DataArray(u, dims=("sequence", "time", "input"), coords={"time": times, "input": ["p"]})
+    found = fit(LDS(2, 4, inputs=1), seen, u=drive[:30], max_steps=20)
+    plain = found.forecast(seen, 4, draws=20, u=u, random_seed=0)
+    assert "time" not in plain.coords
+    for given in (drive, drive[::-1], array, array[:, ::-1]):
+        ahead = found.forecast(seen, 4, draws=20, u=given, random_seed=0)
+        np.testing.assert_array_equal(ahead, plain)
+        np.testing.assert_array_equal(ahead["time"], times[30:])
+        assert ahead["time"].dims == ("ahead",)
+    with pytest.raises(DataError, match="30 steps of x and the 4 ahead, 34, got 30"):
+        found.forecast(seen, 4, u=drive[:30])
+    with pytest.raises(
+        DataError, match="u must have the times of x, 2026-01-01.*, and then those ahead, got 2026-01-06"
+    ):
+        found.forecast(seen, 4, u=drive.shift(5, freq="D"))
+    with pytest.raises(DataError, match="times ahead that follow the last one of x, 2026-01-30.*, got 2025-12-30"):
+        found.forecast(seen, 4, u=drive.set_axis([*times[:30], *pd.date_range("2025-12-30", periods=4, freq="8h")]))
+
+
+def test_times_ahead_are_those_behind_the_end_of_each_sequence():
+    times = pd.date_range("2026-01-01", periods=23)
+    x, u = stable(2, 23, 1)
+    x = xr.DataArray(x, dims=("sequence", "time", "feature"), coords={"time": times})[:, :20].copy()
+    x[1, 15:] = np.nan
+    drive = xr.DataArray(u, dims=("sequence", "time", "input"), coords={"time": times})
+    found = fit(LDS(2, 4, inputs=1), x, u=drive[:, :20], max_steps=5)
+    ahead = found.forecast(x, 3, draws=2, u=drive)
+    np.testing.assert_array_equal(ahead["time"], [times[20:23], times[15:18]])
+    counted = found.forecast(x.drop_vars("time"), 3, draws=2, u=drive)
+    np.testing.assert_array_equal(counted["time"], ahead["time"])
 
 
 def test_one_step_is_factor_analysis():
