@@ -29,20 +29,36 @@ MEANT = {
     "start": ("init", "initvals", "init_strategy"),
     "replications": ("num_simulations", "n_replications"),
     "u": ("inputs", "covariates", "exog"),
+    "components": ("n_components", "num_components", "n_clusters", "k", "K"),
+    "states": ("n_states", "num_states", "n_components", "num_components", "k", "K"),
+    "features": ("n_features", "num_features", "n_dim", "dim", "emission_dim", "D"),
+    "latent": ("n_latent", "latent_dim", "state_dim", "hidden_dim", "k_states"),
+    "inputs": ("n_inputs", "num_inputs", "input_dim"),
+    "covariance": ("covariance_type", "cov_type"),
+    "stickiness": ("kappa", "sticky"),
+    "concentration": ("alpha", "weight_concentration_prior"),
 }
 """A keyword of ppgen's -> what other libraries call it."""
 
+IN_ORDER = "; what a program takes goes in order"
 
-def known_keywords(who: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: `TypeError` for a keyword that the function does not have, with the one that was meant."""
+
+def known_keywords(who: str, more: str = IN_ORDER) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: `TypeError` for a keyword that the function does not have, with the one that was meant.
+
+    ``more`` ends the message where none is alike. A function that takes any keyword is left as it is.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        known = [name for name, one in inspect.signature(function).parameters.items() if one.kind != one.VAR_POSITIONAL]
+        parameters = inspect.signature(function).parameters
+        known = [name for name, one in parameters.items() if one.kind != one.VAR_POSITIONAL and name != "self"]
+        if any(one.kind == one.VAR_KEYWORD for one in parameters.values()):
+            return function
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if unknown := [name for name in kwargs if name not in known]:
-                raise TypeError(f"{who}: {unknown[0]!r} is not an option; {_advice(unknown[0], known)}")
+                raise TypeError(f"{who}: {unknown[0]!r} is not an option; {_advice(unknown[0], known, more)}")
             return function(*args, **kwargs)
 
         return checked
@@ -50,7 +66,9 @@ def known_keywords(who: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _advice(name: str, known: list[str]) -> str:
+def _advice(name: str, known: list[str], more: str) -> str:
     meant = [own for own, others in MEANT.items() if own in known and name in others]
     alike = meant or difflib.get_close_matches(name, known, n=1)
-    return f"write {alike[0]}=" if alike else f"the options are {', '.join(known)}; what a program takes goes in order"
+    if alike == ["u"]:
+        return f"write u= where it is a Model{more}"
+    return f"write {alike[0]}=" if alike else f"the options are {', '.join(known)}{more}"

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from ppgen.data.arrays import as_observations
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
+from ppgen.keywords import known_keywords
 
 __all__ = ["Conjugate", "Factor", "Model", "statistic", "tracked", "updated"]
 
@@ -42,6 +43,12 @@ class Model(nn.Module, ABC):
     """A generative model: a Pyro program ``model`` and its ``guide``. Holds no data and runs no inference."""
 
     data_dims: ClassVar[tuple[str, ...]] = ("sequence", "time", "feature")
+
+    def __init_subclass__(cls) -> None:
+        """Let the constructor of each model name the option that was meant, as engines do."""
+        super().__init_subclass__()
+        if "__init__" in cls.__dict__:
+            cls.__init__ = known_keywords(cls.__name__, "")(cls.__init__)  # type: ignore[method-assign]
 
     @property
     def ragged(self) -> bool:
