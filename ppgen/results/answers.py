@@ -94,18 +94,19 @@ def impute(
 
 
 def predict(
-    fit: "Fit", x: object, draws: int, quantiles: Sequence[float], *, u: object, random_seed: int | None
+    fit: "Fit", x: object, draws: int, quantiles: float | Sequence[float], *, u: object, random_seed: int | None
 ) -> xr.Dataset:
     """See `Fit.predict`."""
-    if not all(0 <= q <= 1 for q in quantiles):
-        raise DataError(f"predict: quantiles must lie between 0 and 1, got {list(quantiles)}")
+    levels = np.atleast_1d(quantiles).tolist()
+    if not all(0 <= q <= 1 for q in levels):
+        raise DataError(f"predict: quantiles must lie between 0 and 1, got {levels}")
     found = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
     drawn = found["x"] if isinstance(found, xr.Dataset) else found
     hidden = torch.isnan(read(fit, x, u)[1]).numpy()
     one = drawn.isel(draw=0, drop=True)  # means of equal numbers round
-    ends = xr.where(hidden, drawn.quantile(list(quantiles), "draw"), one)
-    estimate, spread = xr.where(hidden, drawn.mean("draw"), one), drawn.std("draw").where(hidden, 0.0)
-    return xr.Dataset({"estimate": estimate, "sd": spread, "quantiles": ends})
+    ends = xr.where(hidden, drawn.quantile(levels, "draw", skipna=False), one)  # past an end all draws are NaN
+    estimate, spread = xr.where(hidden, drawn.mean("draw", skipna=False), one), drawn.std("draw", skipna=False)
+    return xr.Dataset({"estimate": estimate, "sd": spread.where(hidden, 0.0), "quantiles": ends})
 
 
 def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, random_seed: int | None) -> xr.DataArray:

@@ -102,7 +102,7 @@ class Fit:
         x: object,
         draws: int = 500,
         *,
-        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        quantiles: float | Sequence[float] = (0.05, 0.5, 0.95),
         u: object = None,
         random_seed: int | None = None,
     ) -> xr.Dataset:

@@ -340,3 +340,8 @@ def test_steps_of_a_series_are_scored_one_by_one_and_sum_to_its_density(hmm_fit,
         line[0].log_likelihood(line[1], u=line[2], per="step")
     with pytest.raises(DataError, match='per must be "row", "step" or "site", got \'steps\''):
         hmm_fit.log_likelihood(recordings, per="steps")
+
+
+def test_one_quantile_may_be_a_number(hmm_fit, recordings):
+    one, list_of_one = (hmm_fit.predict(recordings, 20, quantiles=q, random_seed=0)["quantiles"] for q in (0.5, [0.5]))
+    assert one.identical(list_of_one)
