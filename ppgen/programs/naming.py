@@ -14,7 +14,7 @@ from ppgen.model import Model
 from ppgen.programs.program import Function
 from ppgen.rng import private_stream
 
-__all__ = ["check_dims", "check_guide", "check_keywords", "wrong_dims"]
+__all__ = ["check_dims", "check_guide", "check_keywords", "check_model", "wrong_dims"]
 
 
 def check_dims(
@@ -116,6 +116,26 @@ def check_keywords(who: str, program: Callable[..., Any], name: str, keywords: S
         raise DataError(
             f"{who}: {name} must take {' and '.join(missing)}, got {own}{inspect.signature(program)}; write "
             f"`def {own if own.isidentifier() else 'guide'}({arguments}):`"
+        )
+
+
+def check_model(who: str, model: object, args: Sequence[object]) -> None:
+    """Refuse what is no model: a class of models, data, or data and a model in the other order.
+
+    Raises
+    ------
+    DataError : what came, and what to pass.
+    """
+    if isinstance(model, type) and issubclass(model, Model):
+        name = model.__name__
+        raise DataError(
+            f"{who}: model must be an object, got the class {name}; pass {name}(...), made with what it needs"
+        )
+    if not callable(model):
+        swapped = any(isinstance(one, Model) for one in args)
+        advice = "the model comes first, then x" if swapped else "make one"
+        raise DataError(
+            f"{who}: model must be a Model or a function with pyro.sample sites, got {type(model).__name__}; {advice}"
         )
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import to_tensor
-from ppgen.data.columns import note_idle_columns
+from ppgen.data.columns import note_columns
 from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
 from ppgen.data.parts import parts, rejoined
 from ppgen.errors import DataError
@@ -18,7 +18,7 @@ from ppgen.model import Model
 from ppgen.programs.arguments import as_arguments
 from ppgen.programs.explained import explained, refuse_negative_indexes
 from ppgen.programs.memory import digest, remember
-from ppgen.programs.naming import check_keywords
+from ppgen.programs.naming import check_keywords, check_model
 from ppgen.programs.program import Function, cast, copy_model, private
 
 __all__ = ["Task", "read"]
@@ -82,11 +82,14 @@ def read(
     ------
     DataError : data that the model cannot take, or other arguments than these.
     """
-    if not callable(model) or (isinstance(model, type) and issubclass(model, Model)):
-        raise DataError(f"{who}: model must be a Model or a function with pyro.sample sites, got {model!r}; make one")
+    check_model(who, model, args)
     if not isinstance(model, Model):
         if u is not None:
-            raise DataError(f"{who}: u is for models; pass what a function takes as further arguments")
+            raise DataError(
+                f"{who}: u is for models, got it beside a function; pass what a function takes in order, as "
+                "(program, x, {'dose': ...}), or write a Model with inputs u, which can be asked about "
+                "rows with other inputs too (docs/models/your_own.md)"
+            )
         args = as_arguments(who, model, args)
         function = Function(private(model), args, dims, coords)
         refuse_negative_indexes(who, function.function, args, {})
@@ -104,7 +107,7 @@ def read(
         names = beside.inputs.names
     data = to_tensor(observations)
     if beside is None:
-        note_idle_columns(who, observations)
+        note_columns(who, observations)
     inputs = read_inputs(who, u, observations, names)
     model = copy_model(model)
     model.check(data)

@@ -7,20 +7,27 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ppgen.data.ahead import rows_wanted, with_steps_ahead
 from ppgen.data.arrays import lengths, to_tensor
 from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
 from ppgen.data.parts import Inputs
-from ppgen.errors import DataError
+from ppgen.errors import DataError, PpgenError
+from ppgen.predictions.conditioned import run
 from ppgen.predictions.local_sites import remember_rows
 from ppgen.programs.explained import refuse_indexes
 from ppgen.programs.program import Function
+from ppgen.rng import private_stream
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
 __all__ = ["Read", "read", "read_ahead"]
+
+OTHER_INPUTS = (
+    "to ask about rows with other inputs, fit a Model that takes inputs u, not a function (docs/models/your_own.md)"
+)
 
 Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
@@ -48,6 +55,7 @@ def read_ahead(fit: "Fit", x: object, u: object, horizon: int) -> tuple[Read, np
     data = to_tensor(observations)
     fit.model.check(data)
     horizon = horizon if observations.dims[1:2] == ("time",) else 0
+    _check_rows(fit, data)
     longer = with_steps_ahead("Fit", u, observations, horizon) if horizon else observations
     inputs = read_inputs("Fit", u, longer, fit.labels)
     _check_inputs(fit, inputs, data, horizon)
@@ -60,10 +68,28 @@ def read_ahead(fit: "Fit", x: object, u: object, horizon: int) -> tuple[Read, np
     return found, longer["time"].values[places.numpy()]
 
 
+def _check_rows(fit: "Fit", x: Tensor) -> None:
+    """Refuse other rows than a function's further arguments have, where it does not run with them."""
+    rest = tree_leaves(fit.model.rest) if isinstance(fit.model, Function) else []
+    sizes = [len(part) for part in rest if isinstance(part, Tensor) and part.ndim]
+    if not sizes or not x.ndim or len(x) in sizes:
+        return
+    try:
+        with private_stream(0):
+            run(fit.model, {}, x, None)
+    except (PpgenError, RuntimeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"Fit: x must have the rows of the fit, got {len(x)}, for further arguments of the function stay as they "
+            f"were, with {max(sizes)} rows; {OTHER_INPUTS}"
+        ) from error
+
+
 def _check_inputs(fit: "Fit", inputs: LabelledInputs, x: Tensor, horizon: int) -> None:
     """Refuse inputs where the fit had none, their absence where it had some, and other columns or steps than wanted."""
     if isinstance(fit.model, Function) and inputs.values is not None:
-        raise DataError("Fit: a function has no inputs u, its further arguments are as they were; leave u out")
+        raise DataError(
+            f"Fit: a function has no inputs u, its further arguments are as they were; leave u out, or {OTHER_INPUTS}"
+        )
     expected, got = _shapes(fit.attrs.get("inputs", inputs.shape)), _shapes(inputs.shape)
     timed = horizon and any(len(shape) == 3 for shape in expected.values())
     rows = f", with {rows_wanted(x.shape[1], horizon)}" if timed else ""

@@ -150,3 +150,30 @@ def test_an_error_of_another_kind_stays_as_it_is():
         engine("svi", Broken(), Y, u={"group": GROUP, "dose": DOSE})
     with pytest.raises(RuntimeError, match="size of tensor a"):
         engine("svi", lambda y, u: pyro.sample("z", dist.Normal(torch.zeros(3) + y, 1.0)), torch.zeros(2), {"a": 1.0})
+
+
+def test_a_function_is_asked_about_its_own_rows_and_a_model_about_others():
+    fit = engine("svi", function, Y, {"group": GROUP, "dose": DOSE})
+    assert fit.log_likelihood(Y, draws=2).shape == (N,)
+    new = np.full(4, np.nan)
+    for ask in (fit.predict, fit.log_likelihood, fit.posterior_predictive):
+        with pytest.raises(
+            DataError, match="must have the rows of the fit, got 4, .* with 12 rows; .* fit a Model that t"
+        ):
+            ask(new)
+    with pytest.raises(DataError, match="a function has no inputs u, .*; leave u out, or to ask about rows with other"):
+        fit.predict(Y, u={"dose": DOSE})
+    with pytest.raises(
+        DataError, match="u is for models, got it beside a function; pass what .* or write a Model with"
+    ):
+        engine("svi", function, Y, u={"dose": DOSE})
+
+
+def test_a_function_whose_other_arguments_are_not_of_rows_is_asked_about_any():
+    def scaled(y, scales):
+        slope = pyro.sample("slope", dist.Normal(0.0, scales[0]))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", observed(dist.Normal(slope, scales[1])), obs=y)
+
+    fit = engine("svi", scaled, Y, np.array([1.0, 0.5]))
+    assert fit.log_likelihood(Y[:4], draws=2).shape == (4,)

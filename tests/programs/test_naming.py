@@ -9,6 +9,8 @@ import ppgen
 from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
+from ppgen.models import GMM
+from ppgen.programs.naming import check_model
 
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(9, 2)
 
@@ -215,3 +217,16 @@ def test_a_parameter_of_another_shape_at_prediction_is_named():
 
     with pytest.raises(FitError, match=r"Grows: site 'centre' must have shape \(4,\) for this data, got \(9,\)"):
         fit(Grows()).log_likelihood(X[:4], draws=5)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (GMM, X, "svi: model must be an object, got the class GMM; pass GMM"),
+        (X, GMM(2, 2), "got Tensor; the model comes first, then x"),
+        (X, X, "svi: model must be a Model or a function with pyro.sample sites, got Tensor; make one"),
+    ],
+)
+def test_what_is_no_model_is_told_what_it_is(model, x, message):
+    with pytest.raises(DataError, match=message):
+        check_model("svi", model, (x,))

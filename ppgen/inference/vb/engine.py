@@ -39,6 +39,7 @@ from ppgen.keywords import known_keywords
 from ppgen.model import Conjugate, Factor, Model, tracked, updated
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.isolated import isolated
+from ppgen.programs.naming import check_model
 from ppgen.programs.task import read
 from ppgen.results.digest import described
 from ppgen.results.fit import Fit, fit_result
@@ -110,6 +111,7 @@ def fit(
     DataError : for data or options that cannot be used.
     FitError : when the bound is not finite, or goes down in full-batch mode.
     """
+    check_model("vb", model, (x,))
     if not isinstance(model, Conjugate):
         raise DataError(f"vb: model must be conjugate, got {type(model).__name__}; use svi.fit or mcmc.fit")
     options = Options(max_steps, tol, batch_size, delay, forgetting, checkpoint_every)
