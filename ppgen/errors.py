@@ -1,6 +1,9 @@
 """Errors that ppgen raises. A message says *who: what must be, what came; what to do*."""
 
-__all__ = ["DataError", "FileError", "FitError", "PpgenError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["DataError", "FileError", "FitError", "PpgenError", "in_name_of"]
 
 
 class PpgenError(Exception):
@@ -17,3 +20,12 @@ class FileError(PpgenError, ValueError):
 
 class FitError(PpgenError, RuntimeError):
     """A fit that cannot go on."""
+
+
+@contextmanager
+def in_name_of(who: str) -> Iterator[None]:
+    """Let a `DataError` of a part say whose part it is: "Gaussian: ..." of a GMM becomes "GMM, Gaussian: ..."."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{who}, {error}") from error

@@ -242,10 +242,20 @@ def _from_array(x: object, dims: tuple[str, ...], name: str) -> xr.DataArray:
             f"{name}: must be an array, tensor, list or dict of arrays, DataFrame or DataArray, got {type(x).__name__}"
         )
     if x.ndim != len(dims):
-        raise DataError(
-            f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; add or name axes"
-        )
+        advice = _axes_advice(x, dims, name)
+        raise DataError(f"{name}: must have {len(dims)} axes ({', '.join(dims)}), got shape {x.shape}; {advice}")
     return xr.DataArray(_floats(x, name), dims=dims)
+
+
+def _axes_advice(x: np.ndarray, dims: tuple[str, ...], name: str) -> str:
+    """Which line adds the axes that an array lacks: what they mean is for the caller to say."""
+    if x.dtype == object:
+        return f"these are objects: pass a list of arrays, list({name})"
+    if len(dims) - x.ndim == 1 and len(dims) > 1:
+        return f"pass {name}[None] if this is one {dims[0]}, {name}[..., None] if it has one {dims[-1]}"
+    if len(dims) == 3 and x.ndim == 1:
+        return f"pass {name}[None, :, None] if this is one {dims[0]} of one {dims[-1]}"
+    return "add or name axes"
 
 
 def _is_views(x: Mapping[Any, Any], dims: tuple[str, ...]) -> bool:

@@ -18,8 +18,8 @@ FAR_FROM_ZERO = 10.0  # distance of the data's centre from zero, in their standa
 log = logging.getLogger(__name__)
 
 
-def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> None:
-    """Refuse data that the prior outweighs because of their units.
+def check_units(who: str, emission: Emission, batches: Sequence[Tensor], states: int) -> None:
+    """Refuse data that the prior of the emission of ``who`` outweighs because of their units.
 
     A feature is out of scale where it is small beside the prior's guess of its spread, or far from zero beside its own,
     and the prior's sum of squares then exceeds that of all frames of a state. Constant features tell states nothing.
@@ -46,7 +46,7 @@ def check_units(emission: Emission, batches: Sequence[Tensor], states: int) -> N
         return
     d, axes = int(odd.nonzero()[0, 0]), tuple(range(batches[0].ndim - 1)) if batches[0].ndim > 2 else 0
     words = (
-        f"{type(emission).__name__}: x must be in units of about the prior's, zero mean and standard deviation "
+        f"{who}, {type(emission).__name__}: x must be in units of about the prior's, zero mean and standard deviation "
         f"{scale**0.5:.3g}, got feature {d} with mean {float(mean[d]):.3g} and standard deviation "
         f"{float(variance[d]) ** 0.5:.3g}; standardise, `x = (x - np.nanmean(x, {axes})) / np.nanstd(x, {axes})`, "
         "and multiply answers back"

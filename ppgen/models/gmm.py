@@ -29,7 +29,7 @@ from ppgen.collapsed.emission_mixture import EmissionMixture
 from ppgen.data.parts import Inputs
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.units import check_units
-from ppgen.errors import DataError
+from ppgen.errors import DataError, in_name_of
 from ppgen.families.beta import Beta
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor, Natural
@@ -145,10 +145,12 @@ class GMM(Conjugate):
         """
         count = sum(map(len, batches))
         if count < self.components and not self.nonparametric:
-            raise DataError(f"GMM: x must have at least as many rows as components ({self.components}), got {count}")
+            raise DataError(
+                f"GMM: x must have at least as many rows as components ({self.components}), got {count}; ask for fewer"
+            )
         if start not in self.starts:
             raise DataError(f'GMM: a start is "kmeans" or "random", got {start!r}')
-        check_units(self.emission, batches, self.components)
+        check_units("GMM", self.emission, batches, self.components)
         mean = _mean(batches)
         chosen = _filled(_some(batches, CLUSTERED), mean)
         spread = np.where(np.ptp(chosen, 0) > 0, chosen.std(0), 1.0)
@@ -157,7 +159,8 @@ class GMM(Conjugate):
         return [{"z": _nearest(_filled(x, mean) / spread, centers)} for x in batches]
 
     def check(self, x: Tensor) -> None:
-        self.emission.check(x, ("row",))
+        with in_name_of("GMM"):
+            self.emission.check(x, ("row",))
 
 
 def _mean(batches: Sequence[Tensor]) -> Float[Tensor, " D"]:

@@ -38,7 +38,7 @@ from ppgen.emissions.clustering import agglomerate, window_counts
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.units import check_units
-from ppgen.errors import DataError
+from ppgen.errors import DataError, in_name_of
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
 from ppgen.model import Conjugate, Factor
@@ -171,9 +171,11 @@ class HMM(Conjugate):
     def _paths(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
         frames = sum(int(sequence_lengths(x).sum()) for x in batches)
         if frames < self.states:
-            raise DataError(f"HMM: x must have at least as many frames as states ({self.states}), got {frames}")
+            raise DataError(
+                f"HMM: x must have at least as many frames as states ({self.states}), got {frames}; ask for fewer"
+            )
         if not self.learn_prior:
-            check_units(self.emission, batches, self.states)
+            check_units("HMM", self.emission, batches, self.states)
         if method == "random":
             return [_random_segments(x.shape[:2], self.states) for x in batches]
         if method == "kmeans":
@@ -208,7 +210,8 @@ class HMM(Conjugate):
         return torch.full((self.states,), self.usage_concentration / self.states, dtype=torch.float64)
 
     def check(self, x: Tensor) -> None:
-        self.emission.check(x)
+        with in_name_of("HMM"):
+            self.emission.check(x)
 
     def renumbered(self, axis: str, order: Int[Tensor, " K"]) -> "HMM":
         """A copy whose learnt usage follows ``order``."""

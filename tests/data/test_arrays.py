@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from ppgen.data import as_observations, lengths, like, to_tensor
-from ppgen.data.arrays import exists
+from ppgen.data.arrays import DIMS, exists
 from ppgen.errors import DataError
 
 
@@ -226,3 +226,24 @@ def test_steps_exist_up_to_the_last_that_was_seen():
     x[0, 1:3], x[1, 2:], x[2] = torch.nan, torch.nan, torch.nan
     x[1, 2, 0] = 1.0
     assert exists(x).tolist() == [[True] * 4, [True, True, True, False], [False] * 4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "message"),
+    [
+        ((60,), ("row", "feature"), r"pass x\[None\] if this is one row, x\[..., None\] if it has one feature"),
+        ((60, 2), DIMS, r"pass x\[None\] if this is one sequence, x\[..., None\] if it has one feature"),
+        ((60,), DIMS, r"pass x\[None, :, None\] if this is one sequence of one feature"),
+        ((60, 2), ("row",), "add or name axes"),
+    ],
+)
+def test_an_axis_that_is_missing_is_named_with_the_line_that_adds_it(shape, dims, message):
+    with pytest.raises(DataError, match=message):
+        as_observations(np.zeros(shape), dims=dims)
+
+
+def test_an_array_of_arrays_is_told_to_be_a_list():
+    ragged = np.array([np.zeros((2, 1)), np.zeros((3, 1))], dtype=object)
+    with pytest.raises(DataError, match=r"got shape \(2,\); these are objects: pass a list of arrays, list\(x\)"):
+        as_observations(ragged)
+    assert as_observations(list(ragged)).shape == (2, 3, 1)

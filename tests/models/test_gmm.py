@@ -152,7 +152,7 @@ def test_a_row_never_seen_a_constant_and_a_twin_column_are_no_trouble():
         (lambda: GMM(2, 2, covariance="tied"), 'covariance must be "full"'),
         (lambda: GMM(2, 2, concentration=-1.0), "concentration must be positive"),
         (lambda: fit(GMM(9, 2), normal(5, 2)), "at least as many rows as components .9., got 5"),
-        (lambda: fit(GMM(2, 2), normal(5, 3)), r"x must have shape \(N, D=2\)"),
+        (lambda: fit(GMM(2, 2), normal(5, 3)), r"GMM, Gaussian: x must have shape \(N, D=2\)"),
         (lambda: fit(GMM(2, 2), normal(20, 2), u=normal(20, 1)), "takes no inputs"),
         (lambda: fit(GMM(2, 2), normal(20, 2), start="best"), 'a start is "kmeans" or "random"'),
         (lambda: fit(GMM(2, 2), normal(20, 2) / 1000), "in units of about the prior's"),

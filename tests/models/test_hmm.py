@@ -171,7 +171,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((5, 4, 3), r"x must have shape \(N, T, D=2\), got \(5, 4, 3\)"),
+        ((5, 4, 3), r"HMM, Gaussian: x must have shape \(N, T, D=2\), got \(5, 4, 3\)"),
         ((1, 3, 2), r"HMM: x must have at least as many frames as states \(7\), got 3"),
     ],
 )
@@ -207,21 +207,21 @@ def clear_states():
 
 @pytest.mark.parametrize("change", [lambda x: 0.01 * x, lambda x: 1e-12 * x, lambda x: x + 1000, lambda x: x + 1e6])
 def test_units_that_the_prior_outweighs_are_refused_in_words(change):
-    with pytest.raises(DataError, match=r"Gaussian: x must be in units .* got feature 0 with mean .* standardise"):
+    with pytest.raises(DataError, match=r"HMM, Gaussian: x must be in units .* got feature 0 with mean .* standardise"):
         vb.fit(HMM(3, 2), change(clear_states())[None], random_seed=0)
 
 
 @pytest.mark.parametrize("change", [lambda x: 0.1 * x, lambda x: 1e15 * x, lambda x: x + 10, lambda x: 0 * x + 1000])
 def test_units_that_do_no_harm_are_taken(change):
     x = torch.tensor(change(clear_states()))[None]
-    check_units(HMM(3, 2).emission, [x], 3)
-    check_units(Autoregressive(2), [x], 3)
+    check_units("HMM", HMM(3, 2).emission, [x], 3)
+    check_units("HMM", Autoregressive(2), [x], 3)
 
 
 def test_one_feature_out_of_scale_is_said(caplog):
     x = torch.tensor(clear_states() + [0.0, 1000.0])[None]
     with caplog.at_level("WARNING", "ppgen"):
-        check_units(HMM(3, 2).emission, [x], 3)
+        check_units("HMM", HMM(3, 2).emission, [x], 3)
     assert "feature 1 with mean 1e+03" in caplog.text
     assert "1 of 2 features" in caplog.text
 
