@@ -19,7 +19,11 @@ from ppgen.models import GMM, HMM, LDS
         (mcmc.fit, "num_samples", "mcmc: 'num_samples' is not an option; write draws="),
         (mcmc.fit, "warmup_steps", "write tune="),
         (mcmc.fit, "seed", "write random_seed="),
-        (mcmc.fit, "quux", "mcmc: 'quux' is not an option; the options are model, u, .*what a program takes goes in order"),
+        (
+            mcmc.fit,
+            "quux",
+            "mcmc: 'quux' is not an option; the options are model, u, .*what a program takes goes in order",
+        ),
         (vb.fit, "n_iter", "vb: 'n_iter' is not an option; write max_steps="),
         (
             svi.fit,

@@ -61,7 +61,9 @@ def _note_marks(
             count = len(column) - len(rest)
             if count > 1 and len(rest) and np.abs(rest - mark).min() > max(np.ptp(rest), 1):
                 which = "x" if names is None else f"feature {names[place]} of x"
-                message = "%s: %s holds %g %d times, far from all else; if that marks what is missing, replace it by NaN"
+                message = (
+                    "%s: %s holds %g %d times, far from all else; if that marks what is missing, replace it by NaN"
+                )
                 log.warning(message, who, which, mark, count)
 
 

@@ -167,7 +167,7 @@ def _inputs(program: Program, args: Arguments, kwargs: Keywords) -> dict[str, Te
     found: dict[str, Tensor] = {}
     for name, value in _named(program, args, kwargs).items():
         one = cast(value, torch.float64, torch.device("cpu"))
-        if isinstance(one, Tensor) and one.ndim:
+        if isinstance(one, Tensor) and one.ndim and one.layout == torch.strided:
             columns = range(one.shape[-1]) if one.ndim > 1 else ()
             found |= {name: one, **{f"{name}[..., {column}]": one[..., column] for column in columns}}
     return found

@@ -129,6 +129,11 @@ def test_negative_whole_numbers_that_are_no_index_are_numbers():
     task.read("svi", Line(), (Y,), np.stack([contrast, contrast], 1))
 
 
+def test_arguments_that_are_no_plain_tensors_are_left_alone():
+    others = [torch.eye(3).to_sparse(), torch.tensor([1j, -2]), torch.tensor([True, False]), "text", None, [1, -1]]
+    task.read("svi", lambda y, *more: None, (Y, *others, {"a": others[0]}), None)
+
+
 def test_a_program_that_means_negative_codes_says_so():
     class Known(Groups):
         def model(self, x, *, u=None, total=None):
