@@ -17,7 +17,7 @@ from ppgen.predictions.row_terms import row_axes
 from ppgen.programs.density import density, device_of
 from ppgen.programs.memory import remember
 from ppgen.programs.program import Function
-from ppgen.programs.rows import at_rows
+from ppgen.programs.rows import at_rows, remember_row_plates
 from ppgen.programs.task import Task
 
 __all__ = ["Subject", "subject"]
@@ -131,6 +131,7 @@ def subject(task: Task, seed: int) -> Subject:
     target = density(program, *args, **keywords)
     v = target.start(1, torch.Generator().manual_seed(seed % 2**32), RADIUS)[0]
     theta = {name: value[0] for name, value in target.constrain(v[None]).items()}
+    remember_row_plates(model, x, u)
     trace = run(model, theta, x, u)
     left_out = tuple(latent_sites(trace))
     owned = row_axes(model, theta, x, u=u) if x.ndim else {}

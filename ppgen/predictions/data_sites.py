@@ -4,7 +4,7 @@ A plain function is asked about its first argument. One that takes its data else
 covariates, so what a site observes is compared with what was given.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
 from ppgen.predictions.over_draws import Theta
 from ppgen.programs.memory import digest, memory
+from ppgen.programs.rows import over_rows
 from ppgen.programs.scores import innermost, is_mapped
 
 __all__ = [
@@ -83,7 +84,7 @@ def row_axis(model: Model, site: dict[str, Any], x: Tensor) -> int | None:
     ------
     FitError : ``x`` is as long as it is wide, and the site observes it in another order.
     """
-    axes = sorted(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.size == len(x))
+    axes = [frame.dim for frame in over_rows(model, site["cond_indep_stack"], len(x))]
     if not axes or list(x.shape).count(len(x)) == 1 or _shape(site) is None or site["value"].numel() != x.numel():
         return axes[0] if axes else None
     first = site["fn"].event_dim - site["value"].ndim
@@ -95,11 +96,15 @@ def row_axis(model: Model, site: dict[str, Any], x: Tensor) -> int | None:
     )
 
 
-def owned_by_rows(trace: poutine.Trace, theta: Theta, x: Tensor) -> list[str]:
+def owned_by_rows(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> list[str]:
     """Sites of ``theta`` that have a value for each row: those in the plate over the rows of observed sites."""
-    rows = {name for site in observed_sites(trace, theta).values() for name in _row_plates(site, len(x))}
+
+    def plates(site: Mapping[str, Any]) -> set[str]:
+        return {frame.name for frame in over_rows(model, site["cond_indep_stack"], len(x))}
+
+    rows = {name for site in observed_sites(trace, theta).values() for name in plates(site)}
     nodes: dict[str, Any] = dict(trace.nodes)
-    return [name for name in theta if name in nodes and rows & set(_row_plates(nodes[name], len(x)))]
+    return [name for name in theta if name in nodes and rows & plates(nodes[name])]
 
 
 def check_rows_owned(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor) -> None:
@@ -109,7 +114,7 @@ def check_rows_owned(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor
     """
     if memory(model).guide is not None:
         return
-    own = owned_by_rows(trace, theta, x)
+    own = owned_by_rows(model, trace, theta, x)
     known = memory(model).data
     if own and known is not None and known != digest(x):
         raise FitError(
@@ -117,10 +122,6 @@ def check_rows_owned(model: Model, trace: poutine.Trace, theta: Theta, x: Tensor
             "got other data; ask about the data of the fit, fit again with the new rows, or sum that site out (see "
             "ppgen.distributions)"
         )
-
-
-def _row_plates(site: dict[str, Any], rows: int) -> Iterator[str]:
-    return (frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == rows)
 
 
 def of_data(trace: poutine.Trace, theta: Theta) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ppgen.predictions.conditioned import conditioned, latent_sites, name_of, ob
 from ppgen.predictions.over_draws import Theta
 from ppgen.programs.enumeration import Sums, enumerating
 from ppgen.programs.isolated import isolated
+from ppgen.programs.rows import over_rows
 from ppgen.programs.sites import LARGEST_SUPPORT
 
 __all__ = ["Discrete", "discrete", "sum_rows"]
@@ -86,9 +87,9 @@ class Discrete:
         rest = {name: frames for name, frames in self.plates.items() if name not in names}
         return Discrete(self.model, theta, self.x, self.u, rest, self.depth), drawn
 
-    def outside(self, rows: int) -> list[str]:
-        """Sites that lie in no plate over as many rows."""
-        return [name for name, frames in self.plates.items() if all(frame.size != rows for frame in frames)]
+    def outside(self) -> list[str]:
+        """Sites that rows share: those in no plate over the rows."""
+        return [name for name, frames in self.plates.items() if not over_rows(self.model, frames, len(self.x))]
 
     def log_joint(self) -> Tensor:
         """Log p(theta, x), summed over the values of the sites."""
@@ -98,14 +99,20 @@ class Discrete:
     def log_likelihood(self) -> Tensor:
         """Log p(x | theta) of each row, summed over the values of sites that all lie in the plate over rows."""
         trace = self._enumerated(self.theta)
-        rows = len(self.x)
-        return _by_row(trace, rows) - _by_row(trace, rows, observed_sites(trace, self.theta))
+        return self._by_row(trace) - self._by_row(trace, observed_sites(trace, self.theta))
 
     def log_rows(self, plates: Collection[str]) -> Tensor:
         """Log density (N,) of everything in ``plates`` over the rows, summed over the values of sites there."""
         trace = self._enumerated(self.theta, tracked=True)
         symbols = {trace.plate_to_symbol[name] for name in plates if name in trace.plate_to_symbol}
         return sum_rows(trace, len(self.x), symbols)
+
+    def _by_row(self, trace: poutine.Trace, without: Collection[str] = ()) -> Tensor:
+        """Log of the sums over the values of sites, of each row; what is in no plate over rows is left out."""
+        sites: dict[str, Any] = dict(trace.nodes)
+        frames = {f.name: f for site in sites.values() if site["type"] == "sample" for f in _frames(site)}
+        own = over_rows(self.model, list(frames.values()), len(self.x))
+        return sum_rows(trace, len(self.x), [trace.plate_to_symbol[frame.name] for frame in own], without)
 
     def _enumerated(self, theta: Theta, *, tracked: bool = False) -> poutine.Trace:
         program = enumerating(conditioned(self.model, theta, enumerated=True), self.depth)
@@ -127,14 +134,6 @@ class Discrete:
         dtype = next((v.dtype for v in self.theta.values() if v.is_floating_point()), self.x.dtype)
         sizes = {name: [*(frame.size for frame in self.plates[name]), len(_values(trace, name))] for name in names}
         return grad(total)({name: self.x.new_zeros(size, dtype=dtype) for name, size in sizes.items()})
-
-
-def _by_row(trace: poutine.Trace, rows: int, without: Collection[str] = ()) -> Tensor:
-    """Log of the sums over the values of sites, of each row; what is in no plate over rows is left out."""
-    sites: dict[str, Any] = dict(trace.nodes)
-    frames = {f.name: f for site in sites.values() if site["type"] == "sample" for f in _frames(site)}
-    alike = sorted((f for f in frames.values() if f.size == rows), key=lambda frame: frame.dim)
-    return sum_rows(trace, rows, [trace.plate_to_symbol[frame.name] for frame in alike], without)
 
 
 def sum_rows(trace: poutine.Trace, rows: int, symbols: Collection[str], without: Collection[str] = ()) -> Tensor:

@@ -34,7 +34,7 @@ from ppgen.predictions.proposals import Mixture, OfGuide, mixture
 from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import digest, memory, remember
-from ppgen.programs.rows import RowSite, at_rows, row_sites
+from ppgen.programs.rows import RowSite, at_rows, remember_row_plates, row_sites
 
 __all__ = [
     "PROPOSALS",
@@ -55,7 +55,8 @@ MOST_NUMBERS = 1 << 24  # of the data of all proposals that are weighed at once
 
 
 def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
-    """Store in a fitted model which sites its rows own, before questions about ``x`` and outside of vmap."""
+    """Store in a model its plates over rows and which sites rows own, before questions about ``x``, outside of vmap."""
+    remember_row_plates(model, x, u)
     known = memory(model)
     if known.of_rows and known.row_sites is None:
         remember(model, row_sites=row_sites(model, x, u))

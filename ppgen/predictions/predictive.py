@@ -81,7 +81,7 @@ def log_likelihood(
         return own.log_likelihood(proposals)
     trace = run(model, theta, x, u)
     check_given(model, trace, theta, x)
-    seen_rows = owned_by_rows(trace, theta, x) if memory(model).data is not None else []
+    seen_rows = owned_by_rows(model, trace, theta, x) if memory(model).data is not None else []
     if seen_rows:  # of a fit whose program cannot be run with other rows
         raise FitError(
             f"{name_of(model)}: log_likelihood must be of rows whose own latents are summed out, got draws of "
@@ -89,7 +89,7 @@ def log_likelihood(
             "that site out (see ppgen.distributions)"
         )
     sites = discrete(model, theta, x, u, trace)
-    if shared := sites.outside(len(x)):
+    if shared := sites.outside():
         sites, _ = sites.draw(shared)
         trace = run(model, sites.theta, x, u)
     seen = observed_sites(trace, sites.theta).values()
@@ -117,7 +117,7 @@ def log_likelihoods(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) 
     own = [
         *memory(model).of_rows,
         *latent_sites(trace),
-        *(owned_by_rows(trace, theta, x) if memory(model).data is not None else []),
+        *(owned_by_rows(model, trace, theta, x) if memory(model).data is not None else []),
     ]
     if own:
         raise FitError(
@@ -245,7 +245,7 @@ def _run_with_discrete(
     theta = (with_prior if prior_of_rows else with_local)(model, theta, x, u)
     trace = run(model, theta, x, u)
     sites = discrete(model, theta, x, u, trace)
-    if names := sites.outside(len(x)) if prior_of_rows else list(sites.plates):
+    if names := sites.outside() if prior_of_rows else list(sites.plates):
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)
     if not memory(model).row_sites:

@@ -13,6 +13,7 @@ from ppgen.predictions.conditioned import observed_sites, run
 from ppgen.predictions.discrete_sites import discrete
 from ppgen.predictions.over_draws import Theta
 from ppgen.programs.isolated import isolated
+from ppgen.programs.memory import memory
 
 __all__ = ["log_joint_rows", "plate_axis", "row_axes", "row_scores"]
 
@@ -38,7 +39,8 @@ def row_axes(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict
     if discrete(model, theta, x, u, trace).plates:
         return {}
     nodes: dict[str, Any] = dict(trace.nodes)
-    axes = {name: plate_axis(nodes[name], len(x)) for name in theta if name in nodes}
+    plates = memory(model).row_plates or None
+    axes = {name: plate_axis(nodes[name], len(x), plates) for name in theta if name in nodes}
     return {
         name: axis - nodes[name]["fn"].event_dim + nodes[name]["value"].ndim
         for name, axis in axes.items()
@@ -52,7 +54,7 @@ def log_joint_rows(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -
     with isolated():
         trace.compute_log_prob()
     sites = [*observed_sites(trace, theta).values(), *(trace.nodes[name] for name in theta if name in trace.nodes)]
-    return torch.stack(row_scores(sites, len(x))).sum(0)
+    return torch.stack(row_scores(sites, len(x), memory(model).row_plates or None)).sum(0)
 
 
 def plate_axis(site: Any, rows: int, plates: Collection[str] | None = None) -> int | None:  # noqa: ANN401 (a node)

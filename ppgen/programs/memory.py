@@ -28,6 +28,8 @@ class Memory:
 
     ``of_rows`` are continuous latent sites with a value for each row, and ``row_sites`` what is known of them (once it
     was looked at); ``guide`` is a trained guide that reads the rows, with what its ``pyro.param`` statements learnt.
+    ``row_plates`` are names of the plates over rows, ``in_rows`` all sites in them, and ``row_arguments`` places of the
+    further arguments that have a part for each row; None where nobody has looked.
     """
 
     data: str | None = None
@@ -37,6 +39,9 @@ class Memory:
     row_sites: Mapping[str, Any] | None = None
     guide: Callable[..., Any] | None = None
     guide_params: Mapping[str, Tensor] = field(default_factory=dict)
+    row_plates: tuple[str, ...] | None = None
+    in_rows: tuple[str, ...] = ()
+    row_arguments: tuple[str, ...] | None = None
 
 
 def memory(model: Model) -> Memory:

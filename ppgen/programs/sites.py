@@ -15,7 +15,17 @@ from torch.distributions.transforms import Transform
 from ppgen.errors import DataError, FitError
 from ppgen.programs.scores import check_sites
 
-__all__ = ["MOST_ENUMERATED", "Last", "Program", "Site", "SitesAt", "check_enumerable", "is_discrete", "learn"]
+__all__ = [
+    "MOST_ENUMERATED",
+    "Last",
+    "Program",
+    "Site",
+    "SitesAt",
+    "anywhere",
+    "check_enumerable",
+    "is_discrete",
+    "learn",
+]
 
 LARGEST_SUPPORT, MOST_ENUMERATED = 256, 16  # values of one discrete site, and number of such sites
 RADIUS = 2.0  # half-width of the cube of unconstrained values that a program is run at to learn its sites
@@ -151,6 +161,20 @@ def learn(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *,
             f"({enumerated[0]!r} and others); use a plate, or a distribution of ppgen.distributions that sums them out"
         )
     return Learned(sites, tuple(enumerated), depth)
+
+
+def anywhere(
+    program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, tuple[Transform, Tensor]]]:
+    """Sampled sites of a run at any place, the values of its continuous latents drawn evenly, and those values.
+
+    Raises
+    ------
+    DataError : a site without a bijection, two sites of one name, or values of another shape than their distribution.
+    """
+    nodes, found = _run(program, args, kwargs)
+    _check_observed(nodes)
+    return nodes, found
 
 
 def _run(

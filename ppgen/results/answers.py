@@ -16,7 +16,7 @@ from ppgen.data.arrays import like
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.expecting import observed_given
-from ppgen.model import Conjugate
+from ppgen.model import Conjugate, Model
 from ppgen.predictions import predictive, steps
 from ppgen.predictions.local_sites import for_rows, pooled
 from ppgen.predictions.over_draws import NOTHING
@@ -243,17 +243,18 @@ def _labelled(fit: "Fit", observations: xr.DataArray, values: Named) -> xr.DataA
     if len(values) == 1:
         return found
     own = {
-        name: _label(fit, observations, value, ("draw", *outcome_dims(name, value[0], observations)))
+        name: _label(fit, observations, value, ("draw", *outcome_dims(fit.model, name, value[0], observations)))
         for name, value in values.items()
         if name != "x"
     }
     return xr.Dataset({"x": found, **own})
 
 
-def outcome_dims(name: str, value: Tensor, observations: xr.DataArray) -> tuple[str, ...]:
-    """Names of the axes of another outcome: its rows are those of the data if there are as many."""
+def outcome_dims(model: Model, name: str, value: Tensor, observations: xr.DataArray) -> tuple[str, ...]:
+    """Names of the axes of another outcome: its rows are those of the data if its site lies in their plate."""
     dims = [f"{name}_dim_{axis}" for axis in range(value.ndim)]
-    if value.ndim and len(value) == len(observations):
+    known = memory(model)
+    if value.ndim and len(value) == len(observations) and (name in known.in_rows or not known.row_plates):
         dims[0] = str(observations.dims[0])
     return tuple(dims)
 

@@ -66,7 +66,7 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
         notes = note.attrs
         rows = list(map(str, observations.dims[:1]))
         dims |= dict.fromkeys(groups.get("log_likelihood", {}), rows)
-        dims |= {name: list(outcome_dims(name, value, observations)) for name, value in others.items()}
+        dims |= {name: list(outcome_dims(fit.model, name, value, observations)) for name, value in others.items()}
         dims |= {"x": list(map(str, observations.dims))}
         dims |= input_dims(u, fit.model.data_dims)
         _check_names(list(u) if isinstance(u, Mapping) else [], set(map(str, observations.dims)))

@@ -308,7 +308,8 @@ def _posterior(
                 'make it a factor or a point, or use guide="mean_field"'
             )
         return named.posterior()
-    found = objective.draw(1 if isinstance(named, Point) else draws, task.args, task.kwargs, declared, own)
+    count, rows = 1 if isinstance(named, Point) else draws, memory(task.model).row_plates or None
+    found = objective.draw(count, task.args, task.kwargs, declared, own, rows)
     return Draws(*({name: _kept(value) for name, value in part.items()} for part in found))
 
 

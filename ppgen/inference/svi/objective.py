@@ -123,11 +123,12 @@ class Objective(nn.Module):
         kwargs: Mapping[str, Any],
         declared: Mapping[str, Tensor],
         without: Collection[str] = (),
+        rows: Collection[str] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws of the guide at the present parameters, {site: (n, ...)}, and their log density ``log_q`` (n,).
 
-        Where the guide draws sites in the plate over rows, ``log_q_rows`` (n, rows) is the density of those. What lies
-        in the plates ``without`` is left out of all three.
+        Where the guide draws sites in the plates over ``rows`` (by name, else as long as the data),
+        ``log_q_rows`` (n, rows) is the density of those. What lies in the plates ``without`` is left out of all three.
 
         All at once where the guide allows it (see `over_draws`); fewer than ``n`` where they would not fit.
         """
@@ -141,7 +142,7 @@ class Objective(nn.Module):
                 values = {name: site["value"] for name, site in latent_sites(trace).items() if kept(name, site)}
                 trace.compute_log_prob(kept)
                 log_q = torch.as_tensor(trace.log_prob_sum(kept), dtype=_type_of(values))
-                return values, {"log_q": log_q, **({} if without else _of_rows(trace, args))}
+                return values, {"log_q": log_q, **({} if without else _of_rows(trace, args, rows))}
 
         with torch.no_grad():
             size = sum(value.numel() for value in once(None)[0].values())
@@ -196,10 +197,10 @@ def _type_of(values: Mapping[str, Tensor]) -> torch.dtype:
     return next((value.dtype for value in values.values() if value.is_floating_point()), torch.float64)
 
 
-def _of_rows(trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, Tensor]:
+def _of_rows(trace: poutine.Trace, args: tuple[Any, ...], plates: Collection[str] | None) -> dict[str, Tensor]:
     """Log density of the draws in the plate over the rows of the first argument; empty if there are none."""
     rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].ndim else 0
-    scores = row_scores(drawn_sites(trace).values(), rows)
+    scores = row_scores(drawn_sites(trace).values(), rows, plates)
     return {"log_q_rows": torch.stack(scores).sum(0)} if scores else {}
 
 
