@@ -125,13 +125,21 @@ def declared_by(module: nn.Module) -> Iterator[dict[str, Declared]]:
 
 
 def learnt_by(
-    program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], declared: Mapping[str, Tensor]
+    program: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    declared: Mapping[str, Tensor],
+    *,
+    keep: bool = False,
 ) -> dict[str, Tensor]:
-    """Those of the ``declared`` values that ``program`` asks for, as a fit keeps them: on the CPU, in float64."""
+    """Those of the ``declared`` values that ``program`` asks for, as a fit keeps them: on the CPU, in float64.
+
+    With ``keep`` they stay of the type that they have.
+    """
     with torch.no_grad(), ParametersAt(declared), poutine.trace(param_only=True) as run:
         program(*args, **kwargs)
     kept = {name: declared[name].detach().cpu().clone() for name in run.trace.nodes if name in declared}
-    return {name: value.double() if value.is_floating_point() else value for name, value in kept.items()}
+    return {name: value if keep or not value.is_floating_point() else value.double() for name, value in kept.items()}
 
 
 def _check(name: str, free: Tensor, site: Any) -> None:  # noqa: ANN401 (Pyro's message)

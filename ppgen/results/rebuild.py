@@ -68,12 +68,12 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], model
 
 
 def program_state(model: Model) -> dict[str, Tensor]:
-    """Tensors of a model by name; of a function also those of the module whose method it is."""
+    """Parameters and buffers of a model by name; of a function also those of the module whose method it is."""
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     module = owner(model.function) if isinstance(model, Function) else None
     if module is not None and not isinstance(getattr(model, "function", None), nn.Module):
         state |= {f"owner.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
-    return {name: value.detach() for name, value in state.items()}
+    return state
 
 
 def _describe_function(model: Function, tensors: dict[str, Tensor]) -> dict[str, Any]:

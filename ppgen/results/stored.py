@@ -32,7 +32,7 @@ def describe_fit(fit: "Fit") -> tuple[dict[str, Any], dict[str, Tensor]]:
             description["class"],
         )
     tensors = {f"config/{key}": value for key, value in values.items()}
-    tensors |= {f"model/{key}": value for key, value in program_state(fit.model).items()}
+    tensors |= {f"model/{key}": value.detach() for key, value in program_state(fit.model).items()}
     known = memory(fit.model)
     tensors |= {f"params/{name}": value for name, value in known.params.items()}
     tensors |= {f"guide_params/{name}": value for name, value in known.guide_params.items()}
@@ -105,7 +105,10 @@ def lost_guide(*_: object, **__: object) -> None:
 
 
 def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Parameters of the model itself. What a guide made up lazily is not part of a rebuilt model, nor needed."""
+    """Parameters of the model itself, each of its own type.
+
+    What a guide made up lazily is not part of a rebuilt model, nor needed.
+    """
     own = program_state(model)
     state = {key: tensors[f"model/{key}"] for key in own}
     for key, value in state.items():
@@ -114,9 +117,8 @@ def _load_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
                 f"load: {key} of {type(model).__name__} must have shape {tuple(own[key].shape)}, "
                 f"got {tuple(value.shape)}"
             )
-    with torch.no_grad():
-        for key, value in state.items():
-            own[key].copy_(value)
+    for key, value in state.items():
+        own[key].data = value.to(own[key].device, copy=True)  # in the type that it was saved in
 
 
 def _store_posterior(posterior: Factors | Draws, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from ppgen.inference.svi.parallel import group, own_device, world_size
 from ppgen.inference.svi.preparation import held_out_task, own_copy, prepare, read_task, types
 from ppgen.inference.svi.restarts import Restarts
 from ppgen.inference.svi.training import RISE, Run
+from ppgen.inference.svi.types import keeps_types
 from ppgen.keywords import known_keywords
 from ppgen.model import Model
 from ppgen.predictions.predictive import missing_share
@@ -135,7 +136,8 @@ def fit(
     compile : see :meth:`ppgen.programs.density.Density.batch`; a program that cannot be traced runs eagerly with
         ``"auto"``, which the log says.
     dtype : type of parameters and data in training; by default that of the model's parameters, else float64. Parameters
-        of several types keep theirs beside data in float64, as networks do beside factors. The fit answers in float64.
+        of several types keep theirs beside data in float64, as networks do beside factors. The fit answers in float64,
+        and its parameters are then of that type too, unless the program casts at the border of its networks.
     device : ``"auto"`` (that of the model), ``"cpu"``, ``"cuda"`` or another of torch's.
     checkpoint : folder for checkpoints. Call `fit` again with the same arguments to resume, bit for bit.
     checkpoint_every : steps between saves.
@@ -207,9 +209,10 @@ def fit(
         _, declared = parameters.split(parameters.flat())
         seed_device(run.seed, hardware)  # the same draws whether or not steps were made in this process
         q = task.model.guide if isinstance(named, NaturalGuide) else objective.programs[1]
-        own = _remember_rows(task, q, declared)
+        keep = keep or keeps_types(task, q, declared)
+        own = _remember_rows(task, q, declared, keep=keep)
         posterior = _posterior(objective, named, task, draws, declared, own)
-        remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared))
+        remember(task.model, params=learnt_by(task.program, task.args, task.kwargs, declared, keep=keep))
     attrs = {
         "engine": "svi",
         "bound": bound,
@@ -313,7 +316,7 @@ def _posterior(
     return Draws(*({name: _kept(value) for name, value in part.items()} for part in found))
 
 
-def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Tensor]) -> frozenset[str]:
+def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Tensor], *, keep: bool) -> frozenset[str]:
     """Plates over the rows, where these own latents that a guide knows of for any rows, which the model remembers."""
     sites = remember_row_sites(task)
     if not sites:
@@ -321,7 +324,8 @@ def _remember_rows(task: Task, guide: Callable[..., Any], declared: dict[str, Te
     with ParametersAt(declared):
         if not reads_rows(guide, task.model, task.args[0], task.kwargs.get("u"), sites):
             return frozenset()
-    remember(task.model, guide=guide, guide_params=learnt_by(guide, task.args, task.kwargs, declared))
+    learnt = learnt_by(guide, task.args, task.kwargs, declared, keep=keep)
+    remember(task.model, guide=guide, guide_params=learnt)
     return frozenset(site.plate for site in sites.values())
 
 
