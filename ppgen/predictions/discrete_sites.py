@@ -25,14 +25,15 @@ from torch.func import grad
 from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
-from ppgen.predictions.conditioned import conditioned, latent_sites, name_of, observed_sites
-from ppgen.predictions.over_draws import Theta
+from ppgen.predictions.conditioned import conditioned, latent_sites, name_of, observed_sites, run
+from ppgen.predictions.over_draws import Theta, at, gather
 from ppgen.programs.enumeration import Sums, enumerating
 from ppgen.programs.isolated import isolated
+from ppgen.programs.memory import memory
 from ppgen.programs.rows import over_rows
 from ppgen.programs.sites import LARGEST_SUPPORT
 
-__all__ = ["Discrete", "discrete", "sum_rows"]
+__all__ = ["Discrete", "discrete", "draw_shared", "held", "sum_rows"]
 
 
 def discrete(model: Model, theta: Theta, x: Tensor, u: Inputs, trace: poutine.Trace) -> "Discrete":
@@ -57,6 +58,37 @@ def discrete(model: Model, theta: Theta, x: Tensor, u: Inputs, trace: poutine.Tr
     return Discrete(model, theta, x, u, plates, depth)
 
 
+def draw_shared(model: Model, draws: Mapping[str, Tensor], x: Tensor, u: Inputs) -> dict[str, Tensor]:
+    """A draw of the discrete sites that rows share, given data, at each of the draws {site: (S, ...)} of the others.
+
+    Nothing where there is no such site, or where the draws lack other sites than discrete ones.
+    """
+
+    def shared(theta: Theta) -> dict[str, Tensor]:
+        sites = discrete(model, theta, x, u, run(model, theta, x, u))
+        names = sites.outside()
+        given, _ = sites.draw(names)
+        return {name: given.theta[name] for name in names}
+
+    latent = latent_sites(run(model, at(draws, 0), x, u))
+    if not latent or not all(_has_few_values(site["fn"]) for site in latent.values()) or not shared(at(draws, 0)):
+        return {}
+    found: dict[str, Tensor] = gather(shared, draws)
+    return found
+
+
+def held(trace: poutine.Trace, names: Collection[str]) -> dict[str, tuple[list[Any], Tensor]]:
+    """Plates of discrete sites from the left, and one at the number of the value that each has, (*plates, K)."""
+    found = {}
+    for name in names:
+        site: Any = trace.nodes[name]
+        frames, values = _frames(site), _values(trace, name)
+        value = site["value"].reshape([*(frame.size for frame in frames), 1, *values.shape[1:]])
+        same = (value == values).flatten(len(frames) + 1).all(-1) if values.ndim > 1 else value == values
+        found[name] = (frames, same.double())
+    return found
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Discrete:
@@ -72,6 +104,16 @@ class Discrete:
     def marginals(self) -> dict[str, Tensor]:
         """Posterior probability of each value of each site, (*plates, K)."""
         return self._probabilities(self._enumerated(self.theta), list(self.plates))
+
+    def check_shared(self) -> None:
+        """Refuse other data than that of the fit where rows share a site, for it would be drawn knowing these alone."""
+        known = memory(self.model)
+        if (shared := self.outside()) and known.data is not None and not known.is_of(self.x, self.u):
+            raise FitError(
+                f"{name_of(self.model)}: x must be the data of the fit, for rows share the discrete site {shared[0]!r} "
+                "and no draws of it given those data are kept, got other data; ask about the data of the fit, leave "
+                "its labels in their order, or make the site continuous"
+            )
 
     def draw(self, names: Collection[str]) -> tuple["Discrete", dict[str, Tensor]]:
         """One joint draw of the sites ``names``: the rest given it, and the numbers of the values that were drawn.

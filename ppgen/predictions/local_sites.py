@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.collapsed import estimated
-from ppgen.data.parts import Inputs, parts
+from ppgen.data.parts import Inputs
 from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
@@ -33,7 +33,7 @@ from ppgen.predictions.over_draws import Theta, gather, nothing
 from ppgen.predictions.proposals import Mixture, OfGuide, mixture
 from ppgen.predictions.row_terms import row_scores
 from ppgen.programs.isolated import isolated
-from ppgen.programs.memory import digest, memory, remember
+from ppgen.programs.memory import memory, remember
 from ppgen.programs.rows import RowSite, at_rows, remember_row_plates, row_sites
 
 __all__ = [
@@ -81,7 +81,7 @@ def for_rows(model: Model, draws: Mapping[str, Tensor], x: Tensor, u: Inputs) ->
     sites = known.row_sites or {}
     if known.guide is not None or not any(name in sites for name in draws):  # by a guide a fit keeps none
         return dict(draws)
-    if known.data == digest(x) and known.inputs == tuple(map(digest, parts(u))):
+    if known.is_of(x, u):
         return dict(draws)
     count = len(next(iter(draws.values())))
     return {name: value for name, value in draws.items() if name not in sites} or nothing(count)

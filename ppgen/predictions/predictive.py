@@ -89,6 +89,7 @@ def log_likelihood(
             "that site out (see ppgen.distributions)"
         )
     sites = discrete(model, theta, x, u, trace)
+    sites.check_shared()
     if shared := sites.outside():
         sites, _ = sites.draw(shared)
         trace = run(model, sites.theta, x, u)
@@ -198,6 +199,7 @@ def recorded(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> dict
     if not _deterministic(trace):
         return {}
     sites = discrete(model, theta, x, u, trace)
+    sites.check_shared()
     if sites.plates:
         sites, _ = sites.draw(list(sites.plates))
         trace = run(model, sites.theta, x, u)
@@ -245,6 +247,7 @@ def _run_with_discrete(
     theta = (with_prior if prior_of_rows else with_local)(model, theta, x, u)
     trace = run(model, theta, x, u)
     sites = discrete(model, theta, x, u, trace)
+    sites.check_shared()
     if names := sites.outside() if prior_of_rows else list(sites.plates):
         sites, _ = sites.draw(names)
         trace = run(model, sites.theta, x, u)

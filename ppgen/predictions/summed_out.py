@@ -3,7 +3,7 @@
 Summed-out latents are found by protocol alone: an observed site whose distribution has ``latents``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from ppgen.errors import FitError
 from ppgen.model import Model
 from ppgen.predictions.conditioned import name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_rows_owned
-from ppgen.predictions.discrete_sites import Discrete, discrete
+from ppgen.predictions.discrete_sites import Discrete, discrete, held
 from ppgen.predictions.local_sites import PROPOSALS, Local, local
 from ppgen.predictions.over_draws import Theta, at, gather, nothing, over_draws
 from ppgen.programs.memory import memory
@@ -35,16 +35,25 @@ class Latents:
     dims: Mapping[str, tuple[str, ...]]
 
 
-def latents(model: Model, draws: Mapping[str, Tensor], x: Tensor, n: int = 0, *, u: Inputs = None) -> Latents:
+def latents(
+    model: Model,
+    draws: Mapping[str, Tensor],
+    x: Tensor,
+    n: int = 0,
+    *,
+    u: Inputs = None,
+    given: Collection[str] = (),
+) -> Latents:
     """Summed-out latents of ``x``, averaged over draws {site: (S, ...)}, with ``n`` draws of the latents themselves.
 
     Over several draws the mode of a discrete latent is the most probable value of each step under the averaged
     marginals; with one it is what the distribution says (the most probable path of a hidden Markov model). Of a
-    discrete site that a sampler enumerated, modes and draws are the numbers of its values.
+    discrete site that a sampler enumerated, modes and draws are the numbers of its values; those ``given`` were drawn
+    already, and their probabilities are shares of the draws.
     """
 
     def posterior(theta: Theta) -> Posterior:
-        return posterior_of(model, theta, x, u)
+        return posterior_of(model, theta, x, u, given)
 
     count = len(next(iter(draws.values())))
     first = posterior(at(draws, 0))
@@ -77,8 +86,7 @@ class _Joint:
     def dims(self) -> dict[str, tuple[str, ...]]:
         found = {} if self.rest is None else dict(self.rest.dims)
         for name, frames in self.sites.plates.items():
-            plates = tuple(frame.name for frame in frames)
-            found |= {name: (*plates, f"{name}_value"), f"{name}_mode": plates, f"{name}_draw": plates}
+            found |= _dims_of(name, frames)
         return found
 
     @property
@@ -93,6 +101,43 @@ class _Joint:
     def sample(self) -> dict[str, Tensor]:
         own = {f"{name}_draw": value for name, value in self.drawn.items()}
         return own | ({} if self.rest is None else self.rest.sample())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Discrete sites with one value each: {name: (its plates from the left, one at the value (*plates, K))}."""
+
+    sites: Mapping[str, tuple[list[Any], Tensor]]
+    rest: Posterior | None
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        found = {} if self.rest is None else dict(self.rest.dims)
+        for name, (frames, _) in self.sites.items():
+            found |= _dims_of(name, frames)
+        return found
+
+    @property
+    def marginals(self) -> dict[str, Tensor]:
+        own = {name: value for name, (_, value) in self.sites.items()}
+        return own | ({} if self.rest is None else self.rest.marginals)
+
+    @property
+    def mode(self) -> dict[str, Tensor]:
+        return self._numbers("mode") | ({} if self.rest is None else self.rest.mode)
+
+    def sample(self) -> dict[str, Tensor]:
+        return self._numbers("draw") | ({} if self.rest is None else self.rest.sample())
+
+    def _numbers(self, kind: str) -> dict[str, Tensor]:
+        return {f"{name}_{kind}": value.argmax(-1) for name, (_, value) in self.sites.items()}
+
+
+def _dims_of(name: str, frames: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+    """Axes of a discrete site's probabilities, mode and draws."""
+    plates = tuple(frame.name for frame in frames)
+    return {name: (*plates, f"{name}_value"), f"{name}_mode": plates, f"{name}_draw": plates}
 
 
 @final
@@ -132,17 +177,19 @@ class _Rows:
         return tuple(axes)
 
 
-def posterior_of(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior:
+def posterior_of(model: Model, theta: Theta, x: Tensor, u: Inputs, given: Collection[str] = ()) -> Posterior:
     """Posterior of everything that is summed out, and of what each row owns, at one draw of the parameters.
+
+    Discrete sites ``given`` have the value that the draw holds.
 
     Raises
     ------
     FitError : there is nothing of the kind.
     """
     own = local(model, theta, x, u)
-    if own is not None:
-        return _of_rows(own, theta)
-    found = _summed(model, theta, x, u)
+    found = _summed(model, theta, x, u) if own is None else _of_rows(own, theta)
+    if given:
+        return _Given(held(run(model, theta, x, u), given), found)
     if found is None:
         raise FitError(
             f"{name_of(model)}: has no summed-out latents; sample the data from a distribution of ppgen.distributions, "
@@ -166,6 +213,7 @@ def _summed(model: Model, theta: Theta, x: Tensor, u: Inputs) -> Posterior | Non
     if not memory(model).row_sites:
         check_rows_owned(model, trace, theta, x)
     sites = discrete(model, theta, x, u, trace)
+    sites.check_shared()
     if sites.plates:
         rest, drawn = sites.draw(list(sites.plates))
         return _Joint(sites, drawn, _collapsed(run(model, rest.theta, x, u), rest.theta, x))

@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
+from ppgen.data.parts import Inputs, parts
 from ppgen.model import Model
 
 __all__ = ["Memory", "digest", "memory", "remember"]
@@ -42,6 +43,10 @@ class Memory:
     row_plates: tuple[str, ...] | None = None
     in_rows: tuple[str, ...] = ()
     row_arguments: tuple[str, ...] | None = None
+
+    def is_of(self, x: Tensor, u: Inputs) -> bool:
+        """Whether these are the data and inputs of the fit."""
+        return self.data == digest(x) and self.inputs == tuple(map(digest, parts(u)))
 
 
 def memory(model: Model) -> Memory:

@@ -196,11 +196,14 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
             if exact:
                 return predictive.summarized(exact[0], draws)
     posterior = fit.numbered_posterior
-    theta = posterior.draws(AVERAGED if isinstance(posterior, Factors) else min(AVERAGED, posterior.size))
-    theta = for_rows(fit.model, theta, data, inputs)
+    given = tuple(posterior.discrete) if isinstance(posterior, Draws) else ()
+    count = AVERAGED if isinstance(posterior, Factors) or given else min(AVERAGED, posterior.size)
+    theta = for_rows(fit.model, posterior.draws(count), data, inputs)
+    if memory(fit.model).is_of(data, inputs):  # then probabilities say more than draws
+        theta, given = {name: value for name, value in theta.items() if name not in given}, ()
     if shares_nothing(fit):
         theta = pooled(fit.model, data, inputs, max(draws, AVERAGED))
-    return predictive.latents(fit.model, theta, data, draws, u=inputs)
+    return predictive.latents(fit.model, theta, data, draws, u=inputs, given=given)
 
 
 def _predict(

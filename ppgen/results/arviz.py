@@ -118,7 +118,8 @@ def _sample_stats(
     fit: "Fit", theta: dict[str, Tensor], read: Read | None, stats: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """The sampler's records; of a variational fit the log densities of ``theta`` under q, and under the model."""
-    flat = {site: value.flatten(0, 1) for site, value in theta.items()}
+    summed = fit.posterior.discrete if isinstance(fit.posterior, Draws) else {}
+    flat = {site: value.flatten(0, 1) for site, value in theta.items() if site not in summed}
     if isinstance(fit.posterior, Factors):
         stats = {"log_q": fit.posterior.log_prob(flat)[None]}
     if read is None or "log_q" not in stats:

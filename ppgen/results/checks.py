@@ -74,7 +74,7 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
         turned = fit.model.turned(posterior.sites)
         if turned is not posterior.sites:
             notes.append("Axes of the latent space may be turned without changing anything; they were turned alike.")
-            posterior = Draws(dict(turned), posterior.stats)
+            posterior = posterior.renumbered(turned)
     sites = {name: value.numpy(force=True) for name, value in posterior.sites.items()}
     lp = {LP: stats["lp"]} if "lp" in stats else {}
     yield from diagnostics.check_chains({**sites, **lp})
@@ -169,7 +169,8 @@ def _draws(fit: "Fit", draws: int, notes: list[str]) -> Drawn:
     if draws > posterior.size:
         notes.append(f"Of draws={draws:,} the fit holds {posterior.size:,}, which were used.")
     count = min(draws, posterior.size)
-    return posterior.draws(count), posterior.draw_stats(count)
+    continuous = Draws(posterior.sites, posterior.stats)  # of which q and the density are, the discrete summed out
+    return continuous.draws(count), continuous.draw_stats(count)
 
 
 def with_rows(fit: "Fit", read: Read, drawn: Drawn) -> Drawn:

@@ -40,7 +40,8 @@ def aligned(posterior: Draws, labels: Labels) -> tuple[Draws, dict[str, Alignmen
             moved = {site: permuted(sites[site], found[name].permutation, places) for site, places in axes.items()}
             sites |= moved
     values = {name: torch.as_tensor(sites[name]).to(value.device) for name, value in posterior.sites.items()}
-    return Draws(values, posterior.stats), found
+    renumbered = any(alignment.moved for alignment in found.values())
+    return posterior.renumbered(values) if renumbered else posterior, found
 
 
 def alike(model: Model, posterior: Draws) -> Draws:
@@ -48,4 +49,4 @@ def alike(model: Model, posterior: Draws) -> Draws:
     labels = declared(model, posterior)
     draws = aligned(posterior, labels)[0] if labels else posterior
     turned = model.turned(draws.sites)
-    return draws if turned is draws.sites else Draws(dict(turned), draws.stats)
+    return draws if turned is draws.sites else draws.renumbered(turned)

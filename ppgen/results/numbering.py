@@ -160,8 +160,8 @@ def _permuted_posterior(
     posterior: Factors | Draws, axes: Mapping[str, tuple[int, ...]], order: Tensor
 ) -> Factors | Draws:
     if isinstance(posterior, Draws):
-        return Draws(
-            {site: _along(v, axes.get(site, ()), order, 2) for site, v in posterior.sites.items()}, posterior.stats
+        return posterior.renumbered(
+            {site: _along(v, axes.get(site, ()), order, 2) for site, v in posterior.sites.items()}
         )
     factors = {name: _permuted_factor(name, factor, axes, order) for name, factor in posterior.factors.items()}
     return Factors(factors, {site: _along(v, axes.get(site, ()), order, 0) for site, v in posterior.points.items()})

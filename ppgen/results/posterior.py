@@ -75,10 +75,13 @@ class Draws:
     ----------
     sites : {site: (C, S, *event)}; empty if each row owns all latents and a guide draws them for any rows.
     stats : records of the sampler, {name: (C, S)}.
+    discrete : sites shared by all rows that were summed out, drawn given the data of the fit R times for each draw of
+        ``sites``, {site: (C, S * R, ...)}. They are among the sites of `draws` and `chains`.
     """
 
     sites: Mapping[str, Tensor]
     stats: Mapping[str, Tensor] = field(default_factory=dict)
+    discrete: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(value.shape[:2]) for name, value in {**self.sites, **self.stats}.items()}
@@ -113,14 +116,17 @@ class Draws:
         if not self.sites:
             return nothing(n)
         index = evenly(self.size, n)
-        return {site: value.flatten(0, 1)[index] for site, value in self.sites.items()}
+        found = {site: value.flatten(0, 1)[index] for site, value in self.sites.items()}
+        fine = evenly(self.size * self._times, n)  # of the same draws of the sites
+        return found | {site: value.flatten(0, 1)[fine] for site, value in self.discrete.items()}
 
     def chains(self, n: int) -> dict[str, Tensor]:
         """At most ``n`` draws of each chain, spread evenly, {site: (C, S, *event)}; of no site as in `draws`."""
         index = evenly(self.shape[1], min(n, self.shape[1]))
         if not self.sites:
             return {name: value.expand(self.shape[0], *value.shape) for name, value in nothing(len(index)).items()}
-        return {site: value[:, index] for site, value in self.sites.items()}
+        found = {site: value[:, index] for site, value in self.sites.items()}
+        return found | {site: value[:, index * self._times] for site, value in self.discrete.items()}
 
     def draw_stats(self, n: int) -> dict[str, Tensor]:
         """The records of the draws that `draws` gives, {name: (n,)}."""
@@ -137,7 +143,20 @@ class Draws:
         return Draws(
             {site: value.to(device) for site, value in self.sites.items()},
             {name: value.to(device) for name, value in self.stats.items()},
+            {site: value.to(device) for site, value in self.discrete.items()},
         )
+
+    def renumbered(self, sites: Mapping[str, Tensor]) -> "Draws":
+        """The same draws with these values of the sites, whose labels have other numbers.
+
+        Discrete draws are left out, for their values may be such labels.
+        """
+        return Draws(dict(sites), self.stats)
+
+    @property
+    def _times(self) -> int:
+        """Draws of the discrete sites at each of the others."""
+        return next((value.shape[1] // self.shape[1] for value in self.discrete.values()), 1)
 
 
 def evenly(total: int, n: int) -> Tensor:

@@ -127,7 +127,7 @@ def _store_posterior(posterior: Factors | Draws, tensors: dict[str, Tensor]) -> 
         groups = {f"factor/{name}": factor.eta for name, factor in posterior.factors.items()}
         groups["points"] = dict(posterior.points)
     else:
-        groups = {"sites": dict(posterior.sites), "stats": dict(posterior.stats)}
+        groups = {"sites": dict(posterior.sites), "stats": dict(posterior.stats), "discrete": dict(posterior.discrete)}
     for group, values in groups.items():
         tensors |= {f"posterior/{group}/{name}": value for name, value in values.items()}
     names = {group: list(values) for group, values in groups.items()}
@@ -141,7 +141,7 @@ def _restore_posterior(stored: Mapping[str, Any], tensors: Mapping[str, Tensor],
         for group, names in stored["groups"].items()
     }
     if stored["kind"] == "Draws":
-        return Draws(groups["sites"], groups["stats"])
+        return Draws(groups["sites"], groups["stats"], groups.get("discrete", {}))  # once there were none
     if stored["kind"] != "Factors" or not isinstance(model, Conjugate):
         raise FileError(f"load: a posterior must be Draws, or Factors of a conjugate model, got {stored['kind']!r}")
     prior = model.natural_prior()

@@ -44,6 +44,7 @@ from ppgen.programs.untrained import untrained
 from ppgen.results.digest import described
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws
+from ppgen.results.shared import with_shared
 from ppgen.rng import private_stream
 from ppgen.storage.checkpoint import Checkpoint
 from ppgen.storage.lock import held
@@ -185,6 +186,8 @@ def fit(
         posterior = _gather(run, target)
         remember_row_sites(task)
         bounded = _bounded(task, posterior)
+        first = task.args[0] if task.args else None
+        whole = with_shared(task.model, posterior, first, task.kwargs.get("u"), seed)
     attrs = {
         "engine": "mcmc",
         "sampler": sampler,
@@ -202,7 +205,7 @@ def fit(
         **({} if task.observations is None else {"missing_share": missing_share(task.model, task.args[0])}),
     }
     labels = xr.DataArray(0.0) if task.observations is None else task.observations
-    return fit_result(task.model, posterior, run.table(), attrs, labels, task.inputs)
+    return fit_result(task.model, whole, run.table(), attrs, labels, task.inputs)
 
 
 def _observes(target: Density) -> bool:

@@ -50,6 +50,7 @@ from ppgen.programs.threads import limited
 from ppgen.programs.tracing import Mode
 from ppgen.results.fit import Fit, fit_result
 from ppgen.results.posterior import Draws, Factors
+from ppgen.results.shared import with_shared
 from ppgen.rng import private_stream, seed_device
 from ppgen.storage.lock import held
 
@@ -231,7 +232,10 @@ def fit(
     history = run.history()
     if isinstance(named, Laplace | Point):  # what they climb is no bound
         history = history.rename(columns={"elbo": "log_joint", "fixed_elbo": "fixed_log_joint"})
-    return fit_result(_plain(task.model, keep), posterior, history, attrs, labels, task.inputs)
+    trained = task.to(torch.device("cpu"), torch.float64, keep=keep)
+    data = trained.args[0] if trained.args else None
+    posterior = with_shared(trained.model, posterior, data, trained.kwargs.get("u"), run.seed)
+    return fit_result(trained.model, posterior, history, attrs, labels, task.inputs)
 
 
 def _numbers(objective: Objective, named: nn.Module | None) -> int:
@@ -353,11 +357,6 @@ def _train(run: Run | Climb | Restarts, saved: Path | None, every: int, progress
             return True
     run.save(saved)
     return False
-
-
-def _plain(model: Model, keep: bool) -> Model:
-    """The trained model as a `Fit` holds it: on the CPU, in float64, unless its parameters ``keep`` their types."""
-    return model.to(device="cpu") if keep else model.to(device="cpu", dtype=torch.float64)
 
 
 def _kept(draws: Tensor) -> Tensor:
