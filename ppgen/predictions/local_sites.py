@@ -20,7 +20,7 @@ from typing import NamedTuple, final
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppgen.collapsed import estimated
@@ -32,6 +32,7 @@ from ppgen.predictions.discrete_sites import discrete
 from ppgen.predictions.over_draws import Theta, gather, nothing
 from ppgen.predictions.proposals import Mixture, OfGuide, mixture
 from ppgen.predictions.row_terms import row_scores
+from ppgen.predictions.weights import noted
 from ppgen.programs.isolated import isolated
 from ppgen.programs.memory import memory, remember
 from ppgen.programs.rows import RowSite, at_rows, remember_row_plates, row_sites
@@ -43,7 +44,7 @@ __all__ = [
     "completed",
     "for_rows",
     "local",
-    "pooled",
+    "pool_of",
     "remember_rows",
     "with_local",
     "with_prior",
@@ -115,6 +116,11 @@ class Weighed(NamedTuple):
         rows = torch.arange(len(pick), device=pick.device)
         return {name: value[pick, rows].movedim(0, self.axes[name]) for name, value in self.values.items()}
 
+    def draws(self, n: int) -> dict[str, Tensor]:
+        """``n`` such values {site: (n, ...)}."""
+        drawn = [self.resampled() for _ in range(n)]
+        return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+
     def means(self) -> dict[str, Tensor]:
         """The posterior mean of each row, as the program lays it out."""
         weight = self.log_weight.softmax(0)
@@ -139,12 +145,10 @@ def completed(
     return found
 
 
-def pooled(model: Model, x: Tensor, u: Inputs, n: int) -> dict[str, Tensor]:
-    """``n`` draws {site: (n, ...)} of what rows own, where they share nothing: from one pool of proposals."""
+def pool_of(model: Model, x: Tensor, u: Inputs, n: int) -> Weighed:
+    """One pool of proposals of what rows own, for ``n`` draws, where they share nothing."""
     with torch.no_grad():
-        weighed = _local(model, {}, x, u).weighed(max(n, LEAST_POOL))
-        drawn = [weighed.resampled() for _ in range(n)]
-    return {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+        return _local(model, {}, x, u).weighed(max(n, LEAST_POOL))
 
 
 @final
@@ -167,7 +171,8 @@ class Local:
         note = estimated.wanted()
         if note is not None:
             note.words = "estimated from weighted proposals of each row's own latents"
-        return self.weighed(n).log_weight.logsumexp(0) - math.log(n)
+        found = self.weighed(n).log_weight.logsumexp(0) - math.log(n)
+        return torch.where(self._unobserved(), 0.0, found)
 
     def draw(self, n: int = PROPOSALS) -> Theta:
         """The parameters, and one value for each row, resampled from ``n`` proposals."""
@@ -179,7 +184,9 @@ class Local:
         mixed = mixture(self)
         parts = [self._weighed(mixed, min(size, n - start)) for start in range(0, n, size)]
         values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
-        return Weighed(values, torch.cat([part.log_weight for part in parts]), parts[0].axes)
+        log_weight = torch.cat([part.log_weight for part in parts])
+        noted(log_weight)
+        return Weighed(values, log_weight, parts[0].axes)
 
     @property
     def plates(self) -> frozenset[str]:
@@ -214,6 +221,18 @@ class Local:
             trace.compute_log_prob()
         own = [*observed_sites(trace, theta).values(), *(trace.nodes[name] for name in values)]
         return torch.stack(row_scores(own, len(self.x), self.plates)).sum(0)
+
+    def _unobserved(self) -> Bool[Tensor, " N"]:
+        """Rows of which nothing was observed, whose density is one: no entry of the data, nor anything else."""
+        empty = torch.isnan(self.x).reshape(len(self.x), -1).all(-1)
+        if not bool(empty.any()):
+            return empty
+        theta = {**self.theta, **self.prior(1)}
+        trace = run(self.model, theta, self.x, self.u)
+        with isolated():
+            trace.compute_log_prob()
+        scores = row_scores(observed_sites(trace, theta).values(), len(self.x), self.plates)
+        return empty & (torch.stack(scores) == 0).all(0) if scores else empty
 
     def _weighed(self, mixed: Mixture, n: int) -> Weighed:
         found = mixed.draw(n)

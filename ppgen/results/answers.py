@@ -1,6 +1,7 @@
 """Answers of a fit about data: arrays first, then their labels. `Fit` says what each of them is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.model import Conjugate, Model
 from ppgen.predictions import predictive, steps
-from ppgen.predictions.local_sites import for_rows, pooled
+from ppgen.predictions.local_sites import for_rows, pool_of
 from ppgen.predictions.over_draws import NOTHING
+from ppgen.predictions.weights import watched
 from ppgen.programs.memory import memory
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws, Factors
@@ -53,7 +55,7 @@ def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | 
     observations, data, inputs = read(fit, x, u)
     require_at_least("latents: draws", draws, 0)
     require_memory("latents", max(draws, 1), data.shape[:2].numel(), "pass fewer draws")
-    with private_stream(random_seed):
+    with private_stream(random_seed), watched("latents"):
         found = _latents(fit, data, inputs, draws)
     variables = {name: _label(fit, observations, value, found.dims[name]) for name, value in found.values.items()}
     for name, value in found.draws.items():
@@ -201,9 +203,11 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
     theta = for_rows(fit.model, posterior.draws(count), data, inputs)
     if memory(fit.model).is_of(data, inputs):  # then probabilities say more than draws
         theta, given = {name: value for name, value in theta.items() if name not in given}, ()
-    if shares_nothing(fit):
-        theta = pooled(fit.model, data, inputs, max(draws, AVERAGED))
-    return predictive.latents(fit.model, theta, data, draws, u=inputs, given=given)
+    if not shares_nothing(fit):
+        return predictive.latents(fit.model, theta, data, draws, u=inputs, given=given)
+    weighed = pool_of(fit.model, data, inputs, max(draws, AVERAGED))
+    drawn = predictive.latents(fit.model, weighed.draws(max(draws, AVERAGED)), data, draws, u=inputs)
+    return replace(drawn, values={**drawn.values, **weighed.means()})
 
 
 def _predict(
@@ -223,16 +227,21 @@ def _predict(
     Where the ``rows`` (data and inputs) share nothing and ``pool`` is asked for, a draw is one of what they own.
     """
     hidden = not progressbar
-    with private_stream(random_seed), tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar:
+    with (
+        private_stream(random_seed),
+        watched(who),
+        tqdm(total=draws, desc=who, delay=DELAY, leave=False, disable=hidden) as bar,
+    ):
         theta = for_rows(fit.model, fit.posterior.draws(draws), *rows)
         if pool and NOTHING in theta:
-            theta = pooled(fit.model, *rows, draws)
+            theta = pool_of(fit.model, *rows, draws).draws(draws)
         return predictive.gather(answer, theta, keep=keep, done=bar.update)
 
 
 def shares_nothing(fit: "Fit") -> bool:
     """Tell whether each row owns all latents, so that every draw of the parameters is the same."""
-    return isinstance(fit.posterior, Draws) and set(fit.posterior.sites) <= set(memory(fit.model).of_rows)
+    posterior = fit.posterior
+    return isinstance(posterior, Draws) and {*posterior.sites, *posterior.discrete} <= set(memory(fit.model).of_rows)
 
 
 def _dims(observations: xr.DataArray) -> tuple[str, ...]:

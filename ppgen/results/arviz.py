@@ -24,6 +24,7 @@ from ppgen.errors import DataError, FitError
 from ppgen.predictions import predictive
 from ppgen.predictions.local_sites import for_rows
 from ppgen.predictions.over_draws import NOTHING
+from ppgen.predictions.weights import watched
 from ppgen.programs.memory import memory
 from ppgen.results.answers import outcome_dims, outcomes, shares_nothing
 from ppgen.results.checks import with_rows
@@ -61,7 +62,7 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     if read is not None:
         observations, x, u = read
         others = outcomes(fit, x, u)
-        with estimates() as note:
+        with estimates() as note, watched("to_arviz"):
             groups |= _data_groups(fit, shared, x, u, others)
         notes = note.attrs
         rows = list(map(str, observations.dims[:1]))

@@ -14,7 +14,7 @@ from ppgen.distributions import observed
 from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
-from ppgen.predictions import proposals, row_modes
+from ppgen.predictions import proposals, row_modes, weights
 from ppgen.programs.rows import row_sites
 
 NOISE = 0.5
@@ -430,3 +430,69 @@ def test_gaps_of_the_rows_of_a_fit_are_filled_by_the_inputs_they_are_given():
     for shift in (0.0, 3.0):
         found = torch.tensor(fit.impute(x, u=u + shift, draws=400, random_seed=0).values)[:, :, 2].mean(0)
         torch.testing.assert_close(found, u[:, 0] + shift + (0.3 - shift) * 16 / 17, atol=0.2, rtol=0)
+
+
+def test_a_row_without_observations_has_a_density_of_one(fit):
+    x = simulated(4, 10)
+    x[1] = torch.nan
+    found = fit.log_likelihood(x, random_seed=0).values
+    assert found[1] == 0
+    assert (found[[0, 2, 3]] != 0).all()
+
+
+def test_means_of_latents_are_those_of_all_proposals(amortised):
+    """Squared errors in units of the posterior variance: 1/1024 at the least, 1/200 of 200 resampled draws."""
+    x = simulated(200, 11, missing=0.0)
+    found = torch.tensor(amortised.latents(x, random_seed=0).h.values)
+    weight, bias, _ = parts(amortised.model)
+    precision = torch.eye(2, dtype=torch.float64) + weight.T @ weight / NOISE**2
+    off = found - torch.linalg.solve(precision, weight.T @ (x - bias).T / NOISE**2).T
+    assert float(((off @ precision) * off).sum(-1).mean()) / 2 < 0.0025
+
+
+class Lost(Linear):
+    """A guide that proposes far from where every row's own values lie, and is not helped: rows own 18 numbers."""
+
+    def __init__(self):
+        super().__init__(latent=18)
+
+    def guide(self, x, *, u=None, total=None):
+        with pyro.plate("row", total or len(x), subsample_size=len(x)):
+            far = 3.0 + 1e-3 * self.encoder.bias[:18].expand(len(x), -1)
+            pyro.sample("h", dist.Normal(far, 0.3).to_event(1))
+
+
+def test_rows_whose_proposals_hardly_count_are_said(fit, caplog):
+    fit.log_likelihood(simulated(6, 12), random_seed=0)
+    fit.impute(simulated(6, 12), 20, random_seed=0)
+    assert "rough" not in caplog.text
+    lost = fitted(Lost(), X[:20], max_steps=1)
+    for ask, draws in (("log_likelihood", 4), ("impute", 4), ("latents", 0)):
+        caplog.clear()
+        getattr(lost, ask)(X[:6], draws, random_seed=0)
+        assert f"{ask}: of 6 of 6 rows fewer than 5 of the" in caplog.text
+    caplog.clear()
+    lost.posterior_predictive(X[:6], 4, random_seed=0)
+    assert "rough" not in caplog.text
+
+
+def test_proposals_that_hardly_count_are_said_where_rows_share_something(caplog):
+    """Then they are weighed at every draw of what rows share, all mapped at once."""
+
+    def shift(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            h = pyro.sample("h", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(h, 0.5), obs=y)
+
+    y = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    fit = fitted(shift, y, guide="mean_field", max_steps=20, draws=10)
+    fit.log_likelihood(y + 1, random_seed=0)
+    assert "rough" not in caplog.text
+    even, odd = torch.zeros(9, 2), torch.zeros(9, 2)
+    odd[0, 1] = 50.0  # of the second row
+    for draws in ([even, odd], [odd, odd]):
+        assert "rough" not in caplog.text  # the second row is served well by every other draw
+        with weights.watched("here"):
+            torch.func.vmap(lambda one: weights.noted(one) or one, in_dims=2)(torch.stack(draws, 2))
+    assert "here: of 1 of 2 rows fewer than 5 of the 9 values count" in caplog.text
