@@ -15,7 +15,7 @@ from ppgen.data.inputs import few, positions
 from ppgen.data.tables import as_frame, real_numbers, whole_numbers
 from ppgen.errors import DataError
 
-__all__ = ["as_arguments"]
+__all__ = ["as_arguments", "axis_labels"]
 
 
 def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -32,6 +32,13 @@ def as_arguments(who: str, function: Callable[..., Any], args: tuple[Any, ...]) 
     names = _names(function, len(args))
     rows = [None, *[_labels(args[0], 0)] * (len(args) - 1)] if args else []  # the first stays as it is
     return tuple(_as_tensor(who, *one) for one in zip(names, args, rows, strict=True))
+
+
+def axis_labels(value: object) -> list[np.ndarray | None]:
+    """Labels of each axis of a table or a labelled array, None of an axis without; of anything else no axis."""
+    if not isinstance(value, pd.DataFrame | pd.Series | xr.DataArray):
+        return []
+    return [_labels(value, axis) for axis in range(value.ndim)]
 
 
 def _names(function: Callable[..., Any], count: int) -> list[str]:

@@ -27,7 +27,8 @@ class Function(Model):
     """``function(*args)`` as a model of its first argument, the rest held fixed; without arguments, of nothing.
 
     Such a fit can be asked for `diagnose` and `to_arviz`; and, where the first argument is the data and is sampled in
-    a plate over its rows, for predictions. ``dims`` and ``coords`` are names of axes, as those of a `Model`.
+    a plate over its rows, for predictions. ``dims`` and ``coords`` are names of axes, as those of a `Model`, and
+    ``labels`` those of the axes of the first argument, {axis of `data_dims`: labels}.
     """
 
     data_dims: ClassVar[tuple[str, ...]] = ("row",)
@@ -38,6 +39,7 @@ class Function(Model):
         args: tuple[Any, ...],
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
+        labels: Sequence[np.ndarray | None] = (),
     ) -> None:
         super().__init__()
         self._dims = {site: (axes,) if isinstance(axes, str) else tuple(axes) for site, axes in (dims or {}).items()}
@@ -47,6 +49,7 @@ class Function(Model):
         make_local([self])
         axes = getattr(args[0], "ndim", 0) if args else 0
         self.__dict__["data_dims"] = ("row", *(f"x_dim_{axis}" for axis in range(1, axes)))
+        self.labels = {dim: one for dim, one in zip(self.data_dims, labels, strict=False) if one is not None}
 
     @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_
 from ppgen.data.parts import parts, rejoined
 from ppgen.errors import DataError
 from ppgen.model import Model
-from ppgen.programs.arguments import as_arguments
+from ppgen.programs.arguments import as_arguments, axis_labels
 from ppgen.programs.explained import explained, refuse_negative_indexes
 from ppgen.programs.memory import digest, remember
 from ppgen.programs.naming import check_keywords, check_model
@@ -90,8 +90,9 @@ def read(
                 "(program, x, {'dose': ...}), or write a Model with inputs u, which can be asked about "
                 "rows with other inputs too (docs/models/your_own.md)"
             )
+        labels = axis_labels(args[0]) if args else []
         args = as_arguments(who, model, args)
-        function = Function(private(model), args, dims, coords)
+        function = Function(private(model), args, dims, coords, labels)
         refuse_negative_indexes(who, function.function, args, {})
         remember(function, data=digest(args[0]) if args else None)
         return Task(function, None, args, {})

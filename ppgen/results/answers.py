@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ppgen.predictions.local_sites import for_rows, pool_of
 from ppgen.predictions.over_draws import NOTHING
 from ppgen.predictions.weights import watched
 from ppgen.programs.memory import memory
+from ppgen.results.function_rows import as_asked
 from ppgen.results.numbering import names
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import read, read_ahead
@@ -46,10 +47,24 @@ __all__ = [
 AVERAGED = 200  # draws over which latents are averaged: message passing is paid for each
 DELAY = 2  # seconds before a progress bar is shown
 
+P = ParamSpec("P")
+A = TypeVar("A", bound=xr.DataArray | xr.Dataset)
+
 Named = Mapping[str, Tensor]
 """The data, as ``"x"``, and other outcomes by the name of their site."""
 
 
+def _as_asked(answer: Callable[Concatenate["Fit", object, P], A]) -> Callable[Concatenate["Fit", object, P], A]:
+    """Let the rows of an answer about ``x`` come in the order of ``x``; see `ppgen.results.function_rows`."""
+
+    @wraps(answer)
+    def found(fit: "Fit", x: object, *args: P.args, **kwargs: P.kwargs) -> A:
+        return as_asked(fit, x, answer(fit, x, *args, **kwargs))
+
+    return found
+
+
+@_as_asked
 def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None) -> xr.Dataset:
     """See `Fit.latents`."""
     observations, data, inputs = read(fit, x, u)
@@ -63,6 +78,7 @@ def latents(fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | 
     return xr.Dataset(variables, attrs={"engine": str(fit.attrs.get("engine", ""))})
 
 
+@_as_asked
 def impute(
     fit: "Fit", x: object, draws: int, *, u: object, sparse: bool, random_seed: int | None, progressbar: bool
 ) -> xr.DataArray | xr.Dataset:
@@ -104,7 +120,7 @@ def predict(
         raise DataError(f"predict: quantiles must lie between 0 and 1, got {levels}")
     found = impute(fit, x, draws, u=u, sparse=False, random_seed=random_seed, progressbar=True)
     drawn = found["x"] if isinstance(found, xr.Dataset) else found
-    hidden = torch.isnan(read(fit, x, u)[1]).numpy()
+    hidden = as_asked(fit, x, read(fit, x, u)[0]).isnull().values
     one = drawn.isel(draw=0, drop=True)  # means of equal numbers round
     ends = xr.where(hidden, drawn.quantile(levels, "draw", skipna=False), one)  # past an end all draws are NaN
     estimate, spread = xr.where(hidden, drawn.mean("draw", skipna=False), one), drawn.std("draw", skipna=False)
@@ -132,6 +148,7 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     return answer.assign_coords(time=("ahead", times[0]) if same else ((answer.dims[1], "ahead"), times))
 
 
+@_as_asked
 def posterior_predictive(
     fit: "Fit", x: object, draws: int, *, u: object, random_seed: int | None
 ) -> xr.DataArray | xr.Dataset:
@@ -154,6 +171,7 @@ def outcomes(fit: "Fit", data: Tensor, inputs: Inputs) -> Named:
         return predictive.other_outcomes(fit.model, predictive.at(theta, 0), data, u=inputs)
 
 
+@_as_asked
 def log_likelihood(
     fit: "Fit", x: object, draws: int, *, u: object, per: str, random_seed: int | None
 ) -> xr.DataArray | xr.Dataset:

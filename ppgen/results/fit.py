@@ -17,8 +17,10 @@ from ppgen.diagnostics.checks import Report
 from ppgen.errors import DataError
 from ppgen.model import Model
 from ppgen.programs.memory import memory
+from ppgen.programs.program import Function
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
+from ppgen.results.function_rows import as_asked
 from ppgen.results.labels import aligned, alike
 from ppgen.results.numbering import ordered, renamed, warn
 from ppgen.results.posterior import Draws, Factors
@@ -41,7 +43,7 @@ class Fit:
     posterior : `Factors` (variational Bayes) or `Draws` (MCMC, SVI).
     history : one row per step of the run.
     attrs : engine, seed, whether it converged or was interrupted, versions, times; JSON values.
-    labels : coordinates of the training data, {dim: labels}.
+    labels : coordinates of the training data, {dim: labels}; of a plain function those of its first argument.
 
     Every method takes data in any form of :func:`ppgen.data.as_observations`, new data as well as that of the fit, and
     answers with its labels. ``random_seed`` makes an answer with draws repeatable; global generators are not touched.
@@ -184,7 +186,10 @@ class Fit:
         require_at_least("to_arviz: draws", draws, 1)
         read = None if x is None else self._read(x, u)
         with private_stream(random_seed):
-            return to_arviz(self.relabel(), read, draws)
+            tree = to_arviz(self.relabel(), read, draws)
+        for name, group in () if read is None else tree.children.items():
+            tree[name] = xr.DataTree(as_asked(self, x, group.to_dataset()))
+        return tree
 
     def diagnose(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None
@@ -297,6 +302,8 @@ def fit_result(
     if inputs is not None:
         attrs = {**attrs, "inputs": inputs.shape}
         labels |= inputs.names
+    if isinstance(model, Function):
+        labels |= model.labels
     return Fit(model, posterior, history, {**attrs, "versions": versions()}, labels)
 
 

@@ -11,23 +11,20 @@ from torch.utils._pytree import tree_leaves
 
 from ppgen.data.ahead import rows_wanted, with_steps_ahead
 from ppgen.data.arrays import lengths, to_tensor
-from ppgen.data.inputs import LabelledInputs, aligned_features, read_inputs
+from ppgen.data.inputs import LabelledInputs, read_inputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, PpgenError
 from ppgen.predictions.conditioned import run
 from ppgen.predictions.local_sites import remember_rows
 from ppgen.programs.explained import refuse_indexes
 from ppgen.programs.program import Function
+from ppgen.results.function_rows import OTHER_INPUTS, as_fitted
 from ppgen.rng import private_stream
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
 __all__ = ["Read", "read", "read_ahead"]
-
-OTHER_INPUTS = (
-    "to ask about rows with other inputs, fit a Model that takes inputs u, not a function (docs/models/your_own.md)"
-)
 
 Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
@@ -37,7 +34,7 @@ def read(fit: "Fit", x: object, u: object) -> Read:
     """Read ``x`` and ``u`` as the fit's model takes them.
 
     Named features and inputs are brought into the order of the fit, and rows of ``u`` into that of the rows of ``x``.
-    Rows of ``x`` stay where they are.
+    Rows of ``x`` stay where they are, but for those of a plain function: see :mod:`ppgen.results.function_rows`.
 
     Raises
     ------
@@ -51,7 +48,7 @@ def read_ahead(fit: "Fit", x: object, u: object, horizon: int) -> tuple[Read, np
 
     Their times (N, horizon), behind the end of each sequence, come along where ``u`` brings them.
     """
-    observations = aligned_features("Fit", fit.model.observations(x), fit.labels)
+    observations = as_fitted(fit, fit.model.observations(x))
     data = to_tensor(observations)
     fit.model.check(data)
     horizon = horizon if observations.dims[1:2] == ("time",) else 0
