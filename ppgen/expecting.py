@@ -15,7 +15,7 @@ from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.model import Conjugate, tracked, updated
 
-__all__ = ["Observed", "drawn", "expecting", "first_factors", "observed_given"]
+__all__ = ["Observed", "ascended", "drawn", "expecting", "first_factors", "observed_given"]
 
 
 class Observed(NamedTuple):
@@ -65,6 +65,18 @@ def first_factors(
             score = fn.joint(value, values) if values and isinstance(fn, Collapsed) else fn.log_prob(value)
             score.sum().backward()
     return {name: updated(factor, s[name]) for name, factor in prior.items()}
+
+
+def ascended(model: Conjugate, batches: Sequence[Tensor], q: Mapping[str, Factor], steps: int) -> dict[str, Factor]:
+    """Factors after so many coordinate updates from ``q``; for a start, with no regard to the bound."""
+    prior, found = model.natural_prior(), dict(q)
+    for _ in range(steps):
+        s = {name: tracked(factor.expected()) for name, factor in found.items()}
+        for x in batches:
+            for fn, value in observed_given(model, s, x, None).values():
+                fn.log_prob(value).sum().backward()
+        found = {name: updated(factor, s[name]) for name, factor in prior.items()}
+    return found
 
 
 def drawn(factor: Factor) -> Natural:

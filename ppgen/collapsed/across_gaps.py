@@ -12,18 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppgen.collapsed.paths import Paths
 from ppgen.emissions.emission import Emission
 from ppgen.families.family import Natural
 from ppgen.messages import discrete_chain
-from ppgen.messages.switching.filter import States, Switching
+from ppgen.messages.switching.filter import Switching
 
 __all__ = ["AcrossGaps", "GapLatents"]
 
-DRAWING = 250  # particles at most where one path is drawn, and fresh ones for every draw
-RUNS = 8  # runs over which the posterior is averaged, each of a quarter of the particles
-FEWEST_PARTICLES = 50  # of such a run, if a quarter is less
-BUDGET, LEAST = 1 << 29, 16  # multiplications that an answer may cost, some three seconds; particles at least
-PATHS = 2  # from each of them, for the mean of the latent frames
 UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go through
 
 
@@ -40,47 +36,22 @@ class AcrossGaps:
     switching: Switching
     constant: Float[Tensor, " N"]
 
+    @property
+    def paths(self) -> Paths:
+        """Paths of the states, with the frames summed out."""
+        return Paths(self.switching, self.log_initial, self.log_transition)
+
     def log_evidence(self) -> Float[Tensor, " N"]:
         """An estimate of log p(x); its exponential is unbiased."""
-        found = self._states(0, torch.rand(self._steps, dtype=torch.float64))
-        return torch.where(self.switching.lengths > 0, found.log_evidence + self.constant, 0.0)
+        return torch.where(self.switching.lengths > 0, self.paths.log_evidence() + self.constant, 0.0)
 
     def path(self) -> Int[Tensor, "N T"]:
-        """One draw of the states, from particles of its own."""
-        particles = min(DRAWING, self.switching.particles)
-        return self._states(1, torch.rand(self._steps, dtype=torch.float64), particles=particles).paths[0]
+        """One draw of the states."""
+        return self.paths.path()
 
     def latents(self) -> "GapLatents":
-        """Posterior of the states and frames; the same bits at every call.
-
-        The plain average of runs: where a gap is long, particles of one run are too alike, and runs differ. Models of
-        many states and recordings with many gaps get fewer particles and runs, as `BUDGET` allows.
-        """
-        generator = torch.Generator().manual_seed(0)
-        affordable = BUDGET // max(1, self.switching.cost)
-        particles = min(max(FEWEST_PARTICLES, self.switching.particles // 4), max(LEAST, affordable // RUNS))
-        runs = min(RUNS, max(1, affordable // particles))
-        thinning = torch.rand(runs, self._steps, dtype=torch.float64, generator=generator)
-        found = [self._states(PATHS, each, generator, particles) for each in thinning]
-        marginals = torch.stack([run.marginals for run in found]).mean(0)
-        return GapLatents(self, marginals, torch.cat([run.paths for run in found]))
-
-    @property
-    def _steps(self) -> int:
-        return self.switching.potential.shape[1]
-
-    def _states(
-        self,
-        draws: int,
-        thinning: Float[Tensor, " T"],
-        generator: torch.Generator | None = None,
-        particles: int | None = None,
-    ) -> States:
-        shape = (draws, len(self.constant), self._steps)
-        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-        return self.switching.states(
-            self.log_initial, self.log_transition, thinning=thinning, uniforms=uniforms, particles=particles
-        )
+        """Posterior of the states and frames; the same bits at every call."""
+        return GapLatents(self, *self.paths.smoothed())
 
 
 @final

@@ -1,13 +1,65 @@
-"""Gaussian frames that are linear in a latent vector and in known regressors: their forms, and one filtering step."""
+"""Gaussian frames that are linear in a latent vector and in known regressors: forms, one filtering step, draws."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.constants import LOG_2PI
-from ppgen.emissions.quadratic import marginalize
+from ppgen.emissions.emission import holds_somewhere
+from ppgen.emissions.quadratic import homogeneous, marginalize
+from ppgen.families.family import Natural
+from ppgen.families.regression import Regression
 
-__all__ = ["frames", "observed", "without"]
+__all__ = ["draw_frames", "frames", "known_regressors", "observed", "seen_frames", "without"]
+
+
+def known_regressors(u: Tensor | None, like: Float[Tensor, "N T _"]) -> Float[Tensor, "N T J"]:
+    """Regressors of every step that are known: the inputs (N, T, U) or (N, U), where there are any, and a one."""
+    one = like.new_ones(*like.shape[:-1], 1)
+    if u is None:
+        return one
+    u = u.to(like)
+    u = u[:, None].expand(-1, like.shape[1], -1) if u.ndim == 2 else u[:, : like.shape[1]]
+    return torch.cat([u, one], -1)
+
+
+def seen_frames(
+    emission: Regression, s: Natural, x: Float[Tensor, "N T D"], known: Float[Tensor, "N T J"], L: int
+) -> tuple[Tensor, Float[Tensor, "N T L"], Float[Tensor, "N T"]]:
+    """Log density of what is seen of each frame, as coefficients of h h' and of h, and the rest; for one state.
+
+    The first has no axes of rows and steps where nothing is missing.
+    """
+    missing, D = torch.isnan(x), emission.outputs
+    whole = holds_somewhere(missing) is False
+    value = x if whole else torch.where(missing, 0.0, x)
+    if whole:
+        P, linear, Q, constant = emission.form(s)
+        return frames(value, known, (P, linear, Q), constant, L, diagonal=not emission.full)
+    if emission.full:
+        P, linear, Q, constant = emission.form(s)
+        form, constant = without(homogeneous(P, linear, Q), constant, missing)
+        return frames(value, known, (form[..., :D, :D], 2 * form[..., :D, D:], form[..., D:, D:]), constant, L)
+    seen = (~missing).to(value)
+    Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
+    parts = torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], Q
+    return frames(value, known, parts, seen @ (s["log_det"] - LOG_2PI / 2), L, diagonal=True)
+
+
+def draw_frames(
+    A: Float[Tensor, "*NT D R"], precision: Float[Tensor, "*NT D D"], x: Tensor, regressors: Float[Tensor, "N T R"]
+) -> Float[Tensor, "N T D"]:
+    """Draw the NaN entries of ``x`` given the regressors and the entries that were observed."""
+    mean = _apply(A.mT, regressors)
+    hidden = torch.isnan(x)
+    inside = hidden[..., :, None] & hidden[..., None, :]
+    eye = torch.eye(x.shape[-1], dtype=precision.dtype, device=precision.device)
+    root = torch.linalg.cholesky(torch.where(inside, precision, eye))
+    apart = torch.where(hidden, 0.0, x - mean)
+    pull = torch.where(hidden, (precision @ apart[..., None])[..., 0], 0.0)
+    noise = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean)[..., None], upper=True)
+    drawn = mean + (noise - torch.cholesky_solve(pull[..., None], root))[..., 0]
+    return torch.where(hidden, drawn, x)
 
 
 def observed(
@@ -48,7 +100,7 @@ def frames(
     slope = pull + 2 * _apply(Q[..., L:, :L], known)
     own = (x.square() @ P.diagonal() if diagonal else (_apply(P, x) * x).sum(-1)) + constant
     own = own + (known_pull * known).sum(-1) + (_apply(Q[..., L:, L:], known) * known).sum(-1)
-    return Q[..., :L, :L], slope, own.sum(-1)
+    return Q[..., :L, :L], slope, own
 
 
 def without(form: Float[Tensor, "W W"], constant: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

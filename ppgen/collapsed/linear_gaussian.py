@@ -23,13 +23,12 @@ from torch.nn.functional import pad
 
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.block import GaussianBlock
-from ppgen.collapsed.linear_frames import frames, observed, without
+from ppgen.collapsed.linear_frames import draw_frames, known_regressors, observed, seen_frames
 from ppgen.constants import LOG_2PI
 from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.distributions.shape import Shape
 from ppgen.emissions.emission import holds_somewhere
-from ppgen.emissions.quadratic import homogeneous
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.regression import Regression
@@ -207,63 +206,30 @@ class LinearGaussian(Collapsed):
         return GaussianBlock(x.shape[1], self.dynamics.outputs, x)
 
     def _known(self, mean: Tensor) -> Float[Tensor, "N T J"]:
-        """Regressors of every step that are known: inputs and a one."""
-        one = mean.new_ones(*mean.shape[:-1], 1)
-        if self.u is None:
-            return one
-        u = self.u.to(mean)
-        u = u[:, None].expand(-1, mean.shape[1], -1) if u.ndim == 2 else u[:, : mean.shape[1]]
-        return torch.cat([u, one], -1)
+        return known_regressors(self.u, mean)
 
     def _natural(self, x: Tensor) -> tuple[Natural, Float[Tensor, " N"]]:
         """Coefficients of the states' statistics in the log joint density, and what does not depend on the states.
 
         ``outer`` and ``cross`` have one row where nothing is missing.
         """
-        L, missing = self.dynamics.outputs, torch.isnan(x)
-        whole = holds_somewhere(missing) is False
+        L, whole = self.dynamics.outputs, holds_somewhere(torch.isnan(x)) is False
         P, linear, Q, constant = self.dynamics.form(self.s_dynamics)
         moved = exists(x)[: 1 if whole else len(x), 1:].to(P)
         known = self._known(x[..., :0].to(P))
         after, before, alone = pad(moved, (1, 0)), pad(moved, (0, 1)), 1 - pad(moved, (1, 0))
         eye = torch.eye(L, dtype=P.dtype, device=P.device)
-        outer, slope, own = self._seen(x, missing, known, whole)
+        outer, slope, each = seen_frames(self.emission, self.s_emission, x, known, L)
         outer = outer + _times(after, P) + _times(before, Q[:L, :L]) - _times(alone, 0.5 * eye)
         ahead = moved[..., None] * known[:, 1:]
         push = pad(ahead @ linear[:, L:].mT, (0, 0, 1, 0)) + pad(2 * (ahead @ Q[L:, :L]), (0, 0, 0, 1))
-        own = own + ((ahead @ Q[L:, L:]) * known[:, 1:]).sum((-1, -2))
+        own = each.sum(-1) + ((ahead @ Q[L:, L:]) * known[:, 1:]).sum((-1, -2))
         own = own + constant * moved.sum(-1) - L / 2 * LOG_2PI * alone.sum(-1)
         return {"outer": outer, "cross": _times(moved, linear[:, :L].mT), "mean": slope + push}, own
 
-    def _seen(self, x: Tensor, missing: Tensor, known: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The frames' part of that: coefficients of outer products and means, and the rest."""
-        L, D = self.dynamics.outputs, self.emission.outputs
-        if self.emission.full or whole:
-            P, linear, Q, constant = self.emission.form(self.s_emission)
-            if whole:
-                return frames(x, known, (P, linear, Q), constant, L, diagonal=not self.emission.full)
-            form, constant = without(homogeneous(P, linear, Q), constant, missing)
-            value = torch.where(missing, 0.0, x)
-            return frames(value, known, (form[..., :D, :D], 2 * form[..., :D, D:], form[..., D:, D:]), constant, L)
-        value = torch.where(missing, 0.0, x)
-        s, seen = self.s_emission, (~missing).to(value)
-        Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
-        parts = torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], Q
-        return frames(value, known, parts, seen @ (s["log_det"] - LOG_2PI / 2), L, diagonal=True)
-
     def _observe(self, x: Tensor, h: Float[Tensor, "N T L"], known: Tensor) -> Float[Tensor, "N T D"]:
         """Draw the NaN entries of ``x`` given the states and the entries that were observed."""
-        A, precision = self.emission.mean_and_precision(self.s_emission)
-        mean = torch.cat([h, known], -1) @ A.mT
-        hidden = torch.isnan(x)
-        inside = hidden[..., :, None] & hidden[..., None, :]
-        eye = torch.eye(x.shape[-1], dtype=precision.dtype, device=precision.device)
-        root = torch.linalg.cholesky(torch.where(inside, precision, eye))
-        apart = torch.where(hidden, 0.0, x - mean)
-        pull = torch.where(hidden, (precision @ apart[..., None])[..., 0], 0.0)
-        noise = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean)[..., None], upper=True)
-        drawn = mean + (noise - torch.cholesky_solve(pull[..., None], root))[..., 0]
-        return torch.where(hidden, drawn, x)
+        return draw_frames(*self.emission.mean_and_precision(self.s_emission), x, torch.cat([h, known], -1))
 
 
 def _times(weight: Float[Tensor, "N T"], matrix: Float[Tensor, "a b"]) -> Float[Tensor, "N T a b"]:

@@ -111,7 +111,7 @@ class LDS(Conjugate):
 
     def model(self, x: Float[Tensor, "N T D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
-        one = self._checked(x, u)
+        one = self.checked_inputs(x, u)
         s = self.statistics()
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
             shape = (x.shape[0], x.shape[1])
@@ -169,7 +169,7 @@ class LDS(Conjugate):
                 "`u = (u - u.mean()) / u.std()`, with the same numbers in forecasts"
             )
 
-    def _checked(self, x: Tensor, u: Inputs) -> Tensor | None:
+    def checked_inputs(self, x: Tensor, u: Inputs) -> Tensor | None:
         """The inputs, as one tensor that fits the model and the data."""
         if self.inputs == 0 and u is not None:
             raise DataError("LDS: takes no inputs u, got some; pass inputs=... to the model or leave them out")

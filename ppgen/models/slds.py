@@ -1,0 +1,177 @@
+r"""Switching linear dynamical system with conjugate priors, driven by inputs on request.
+
+.. math::
+    \pi &\sim \mathrm{Dir}(\alpha / K), \quad P_k \sim \mathrm{Dir}(\alpha / K + \kappa e_k), \quad
+    Q_k^{-1} \sim \mathcal W(L + 2, (q I)^{-1}), \quad A_k \mid Q_k \sim \mathcal{MN}([I, 0], Q_k, I), \qquad
+    \text{and alike } (C, R) \\
+    z_1 &\sim \mathrm{Cat}(\pi), \quad z_t \sim \mathrm{Cat}(P_{z_{t-1}}), \qquad
+    h_1 \sim \mathcal N(0, I), \quad h_t \sim \mathcal N(A_{z_t} [h_{t-1}; u_t; 1], Q_{z_t}), \quad
+    x_t \sim \mathcal N(C [h_t; u_t; 1], R)
+
+With ``switching="both"`` every state has a C and R of its own. The two kinds of states have no exact posterior together:
+each is exact given the other, so the evidence that engines see is a lower bound (see
+:mod:`ppgen.collapsed.switching_linear`). NaN in ``x`` is missing at random: it is integrated out. Scale your features to
+about unit variance; the priors assume it.
+
+References: Ghahramani & Hinton (2000); Fox, Sudderth, Jordan & Willsky (2011).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppgen.collapsed.switching_linear import SwitchingLinear
+from ppgen.data.arrays import exists
+from ppgen.data.parts import Inputs
+from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.errors import DataError
+from ppgen.expecting import ascended, first_factors, observed_given
+from ppgen.families.dirichlet import Dirichlet
+from ppgen.families.family import Factor
+from ppgen.families.regression import Regression
+from ppgen.model import Conjugate
+from ppgen.models.hmm import HMM
+from ppgen.models.lds import LDS
+
+__all__ = ["SLDS"]
+
+START_STEPS = 20  # coordinate updates of the autoregressive HMM that a run starts from
+
+
+@final
+class SLDS(Conjugate):
+    """``SLDS(states=3, latent=2, features=5)``: data ``x`` of shape (N, T, D), and inputs ``u`` (N, T, U) or (N, U).
+
+    Parameters
+    ----------
+    states : number of discrete states K.
+    latent : width L of the continuous state.
+    features : number of features D.
+    inputs : number of inputs U that drive the states and shift the observations; 0 for none.
+    switching : what depends on the discrete state, the ``"dynamics"`` or ``"both"`` them and the emission.
+    covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
+    stickiness : extra prior count of staying in a state, :math:`\\kappa`.
+    concentration : total prior count of transitions from a state, :math:`\\alpha`; K where None.
+    process_noise : prior guess of the variance of a step of the continuous state.
+    noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
+    strength : prior precision of the emission's coefficients, in units of the precision of the noise.
+    """
+
+    exchangeable = ("state",)
+
+    def __init__(
+        self,
+        states: int,
+        latent: int,
+        features: int,
+        *,
+        inputs: int = 0,
+        switching: str = "dynamics",
+        covariance: str = "diagonal",
+        stickiness: float = 0.0,
+        concentration: float | None = None,
+        process_noise: float = 0.1,
+        noise: float = 0.5,
+        strength: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(states, int) or states < 1:
+            raise DataError(f"SLDS: states must be a whole number of at least 1, got {states!r}")
+        if switching not in ("dynamics", "both"):
+            raise DataError(f'SLDS: switching must be "dynamics" or "both", got {switching!r}')
+        self.system = LDS(
+            latent, features, inputs=inputs, covariance=covariance, process_noise=process_noise, noise=noise,
+            strength=strength,
+        )  # fmt: skip
+        self.states, self.latent, self.features, self.inputs = states, latent, features, inputs
+        self.switching, self.covariance = switching, covariance
+        self.stickiness = float(stickiness)
+        self.concentration = float(states if concentration is None else concentration)
+        self.process_noise, self.noise, self.strength = float(process_noise), float(noise), float(strength)
+        if not (0 < self.concentration < float("inf") and 0 <= self.stickiness < float("inf")):
+            raise DataError(
+                "SLDS: concentration must be positive and stickiness zero or more, got "
+                f"{self.concentration} and {self.stickiness}"
+            )
+        regressors, own = latent + inputs + 1, states if switching == "both" else None
+        self.dynamics = Regression(
+            latent, regressors, "dynamics", noise=process_noise, strength=1.0, walk=True, states=states
+        )
+        self.emission = Regression(
+            features, regressors, "loading", covariance, noise=noise, strength=strength, states=own
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = (
+            "states", "latent", "features", "inputs", "switching", "covariance", "stickiness", "concentration",
+            "process_noise", "noise", "strength",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        chain = {"initial": ("state",), "transition": ("state", "next_state")}
+        return chain | self.dynamics.dims("latent", "regressor") | self.emission.dims("feature", "regressor")
+
+    @property
+    def coords(self) -> Mapping[str, Sequence[Any]]:
+        return {"state": range(self.states), "next_state": range(self.states), **self.system.coords}
+
+    def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
+        return self.system.input_coords(names)
+
+    def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
+        K = self.states
+        start = torch.full((K,), self.concentration / K, dtype=torch.float64)
+        rows = start + self.stickiness * torch.eye(K, dtype=torch.float64)
+        return {
+            "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
+            "transition": Factor(Dirichlet("transition"), {"log_probability": rows}),
+            "dynamics": self.dynamics.prior(),
+            "loading": self.emission.prior(),
+        }
+
+    def model(self, x: Float[Tensor, "N T D"], *, u: Inputs = None, total: int | None = None) -> None:
+        """p(theta, x): the parameters, then whole sequences with their states summed out, or held."""
+        one = self.system.checked_inputs(x, u)
+        s = self.statistics()
+        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
+        with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
+            states = SwitchingLinear(
+                initial, transition, self.dynamics, self.emission, s["dynamics"], s["loading"],
+                (x.shape[0], x.shape[1]), one,
+            )  # fmt: skip
+            pyro.sample("x", states, obs=x)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        return ("autoregression", "segments-16", "random")
+
+    def guess(self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str) -> list[dict[str, Tensor]]:
+        """Both kinds of states: scores ``h`` of the principal components of the filled data, and of these the states
+        ``z`` of an autoregressive HMM from clusters (``"autoregression"``) or from windows (``"segments-16"``), or
+        ``"random"`` segments.
+        """
+        scores = self.system.guess(batches, inputs, "pca")
+        frames = [
+            torch.where(exists(x)[..., None], own["h"], torch.nan) for x, own in zip(batches, scores, strict=True)
+        ]
+        chain = HMM(self.states, emission=Autoregressive(self.latent), stickiness=self.stickiness)
+        way = "kmeans" if start == "autoregression" else start
+        if way == "random":
+            paths = chain.guess(frames, [None] * len(frames), way)
+        else:
+            q = ascended(chain, frames, first_factors(chain, frames, [None] * len(frames), way), START_STEPS)
+            s = {name: factor.expected() for name, factor in q.items()}
+            paths = [
+                {"z": observed_given(chain, s, h, None)["x"].distribution.latents(h).mode["z_mode"]} for h in frames
+            ]
+        return [own | {"z": path["z"].clamp_min(0)} for own, path in zip(scores, paths, strict=True)]
+
+    def check(self, x: Tensor) -> None:
+        self.system.check(x)
