@@ -24,6 +24,7 @@ from ppgen.model import Conjugate, Model
 from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
 from ppgen.models.lds import LDS
+from ppgen.models.slds import SLDS
 from ppgen.predictions import predictive
 from ppgen.programs import program
 from ppgen.programs.isolated import isolated
@@ -73,6 +74,8 @@ CASES = {
     "gmm-nonparametric": Case(lambda: GMM(4, 2, nonparametric=True), normal, (9, 2)),
     "lds": Case(lambda: LDS(1, 2), normal),
     "lds-full-driven": Case(lambda: LDS(2, 2, inputs=2, covariance="full"), normal, inputs=2),
+    "slds": Case(lambda: SLDS(2, 1, 2), normal),
+    "slds-both-driven": Case(lambda: SLDS(2, 1, 2, inputs=2, switching="both", covariance="full"), normal, inputs=2),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }
 

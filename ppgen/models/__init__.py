@@ -3,5 +3,6 @@
 from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
 from ppgen.models.lds import LDS
+from ppgen.models.slds import SLDS
 
-__all__ = ["GMM", "HMM", "LDS"]
+__all__ = ["GMM", "HMM", "LDS", "SLDS"]

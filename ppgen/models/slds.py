@@ -8,10 +8,10 @@ r"""Switching linear dynamical system with conjugate priors, driven by inputs on
     h_1 \sim \mathcal N(0, I), \quad h_t \sim \mathcal N(A_{z_t} [h_{t-1}; u_t; 1], Q_{z_t}), \quad
     x_t \sim \mathcal N(C [h_t; u_t; 1], R)
 
-With ``switching="both"`` every state has a C and R of its own. The two kinds of states have no exact posterior together:
-each is exact given the other, so the evidence that engines see is a lower bound (see
-:mod:`ppgen.collapsed.switching_linear`). NaN in ``x`` is missing at random: it is integrated out. Scale your features to
-about unit variance; the priors assume it.
+With ``switching="both"`` every state has a C and R of its own. The two kinds of states have no exact posterior
+together: each is exact given the other, so the evidence that engines see is a lower bound (see
+:mod:`ppgen.collapsed.switching_linear`). NaN in ``x`` is missing at random: it is integrated out. Scale your features
+to about unit variance; the priors assume it.
 
 References: Ghahramani & Hinton (2000); Fox, Sudderth, Jordan & Willsky (2011).
 """
@@ -35,7 +35,7 @@ from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 from ppgen.models.hmm import HMM
-from ppgen.models.lds import LDS
+from ppgen.models.lds import LDS, turned_alike
 
 __all__ = ["SLDS"]
 
@@ -44,7 +44,7 @@ START_STEPS = 20  # coordinate updates of the autoregressive HMM that a run star
 
 @final
 class SLDS(Conjugate):
-    """``SLDS(states=3, latent=2, features=5)``: data ``x`` of shape (N, T, D), and inputs ``u`` (N, T, U) or (N, U).
+    r"""``SLDS(states=3, latent=2, features=5)``: data ``x`` of shape (N, T, D), and inputs ``u`` (N, T, U) or (N, U).
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ class SLDS(Conjugate):
     inputs : number of inputs U that drive the states and shift the observations; 0 for none.
     switching : what depends on the discrete state, the ``"dynamics"`` or ``"both"`` them and the emission.
     covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
-    stickiness : extra prior count of staying in a state, :math:`\\kappa`.
-    concentration : total prior count of transitions from a state, :math:`\\alpha`; K where None.
+    stickiness : extra prior count of staying in a state, :math:`\kappa`.
+    concentration : total prior count of transitions from a state, :math:`\alpha`; K where None.
     process_noise : prior guess of the variance of a step of the continuous state.
     noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
     strength : prior precision of the emission's coefficients, in units of the precision of the noise.
@@ -124,6 +124,10 @@ class SLDS(Conjugate):
 
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         return self.system.input_coords(names)
+
+    def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Draws whose continuous states are turned alike, by the loadings of the features."""
+        return turned_alike(theta, self.dynamics, self.emission)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         K = self.states
