@@ -26,7 +26,7 @@ from ppgen.messages import Mixture
 from ppgen.messages._compiled import is_eager
 from ppgen.messages.discrete.chain import DiscreteChain
 
-__all__ = ["Collapsed", "Latents", "Local", "Posterior", "SummedOut"]
+__all__ = ["Collapsed", "Latents", "Local", "Posterior", "SummedOut", "slope"]
 
 Local = dict[str, Natural]
 """Block -> natural parameters of its posterior."""
@@ -209,10 +209,10 @@ class Collapsed(TorchDistribution, ABC):
             chain = self.summed(x, given)
             return (self.rest(x, given) + (0 if chain is None else chain.score(z))).sum()
 
-        return _slope(energy, m[b])
+        return slope(energy, m[b])
 
 
-def _slope(function: Callable[[Natural], Tensor], at: Natural) -> Natural:
+def slope(function: Callable[[Natural], Tensor], at: Natural) -> Natural:
     """Gradient of a number, by plain autograd where nothing is mapped or traced, which takes less time."""
     if not is_eager():
         found: Natural = torch.func.grad(function)(at)
