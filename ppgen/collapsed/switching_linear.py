@@ -96,7 +96,7 @@ class SwitchingLinear(Collapsed):
         return {"h": GaussianBlock(x.shape[1], self.dynamics.outputs, x)}
 
     def start(self, x: Float[Tensor, "N T D"]) -> Local:
-        """Posterior of h given probabilities of the states: those along paths, where these can be followed, or equal ones.
+        """Posterior of h given probabilities of the states: along paths, where these can be followed, else equal ones.
 
         From a standard normal h the updates end tens of nats lower.
         """

@@ -30,7 +30,7 @@ from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 
-__all__ = ["LDS", "turned_alike"]
+__all__ = ["LDS", "check_numbers", "turned_alike"]
 
 
 FAR_FROM_ZERO, SMALL = 10.0, 0.1  # an input's mean in its standard deviations, and the least of these
@@ -51,6 +51,8 @@ class LDS(Conjugate):
     strength : prior precision of the coefficients, in units of the precision of the noise.
     """
 
+    who = "LDS"  # in messages: what a person made, where this is a part of it
+
     def __init__(
         self,
         latent: int,
@@ -63,12 +65,8 @@ class LDS(Conjugate):
         strength: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (("latent", latent, 1), ("features", features, 1), ("inputs", inputs, 0)):
-            if not isinstance(value, int) or value < least:
-                raise DataError(f"LDS: {name} must be a whole number of at least {least}, got {value!r}")
-        for name, scale in (("process_noise", process_noise), ("noise", noise), ("strength", strength)):
-            if not 0 < scale < float("inf"):
-                raise DataError(f"LDS: {name} must be positive, got {scale}")
+        sizes, scales = (latent, features, inputs), (process_noise, noise, strength)
+        check_numbers(self.who, sizes, scales)
         self.latent, self.features, self.inputs, self.covariance = latent, features, inputs, covariance
         self.process_noise, self.noise, self.strength = float(process_noise), float(noise), float(strength)
         regressors = latent + inputs + 1
@@ -98,8 +96,9 @@ class LDS(Conjugate):
         if radius <= 1:
             return []
         return [
-            f"LDS: the dynamics grow, their spectral radius is {radius:.4g} (median of the draws), so forecasts spread "
-            "ever wider: look at quantiles, not at means; differences of a series that trends do not grow"
+            f"{self.who}: the dynamics grow, their spectral radius is {radius:.4g} (median of the draws), so "
+            "forecasts spread ever wider: look at quantiles, not at means; differences of a series that trends do not "
+            "grow"
         ]
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -130,7 +129,7 @@ class LDS(Conjugate):
         if start == "random":
             return [{"h": torch.randn(*x.shape[:2], self.latent, dtype=torch.float64)} for x in batches]
         if start != "pca":
-            raise DataError(f'LDS: a start is "pca" or "random", got {start!r}')
+            raise DataError(f'{self.who}: a start is "pca" or "random", got {start!r}')
         rows = torch.cat([x.reshape(-1, self.features) for x in batches])
         seen = (~torch.isnan(rows)).sum(0).clamp_min(1)
         center = torch.nan_to_num(rows).sum(0) / seen
@@ -145,12 +144,12 @@ class LDS(Conjugate):
     def check(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[-1] != self.features:
             raise DataError(
-                f"LDS: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; one row per time step, NaN "
-                "for what was not observed"
+                f"{self.who}: x must have shape (N, T, D={self.features}), got {tuple(x.shape)}; one row per "
+                "time step, NaN for what was not observed"
             )
         if torch.isinf(x).any():
             where = tuple(torch.isinf(x).nonzero()[0].tolist())
-            raise DataError(f"LDS: x must be finite or NaN, got {x[where].item()} at {where}")
+            raise DataError(f"{self.who}: x must be finite or NaN, got {x[where].item()} at {where}")
 
     def _check_units(self, inputs: Sequence[Inputs]) -> None:
         """Refuse inputs that the prior of their coefficients outweighs because of their units."""
@@ -164,26 +163,36 @@ class LDS(Conjugate):
         if odd.any():
             i = int(odd.nonzero()[0, 0])
             raise DataError(
-                f"LDS: u must be in units of about one around zero, got input {i} with mean {float(mean[i]):.3g} and "
-                f"standard deviation {float(spread[i]):.3g}, whose effect the prior would suppress; standardise, "
-                "`u = (u - u.mean()) / u.std()`, with the same numbers in forecasts"
+                f"{self.who}: u must be in units of about one around zero, got input {i} with mean "
+                f"{float(mean[i]):.3g} and standard deviation {float(spread[i]):.3g}, whose effect the prior would "
+                "suppress; standardise, `u = (u - u.mean()) / u.std()`, with the same numbers in forecasts"
             )
 
     def checked_inputs(self, x: Tensor, u: Inputs) -> Tensor | None:
         """The inputs, as one tensor that fits the model and the data."""
         if self.inputs == 0 and u is not None:
-            raise DataError("LDS: takes no inputs u, got some; pass inputs=... to the model or leave them out")
+            raise DataError(f"{self.who}: takes no inputs u, got some; pass inputs=... to the model or leave them out")
         if self.inputs and not (isinstance(u, Tensor) and u.shape[-1] == self.inputs):
             came = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else "none" if u is None else "several by name"
-            raise DataError(f"LDS: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
+            raise DataError(f"{self.who}: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
         if not isinstance(u, Tensor):
             return None
         if u.ndim == 3 and u.shape[1] != x.shape[1]:
             raise DataError(
-                f"LDS: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; a forecast also "
-                "needs one for each step ahead"
+                f"{self.who}: u must have a row for each of the {x.shape[1]} steps of x, got {u.shape[1]}; a forecast "
+                "also needs one for each step ahead"
             )
         return u
+
+
+def check_numbers(who: str, sizes: tuple[int, int, int], scales: tuple[float, float, float]) -> None:
+    """Refuse sizes (latent, features, inputs) that are none, and scales of the prior that are not positive."""
+    for name, value, least in zip(("latent", "features", "inputs"), sizes, (1, 1, 0), strict=True):
+        if not isinstance(value, int) or value < least:
+            raise DataError(f"{who}: {name} must be a whole number of at least {least}, got {value!r}")
+    for name, scale in zip(("process_noise", "noise", "strength"), scales, strict=True):
+        if not 0 < scale < float("inf"):
+            raise DataError(f"{who}: {name} must be positive, got {scale}")
 
 
 def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Regression) -> Mapping[str, Tensor]:

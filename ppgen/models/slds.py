@@ -21,7 +21,7 @@ from typing import Any, final
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppgen.collapsed.switching_linear import SwitchingLinear
@@ -35,7 +35,7 @@ from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 from ppgen.models.hmm import HMM
-from ppgen.models.lds import LDS, turned_alike
+from ppgen.models.lds import LDS, check_numbers, turned_alike
 
 __all__ = ["SLDS"]
 
@@ -83,10 +83,9 @@ class SLDS(Conjugate):
             raise DataError(f"SLDS: states must be a whole number of at least 1, got {states!r}")
         if switching not in ("dynamics", "both"):
             raise DataError(f'SLDS: switching must be "dynamics" or "both", got {switching!r}')
-        self.system = LDS(
-            latent, features, inputs=inputs, covariance=covariance, process_noise=process_noise, noise=noise,
-            strength=strength,
-        )  # fmt: skip
+        check_numbers("SLDS", (latent, features, inputs), (process_noise, noise, strength))
+        self.system = LDS(latent, features, inputs=inputs, covariance=covariance)
+        self.system.who = "SLDS"
         self.states, self.latent, self.features, self.inputs = states, latent, features, inputs
         self.switching, self.covariance = switching, covariance
         self.stickiness = float(stickiness)
@@ -154,28 +153,33 @@ class SLDS(Conjugate):
 
     @property
     def starts(self) -> tuple[str, ...]:
-        return ("autoregression", "segments-16", "random")
+        return ("segments-16", "autoregression", "segments-32", "random")
 
     def guess(self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str) -> list[dict[str, Tensor]]:
         """Both kinds of states: scores ``h`` of the principal components of the filled data, and of these the states
-        ``z`` of an autoregressive HMM from clusters (``"autoregression"``) or from windows (``"segments-16"``), or
-        ``"random"`` segments.
+        ``z`` of an autoregressive HMM from windows of 16 steps (``"segments-16"``) or from clusters
+        (``"autoregression"``), or ``"random"`` segments.
         """
-        scores = self.system.guess(batches, inputs, "pca")
-        frames = [
-            torch.where(exists(x)[..., None], own["h"], torch.nan) for x, own in zip(batches, scores, strict=True)
-        ]
+        count = sum(int(exists(x).sum()) for x in batches)
+        if count < self.states:
+            raise DataError(
+                f"SLDS: x must have at least as many frames as states ({self.states}), got {count}; give fewer states"
+            )
+        h = [found["h"] for found in self.system.guess(batches, inputs, "pca")]
+        there = [torch.where(exists(x)[..., None], own, torch.nan) for x, own in zip(batches, h, strict=True)]
+        return [{"h": own, "z": z} for own, z in zip(h, self._paths(there, start), strict=True)]
+
+    def _paths(self, h: Sequence[Float[Tensor, "N T L"]], start: str) -> list[Int[Tensor, "N T"]]:
+        """States of an autoregressive hidden Markov model of ``h``, after some updates."""
         chain = HMM(self.states, emission=Autoregressive(self.latent), stickiness=self.stickiness)
+        nothing = [None] * len(h)
+        if start == "random":
+            return [found["z"] for found in chain.guess(h, nothing, start)]
         way = "kmeans" if start == "autoregression" else start
-        if way == "random":
-            paths = chain.guess(frames, [None] * len(frames), way)
-        else:
-            q = ascended(chain, frames, first_factors(chain, frames, [None] * len(frames), way), START_STEPS)
-            s = {name: factor.expected() for name, factor in q.items()}
-            paths = [
-                {"z": observed_given(chain, s, h, None)["x"].distribution.latents(h).mode["z_mode"]} for h in frames
-            ]
-        return [own | {"z": path["z"].clamp_min(0)} for own, path in zip(scores, paths, strict=True)]
+        q = ascended(chain, h, first_factors(chain, h, nothing, way), START_STEPS)
+        s = {name: factor.expected() for name, factor in q.items()}
+        settled = [observed_given(chain, s, own, None)["x"].distribution.completed(own) for own in h]
+        return [found.mode["z_mode"].clamp_min(0) for found in settled]
 
     def check(self, x: Tensor) -> None:
         self.system.check(x)
