@@ -183,7 +183,7 @@ def test_latents_beside_the_factors_that_rows_share_are_refused():
 
 
 def test_factors_take_no_other_type():
-    with pytest.raises(DataError, match="dtype must be left out for the factors of a conjugate model"):
+    with pytest.raises(DataError, match="dtype must be left out for a conjugate model, whose factors are float64"):
         svi.fit(GMM(2, 2), ROWS, dtype=torch.float32, **SETTINGS)
 
 
