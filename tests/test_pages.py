@@ -46,6 +46,7 @@ def test_every_block_says_what_it_is(page):
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # arviz_stats.compare, of its own calls
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # ArviZ's word on a rough guide, by chance of its draws
 @pytest.mark.parametrize("page", with_code("python"))
 def test_every_block_of_a_page_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

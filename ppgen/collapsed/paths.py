@@ -20,19 +20,20 @@ PATHS = 2  # from each of them, for the mean of the latent frames
 @final
 @dataclass(frozen=True)
 class Paths:
-    """States and frames, and the log-weights of the first state and of transitions."""
+    """States and frames, the log-weights of the first state and of transitions, and the ``most`` particles."""
 
     switching: Switching
     log_initial: Float[Tensor, " K"]
     log_transition: Float[Tensor, "K K"]
+    most: int = 1 << 30
 
     def log_evidence(self) -> Float[Tensor, " N"]:
         """An estimate of the log evidence of the frames; its exponential is unbiased."""
-        return self._states(0, torch.rand(self._steps, dtype=torch.float64)).log_evidence
+        return self._states(0, torch.rand(self._steps, dtype=torch.float64), particles=self._particles).log_evidence
 
     def path(self) -> Int[Tensor, "N T"]:
         """One draw of the states, from particles of its own."""
-        particles = min(DRAWING, self.switching.particles)
+        particles = min(DRAWING, self._particles)
         return self._states(1, torch.rand(self._steps, dtype=torch.float64), particles=particles).paths[0]
 
     def smoothed(self) -> tuple[Float[Tensor, "N T K"], Int[Tensor, "n N T"]]:
@@ -43,11 +44,15 @@ class Paths:
         """
         generator = torch.Generator().manual_seed(0)
         affordable = BUDGET // max(1, self.switching.cost)
-        particles = min(max(FEWEST, self.switching.particles // 4), max(LEAST, affordable // RUNS))
+        particles = min(max(FEWEST, self._particles // 4), max(LEAST, affordable // RUNS))
         runs = min(RUNS, max(1, affordable // particles))
         thinning = torch.rand(runs, self._steps, dtype=torch.float64, generator=generator)
         found = [self._states(PATHS, each, generator, particles) for each in thinning]
         return torch.stack([run.marginals for run in found]).mean(0), torch.cat([run.paths for run in found])
+
+    @property
+    def _particles(self) -> int:
+        return min(self.most, self.switching.particles)
 
     @property
     def _steps(self) -> int:

@@ -47,6 +47,7 @@ from ppgen.messages.switching.filter import Regimes, Switching
 
 __all__ = ["SwitchingLinear", "SwitchingLinearLatents"]
 
+PARTICLES = 128  # at most: every step is observed, so that paths are told apart as they go
 ESTIMATED = (
     "unbiased estimates of p(x | theta) by a particle filter over the states; their logarithms differ from call to call"
 )
@@ -294,7 +295,7 @@ class SwitchingLinear(Collapsed):
                 regimes, value.new_zeros(N, T, len(self.log_initial)), ~there[..., None].expand(N, T, L), value,
                 torch.arange(N * T).reshape(N, T), precision, slope.reshape(-1, L), sequence_lengths(x),
             )  # fmt: skip
-            return Paths(switching, self.log_initial, self.log_transition), (own * there).sum(-1)
+            return Paths(switching, self.log_initial, self.log_transition, PARTICLES), (own * there).sum(-1)
 
     def _regimes(self) -> Regimes:
         P, M, Q, constant = self.dynamics.form(self.s_dynamics)

@@ -133,7 +133,7 @@ class Declared(Vector):
 def test_the_transform_follows_from_the_constraint_and_not_from_the_name():
     eta = {"linear": torch.tensor([-2.0, 0.5], dtype=torch.float64)}
     torch.testing.assert_close(VariationalFactor((Declared(), eta)).factor().eta, eta)
-    with pytest.raises(DataError, match=r"Vector: constraints must say (.|\n)* \['vector'\] are missing"):
+    with pytest.raises(DataError, match=r"Vector: constraints must give (.|\n)* \['vector'\] are missing"):
         VariationalFactor((Vector(), eta))
 
 
