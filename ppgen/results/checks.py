@@ -14,7 +14,7 @@ from ppgen.predictions.local_sites import completed
 from ppgen.predictions.over_draws import NOTHING
 from ppgen.predictions.row_terms import log_joint_rows, row_axes
 from ppgen.programs.memory import memory
-from ppgen.results.labels import aligned, declared
+from ppgen.results.labels import SWITCHED, aligned, declared
 from ppgen.results.numbering import arbitrary_names
 from ppgen.results.posterior import Draws, Factors, evenly
 from ppgen.results.reading import Read
@@ -69,8 +69,9 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
     if all(torch.isfinite(value).all() for value in posterior.sites.values()):
         posterior, alignments = aligned(posterior, declared(fit.model, posterior))
         for name, alignment in alignments.items():
-            notes.append(alignment.words(name))
-            yield from diagnostics.check_labels(name, alignment)
+            before = fit.attrs.get(SWITCHED, {}).get(name, {})
+            notes.append(before.get("words", alignment.words(name)))
+            yield from diagnostics.check_labels(name, alignment, before.get("moved"))
         turned = fit.model.turned(posterior.sites)
         if turned is not posterior.sites:
             notes.append("Axes of the latent space may be turned without changing anything; they were turned alike.")

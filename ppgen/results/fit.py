@@ -21,7 +21,7 @@ from ppgen.programs.program import Function
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
 from ppgen.results.function_rows import as_asked
-from ppgen.results.labels import aligned, alike
+from ppgen.results.labels import SWITCHED, Switched, aligned, numbered
 from ppgen.results.numbering import ordered, renamed, warn
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
@@ -212,7 +212,7 @@ class Fit:
             number: ``{"mu": 0, "weight": 0}``. A model that names its ``exchangeable`` axes needs none.
 
         `diagnose`, `latents` and `to_arviz` do this themselves if a model names its axes. Variational factors have one
-        numbering.
+        numbering. What the chains did is kept, and `diagnose` still says it.
 
         Raises
         ------
@@ -224,9 +224,11 @@ class Fit:
                 "fit.order or fit.rename"
             )
         if not isinstance(self.posterior, Draws) or labels is None:
-            return (
-                self if self.numbered_posterior is self.posterior else replace(self, posterior=self.numbered_posterior)
-            )
+            posterior, switched = self._numbered
+            if posterior is self.posterior:
+                return self
+            before = self.attrs.get(SWITCHED, {})  # what the chains did, not what was left to align
+            return replace(self, posterior=posterior, attrs={**self.attrs, SWITCHED: {**switched, **before}})
         axes = {site: (axis,) if isinstance(axis, int) else tuple(axis) for site, axis in labels.items()}
         posterior, found = aligned(self.posterior, {"the draws": axes})
         words = [alignment.words(name) for name, alignment in found.items()]
@@ -277,12 +279,17 @@ class Fit:
     def _read(self, x: object, u: object) -> Read:
         return read(self, x, u)
 
-    @cached_property
+    @property
     def numbered_posterior(self) -> Factors | Draws:
         """The posterior; of chains, with exchangeable labels numbered alike, and latent spaces turned alike."""
+        return self._numbered[0]
+
+    @cached_property
+    def _numbered(self) -> tuple[Factors | Draws, Switched]:
+        """The posterior as `numbered_posterior`, and how its labels had switched."""
         if not isinstance(self.posterior, Draws) or "log_q" in self.posterior.stats:
-            return self.posterior
-        return alike(self.model, self.posterior)
+            return self.posterior, {}
+        return numbered(self.model, self.posterior)
 
 
 def fit_result(

@@ -1,6 +1,7 @@
 """The draws of a fit with labels that mean the same in all of them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -8,10 +9,15 @@ from ppgen.diagnostics.relabel import Alignment, align, label_axes, permuted
 from ppgen.model import Model
 from ppgen.results.posterior import Draws
 
-__all__ = ["aligned", "alike", "declared"]
+__all__ = ["SWITCHED", "Switched", "aligned", "alike", "declared", "numbered"]
+
+SWITCHED = "switched"  # attribute of a fit: how its chains had numbered their labels before they were aligned
 
 Labels = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Name of the labels -> site -> its event axes that hold them."""
+
+Switched = Mapping[str, Mapping[str, Any]]
+"""Name of the labels -> ``moved``, the share of draws that were numbered otherwise than most, and ``words``: JSON."""
 
 
 def declared(model: Model, posterior: Draws) -> Labels:
@@ -46,7 +52,13 @@ def aligned(posterior: Draws, labels: Labels) -> tuple[Draws, dict[str, Alignmen
 
 def alike(model: Model, posterior: Draws) -> Draws:
     """Draws with the labels and the axes of latent spaces that ``model`` calls arbitrary the same in all of them."""
+    return numbered(model, posterior)[0]
+
+
+def numbered(model: Model, posterior: Draws) -> tuple[Draws, Switched]:
+    """Draws as `alike` makes them, and how their labels had switched before."""
     labels = declared(model, posterior)
-    draws = aligned(posterior, labels)[0] if labels else posterior
+    draws, found = aligned(posterior, labels) if labels else (posterior, {})
     turned = model.turned(draws.sites)
-    return draws if turned is draws.sites else draws.renumbered(turned)
+    how = {name: {"moved": one.moved, "words": one.words(name)} for name, one in found.items()}
+    return draws if turned is draws.sites else draws.renumbered(turned), how
