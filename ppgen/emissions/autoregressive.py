@@ -36,6 +36,7 @@ from ppgen.emissions.subspace import Subspace
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
+from ppgen.families.regression import OF_ONE
 from ppgen.messages.switching.filter import Regimes, Switching
 
 __all__ = ["Autoregressive"]
@@ -106,7 +107,7 @@ class Autoregressive(Emission):
         axis = "feature" if self.subspace is None else "component"
         if self.covariance == "full":
             return {"coefficients": (axis, "regressor"), "precision_cholesky": (axis, f"other_{axis}")}
-        return {"coefficients": (axis, "row", "regressor"), "precision_cholesky": (axis, "row", "other_row")}
+        return {"coefficients": (axis, OF_ONE[0], "regressor"), "precision_cholesky": (axis, *OF_ONE)}
 
     def prior(self, states: int, **scales: Tensor) -> Natural:
         D, R = self.width, self.lags * self.width + 1

@@ -18,7 +18,9 @@ from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 
-__all__ = ["Regression"]
+__all__ = ["OF_ONE", "Regression"]
+
+OF_ONE = ("row_of_one", "column_of_one")  # axes of a regression for each output, always of length one
 
 
 @final
@@ -76,7 +78,7 @@ class Regression:
         coefficients, root = self.family.coefficients, self.family.precision_cholesky
         found: dict[str, tuple[str, ...]] = {coefficients: (output, regressor), root: (output, f"other_{output}")}
         if not self.full:
-            found = {coefficients: (output, "row_of_one", regressor), root: (output, "row_of_one", "column_of_one")}
+            found = {coefficients: (output, OF_ONE[0], regressor), root: (output, *OF_ONE)}
         states = () if self.states is None else ("state",)
         return {site: (*states, *axes) for site, axes in found.items()}
 

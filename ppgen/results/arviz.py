@@ -21,6 +21,7 @@ from ppgen.collapsed.estimated import estimates
 from ppgen.data.inputs import INPUT, input_dims
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, FitError
+from ppgen.families.regression import OF_ONE
 from ppgen.predictions import predictive
 from ppgen.predictions.local_sites import for_rows
 from ppgen.predictions.over_draws import NOTHING
@@ -43,6 +44,7 @@ Chains = tuple[dict[str, Tensor], dict[str, Tensor]]
 log = logging.getLogger(__name__)
 
 PRIOR_DRAWS = 500
+OTHER = "other_"  # begins the name of the second axis of a square matrix
 
 
 def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
@@ -76,6 +78,7 @@ def to_arviz(fit: "Fit", read: Read | None, draws: int) -> xr.DataTree:
     if fit.params:
         tree["params"] = _params(fit.params, dims, coords)
     _name_inputs(fit, tree)
+    _tidy(tree, coords)
     if read is None or "log_likelihood" not in tree:
         return tree
     return _without_empty_rows(tree, str(read[0].dims[0]))
@@ -88,6 +91,16 @@ def _name_inputs(fit: "Fit", tree: xr.DataTree) -> None:
         own = group != "constant_data" and INPUT in fit.model.coords
         if names is not None and group in tree and tree[group].sizes.get(INPUT) == len(names) and not own:
             tree[group] = xr.DataTree(tree[group].to_dataset().assign_coords({INPUT: names}))
+
+
+def _tidy(tree: xr.DataTree, coords: Mapping[str, Any]) -> None:
+    """Name the other axis of square matrices over labels as the first, and drop axes that are one long by design."""
+    for group in tree.children.keys() & {"posterior", "prior", "params"}:
+        found = tree[group].to_dataset()
+        found = found.squeeze([axis for axis in OF_ONE if found.sizes.get(axis) == 1], drop=True)
+        first = {str(dim): str(dim).removeprefix(OTHER) for dim in found.dims if str(dim).startswith(OTHER)}
+        alike = [dim for dim, own in first.items() if dim not in coords and found.sizes.get(own) == found.sizes[dim]]
+        tree[group] = xr.DataTree(found.assign_coords({dim: found[first[dim]].values for dim in alike}))
 
 
 def _check_names(sites: list[str], axes: set[str]) -> None:

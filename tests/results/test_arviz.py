@@ -9,8 +9,12 @@ import torch
 import xarray as xr
 
 from ppgen.data import as_observations
+from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.errors import DataError
+from ppgen.inference import vb
 from ppgen.model import Model
+from ppgen.models.hmm import HMM
+from ppgen.models.lds import LDS
 from ppgen.predictions import predictive
 from ppgen.programs.program import Function
 from ppgen.results import Draws, by_entry, fit_result
@@ -25,6 +29,52 @@ def test_a_fit_alone_gives_its_posterior_with_dims_and_coords(hmm_fit):
     assert list(posterior["state"].values) == list(posterior["next_state"].values) == ["rest", "run"]
     assert list(posterior["feature"].values) == ["nose", "tail"]
     assert posterior.sizes["draw"] == 20
+
+
+def test_the_other_axis_of_a_square_matrix_has_the_labels_of_the_first(hmm_fit, recordings):
+    for tree in (hmm_fit.to_arviz(draws=5), hmm_fit.to_arviz(recordings, draws=5)):
+        for group in tree.children.keys() & {"posterior", "prior"}:
+            assert tree[group]["precision_cholesky"].dims[-2:] == ("feature", "other_feature")
+            assert tree[group]["other_feature"].values.tolist() == ["nose", "tail"]
+            assert "other_feature" not in tree[group]["location"].coords
+
+
+def square(x):
+    pyro.sample("kernel", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    pyro.sample("table", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def test_only_an_axis_of_the_same_length_and_without_labels_of_its_own_takes_those_of_the_first():
+    sites = {"kernel": torch.randn(2, 3, 2, 2).double(), "table": torch.randn(2, 3, 2, 3).double()}
+    terms = {"term": ["dose", "age"]}
+
+    def tree(coords):
+        dims = {"kernel": ("term", "other_term"), "table": ("unit", "other_unit")}
+        model = Function(square, (torch.zeros(()),), dims, coords)
+        return fit_result(model, Draws(sites), pd.DataFrame(), {}, xr.DataArray(0.0)).to_arviz()["posterior"]
+
+    assert tree(terms)["other_term"].values.tolist() == ["dose", "age"]
+    assert tree({**terms, "other_term": ["a", "b"]})["other_term"].values.tolist() == ["a", "b"]
+    assert tree({**terms, "unit": ["kg", "cm"]})["other_unit"].values.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "sites"),
+    [
+        (LDS(1, 2), {"loading": ("feature", "regressor"), "loading_precision_cholesky": ("feature",)}),
+        (
+            HMM(2, emission=Autoregressive(2, covariance="diagonal")),
+            {"coefficients": ("state", "feature", "regressor"), "precision_cholesky": ("state", "feature")},
+        ),
+    ],
+)
+def test_axes_that_are_one_long_by_design_are_not_shown(model, sites, recordings):
+    fit = vb.fit(model, recordings, random_seed=0, progressbar=False, max_steps=2)
+    posterior = fit.to_arviz(draws=5)["posterior"]
+    for site, axes in sites.items():
+        assert posterior[site].dims == ("chain", "draw", *axes)
+    assert not {"row_of_one", "column_of_one"} & set(posterior.coords)
 
 
 def test_with_data_every_group_of_the_schema_is_there(hmm_fit, recordings):
