@@ -21,7 +21,7 @@ def rows_wanted(steps: int, horizon: int) -> str:
     return f"a row for each of the {steps} steps of x and the {horizon} ahead, {steps + horizon}"
 
 
-def with_steps_ahead(who: str, u: object, observations: xr.DataArray, horizon: int) -> xr.DataArray:
+def with_steps_ahead(what: str, u: object, observations: xr.DataArray, horizon: int) -> xr.DataArray:
     """Lengthen data by ``horizon`` empty steps, with the times that the inputs ``u`` have beyond those of the data.
 
     Times ahead are sorted, where they are numbers or dates. The answer has no times where ``u`` has none for the steps
@@ -35,13 +35,13 @@ def with_steps_ahead(who: str, u: object, observations: xr.DataArray, horizon: i
     padded = observations.drop_vars("time", errors="ignore").pad(time=(0, horizon), constant_values=np.nan)
     own = observations["time"].values if "time" in observations.coords else None
     times = None
-    for what, labels in _times(f"{who}: u", u, observations):
+    for name, labels in _times(what, u, observations):
         if len(labels) != observations.sizes["time"] + horizon:
             wanted = rows_wanted(observations.sizes["time"], horizon)
             raise DataError(
-                f"{what} must have {wanted}, got {len(labels)}; pass the rows of the past and of the future"
+                f"{name} must have {wanted}, got {len(labels)}; pass the rows of the past and of the future"
             )
-        times = _joined(what, own, labels) if times is None else times
+        times = _joined(name, own, labels) if times is None else times
     return padded if times is None else padded.assign_coords(time=times)
 
 

@@ -22,10 +22,12 @@ __all__ = [
     "aligned_features",
     "counted",
     "few",
+    "from_frame",
     "input_dims",
     "labels_of",
     "positions",
     "read_inputs",
+    "read_one",
 ]
 
 INPUT = "input"  # what the last axis of inputs is called
@@ -65,11 +67,11 @@ def read_inputs(
     if u is None:
         return LabelledInputs()
     if not isinstance(u, Mapping):
-        return LabelledInputs(*_read(f"{who}: u", u, observations, INPUT, known or {}))
+        return LabelledInputs(*read_one(f"{who}: u", u, observations, INPUT, known or {}))
     if not u or not all(isinstance(name, str) for name in u):
         raise DataError(f"{who}: u must be a dict of inputs by name, got the keys {list(u)}; name each by a text")
     found = {
-        str(name): _read(f"{who}: u[{name!r}]", one, observations, f"{name}_{INPUT}", known or {}, whole=True)
+        str(name): read_one(f"{who}: u[{name!r}]", one, observations, f"{name}_{INPUT}", known or {}, whole=True)
         for name, one in u.items()
     }
     names = {axis: labels for _, own in found.values() for axis, labels in own.items()}
@@ -83,10 +85,20 @@ def input_dims(u: Inputs, dims: Sequence[str]) -> dict[str, list[str]]:
     return {name: [*dims[: max(part.ndim - 1, 1)], last[name]][: part.ndim] for name, part in named.items()}
 
 
-def _read(
+def read_one(
     what: str, u: object, observations: xr.DataArray, axis: str, known: Mapping[str, np.ndarray], *, whole: bool = False
 ) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """One array of inputs, and the names of its columns, which lie along ``axis``, if it has some."""
+    """Read one array of inputs, and the names of its columns, which lie along ``axis``, if it has some.
+
+    Parameters
+    ----------
+    what : is read, for messages: ``"svi: u"``.
+    known : names of the columns of the fit by axis; ``whole`` numbers stay whole.
+
+    Raises
+    ------
+    DataError : as `read_inputs`.
+    """
     labelled = _labelled(what, u, observations, whole=whole)
     if labelled is None:
         return as_inputs(what, u, to_tensor(observations), whole=whole), {}
@@ -155,8 +167,8 @@ def _labelled(what: str, u: object, observations: xr.DataArray, *, whole: bool) 
     dims = tuple(map(str, observations.dims))
     if isinstance(u, pd.DataFrame | pd.Series):
         if dims[1:2] == ("time",) and len(observations) == 1 and len(u) > 1:  # one row: inputs of the whole sequence
-            return _from_frame(what, as_frame(u), dims[1:], whole=whole).expand_dims(dims[0])
-        found = _from_frame(what, as_frame(u), dims, whole=whole)
+            return from_frame(what, as_frame(u), dims[1:], whole=whole).expand_dims(dims[0])
+        found = from_frame(what, as_frame(u), dims, whole=whole)
         return found[:, 0] if isinstance(u, pd.Series) else found
     if not isinstance(u, xr.DataArray):
         return None
@@ -165,7 +177,13 @@ def _labelled(what: str, u: object, observations: xr.DataArray, *, whole: bool) 
     return u.transpose(*shared, *rest) if shared[:1] == [dims[0]] and len(rest) < 2 else u
 
 
-def _from_frame(what: str, u: pd.DataFrame, dims: tuple[str, ...], *, whole: bool) -> xr.DataArray:
+def from_frame(what: str, u: pd.DataFrame, dims: tuple[str, ...], *, whole: bool) -> xr.DataArray:
+    """A table of inputs with its rows along the first of ``dims``; ``whole`` numbers stay whole if all are.
+
+    Raises
+    ------
+    DataError : rows or columns with several levels of labels, or what holds no numbers.
+    """
     if isinstance(u.index, pd.MultiIndex) or isinstance(u.columns, pd.MultiIndex):
         raise DataError(f"{what} must have plain rows and columns, got a MultiIndex; reset it")
     values = whole_numbers(what, u) if whole else None

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppgen.collapsed.linear_gaussian import LinearGaussian
+from ppgen.data.arrays import exists
 from ppgen.data.parts import Inputs
 from ppgen.diagnostics.rotation import alike
 from ppgen.errors import DataError
@@ -125,7 +126,7 @@ class LDS(Conjugate):
         self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
     ) -> list[dict[str, Float[Tensor, "N T L"]]]:
         """States ``h``: scores of the principal components of the filled data (``"pca"``), or ``"random"`` ones."""
-        self._check_units(inputs)
+        self._check_units(batches, inputs)
         if start == "random":
             return [{"h": torch.randn(*x.shape[:2], self.latent, dtype=torch.float64)} for x in batches]
         if start != "pca":
@@ -151,9 +152,13 @@ class LDS(Conjugate):
             where = tuple(torch.isinf(x).nonzero()[0].tolist())
             raise DataError(f"{self.who}: x must be finite or NaN, got {x[where].item()} at {where}")
 
-    def _check_units(self, inputs: Sequence[Inputs]) -> None:
+    def _check_units(self, batches: Sequence[Tensor], inputs: Sequence[Inputs]) -> None:
         """Refuse inputs that the prior of their coefficients outweighs because of their units."""
-        usable = [u.reshape(-1, self.inputs) for u in inputs if isinstance(u, Tensor) and u.shape[-1] == self.inputs]
+        usable = [
+            u[exists(x)] if u.shape[:2] == x.shape[:2] else u.reshape(-1, self.inputs)
+            for x, u in zip(batches, inputs, strict=True)
+            if isinstance(u, Tensor) and u.shape[-1] == self.inputs
+        ]
         if not self.inputs or not usable:
             return  # the program refuses what does not fit
         rows = torch.cat(usable)

@@ -10,8 +10,9 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.data.arrays import to_tensor
+from ppgen.data.by_sequence import read_inputs_of
 from ppgen.data.columns import note_columns
-from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of, read_inputs
+from ppgen.data.inputs import LabelledInputs, aligned_features, labels_of
 from ppgen.data.parts import parts, rejoined
 from ppgen.errors import DataError
 from ppgen.model import Model
@@ -109,7 +110,7 @@ def read(
     data = to_tensor(observations)
     if beside is None:
         note_columns(who, observations)
-    inputs = read_inputs(who, u, observations, names)
+    inputs = read_inputs_of(who, u, observations, names).inputs
     model = copy_model(model)
     model.check(data)
     refuse_negative_indexes(who, model.model, (data,), {"u": inputs.values})

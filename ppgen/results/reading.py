@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppgen.data.ahead import rows_wanted, with_steps_ahead
-from ppgen.data.arrays import lengths, to_tensor
-from ppgen.data.inputs import LabelledInputs, read_inputs
+from ppgen.data.ahead import rows_wanted
+from ppgen.data.arrays import to_tensor
+from ppgen.data.by_sequence import read_inputs_of
+from ppgen.data.inputs import LabelledInputs
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError, PpgenError
 from ppgen.predictions.conditioned import run
@@ -53,16 +53,11 @@ def read_ahead(fit: "Fit", x: object, u: object, horizon: int) -> tuple[Read, np
     fit.model.check(data)
     horizon = horizon if observations.dims[1:2] == ("time",) else 0
     _check_rows(fit, data)
-    longer = with_steps_ahead("Fit", u, observations, horizon) if horizon else observations
-    inputs = read_inputs("Fit", u, longer, fit.labels)
+    inputs, longer, times = read_inputs_of("Fit", u, observations, fit.labels, horizon)
     _check_inputs(fit, inputs, data, horizon)
     refuse_indexes("Fit", fit.model.model, (to_tensor(longer),), {"u": inputs.values})
     remember_rows(fit.model, data, inputs.values)
-    found = observations, data, inputs.values
-    if not horizon or "time" not in longer.coords:
-        return found, None
-    places = lengths(data)[:, None] + torch.arange(horizon)
-    return found, longer["time"].values[places.numpy()]
+    return (observations, data, inputs.values), times
 
 
 def _check_rows(fit: "Fit", x: Tensor) -> None:

@@ -11,6 +11,7 @@ from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.inference import mcmc, vb
 from ppgen.models.lds import LDS
+from ppgen.models.slds import SLDS
 
 
 def simulated(N=3, T=80, L=2, D=4, inputs=0, model=None):
@@ -137,6 +138,33 @@ def test_a_forecast_takes_inputs_of_the_steps_ahead():
         found.forecast(x[:, :50], 10)
     with pytest.raises(DataError, match=r"must have 1 rows like x, got shape \(60, 1\); .* pass u\[None\]"):
         found.forecast(x[:1, :50], 10, u=u[0])
+
+
+ENDS = {"long": 40, "short": 25}
+
+
+@pytest.mark.parametrize("model", [LDS(2, 4, inputs=2), SLDS(2, 2, 4, inputs=2)], ids=["lds", "slds"])
+def test_inputs_of_each_sequence_are_read_to_its_own_end_and_ahead_of_it(model):
+    (x, u), horizon = stable(2, 45, 2), 5
+    data = {key: x[place, :n].numpy() for place, (key, n) in enumerate(ENDS.items())}
+    past = {key: u[place, :n].numpy() for place, (key, n) in enumerate(ENDS.items())}
+    found = fit(model, data, u=past, max_steps=3)
+    whole = u[:, :40].clone()
+    whole[1, 25:] = 7.0  # no sequence is there
+    again = fit(model, data, u=whole, max_steps=3)
+    np.testing.assert_allclose(again.history.elbo, found.history.elbo, rtol=1e-12)
+    xr.testing.assert_allclose(again.latents(data, u=whole), found.latents(data, u=past), rtol=1e-9)
+    ahead = {key: u[place, : n + horizon].numpy() for place, (key, n) in enumerate(ENDS.items())}
+
+    def means(inputs):
+        return found.forecast(data, horizon, draws=20, u=inputs, random_seed=0).mean("draw")
+
+    other = u.clone()
+    other[1, 30:] = 7.0
+    np.testing.assert_allclose(means(other), means(ahead), rtol=1e-12)
+    moved = means({**ahead, "short": ahead["short"] + 10 * (np.arange(30) >= 25)[:, None]})
+    xr.testing.assert_allclose(moved.sel(sequence="long"), means(ahead).sel(sequence="long"), rtol=1e-12)
+    assert float(abs(moved - means(ahead)).sel(sequence="short").max()) > 1
 
 
 def test_a_forecast_takes_labelled_inputs_and_answers_with_the_times_ahead():

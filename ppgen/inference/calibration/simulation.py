@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.data.arrays import to_tensor
-from ppgen.data.inputs import read_inputs
+from ppgen.data.by_sequence import read_inputs_of
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.model import Model
@@ -84,7 +84,7 @@ def joint(model: Model | Callable[..., Any], args: tuple[Any, ...], u: object = 
         x = to_tensor(labelled)
         model = copy_model(model)
         model.check(x)
-        inputs = read_inputs("calibrate", u, labelled).values
+        inputs = read_inputs_of("calibrate", u, labelled).inputs.values
         refuse_negative_indexes("calibrate", model.model, (x,), {"u": inputs})
         with explained("calibrate", model.model, (x,), {"u": inputs}):
             _observed(lambda: model.model(x, u=inputs))

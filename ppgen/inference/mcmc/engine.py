@@ -97,7 +97,8 @@ def fit(
     args : for a `Model` the observations ``x``, in any form that :func:`ppgen.data.as_observations` takes (NaN is "not
         observed"); for a function its arguments.
     u : inputs of a `Model`, with a row for each row of ``x``: an array, a table, or a dict of them by name. Whole
-        numbers in a dict stay whole, so that they can be indices (of a group, say).
+        numbers in a dict stay whole, so that they can be indices (of a group, say). Those of a time series may come
+        sequence by sequence, each as long as its own, in a dict by the names of the sequences or in a list.
     dims, coords : names of the axes of a function's sites, {site: axes}, and the labels along them, {axis: labels};
         a `Model` has its own.
     draws : number of draws to keep of each chain; with ``min_ess`` the largest number.

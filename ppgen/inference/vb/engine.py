@@ -94,6 +94,7 @@ def fit(
     model : a conjugate model. It is not changed; the fit holds a copy.
     x : observations, anything :func:`ppgen.data.as_observations` takes; NaN is not observed.
     u : inputs of the model, (N, U) or (N, T, U), or a dict of them by name; labelled ones follow the rows of ``x``.
+        They may come sequence by sequence, each as long as its own, in a dict by the names of the sequences or a list.
     max_steps : largest number of steps of each start.
     tol : the run has converged when a step raises the bound by less than this many nats per observed entry (with
         minibatches: on average over a pass through the data). With all rows the gain still to come, estimated from
