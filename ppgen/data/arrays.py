@@ -155,7 +155,8 @@ def _from_table(x: pd.DataFrame | pd.Series, dims: tuple[str, ...], name: str) -
         _check_dense_size(frame.shape, name)
     _check_table(frame, dims, name)
     values = real_numbers(f"{name}:", frame)
-    coords: dict[str, Any] = {dims[0]: index_labels(frame.index)}
+    named = {} if frame.index.name is None else {"long_name": str(frame.index.name)}  # as CF and xarray's plots have it
+    coords: dict[str, Any] = {dims[0]: (dims[0], index_labels(frame.index), named)}
     if len(dims) == 1:
         return xr.DataArray(values[:, 0], dims=dims, coords=coords)
     if not (isinstance(x, pd.Series) and x.name is None):

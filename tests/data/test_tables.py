@@ -48,6 +48,14 @@ def test_a_series_is_a_column_with_its_rows(dims):
     assert x.dims == dims
 
 
+def test_the_name_of_an_index_is_the_long_name_of_its_rows():
+    index = pd.Index(NAMES, name="animal")
+    x = as_observations(pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=index), dims=ROWS)
+    assert x["row"].attrs == {"long_name": "animal"}
+    assert x["row"].values.tolist() == NAMES
+    assert as_observations(pd.DataFrame({"a": [1.0]}), dims=ROWS)["row"].attrs == {}
+
+
 TEXT = r"x: must hold numbers, its columns \['bad'\] do not; encode categories .*cat\.codes.*get_dummies"
 
 
