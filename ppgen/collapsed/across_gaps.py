@@ -26,20 +26,18 @@ UNLIKELY = 1e6  # nats that keep the most probable path to the states it must go
 @final
 @dataclass(frozen=True)
 class AcrossGaps:
-    """A batch of sequences with gaps, and the parameters: initial and transition log-weights, natural statistics."""
+    """A batch of sequences with gaps, the emission and its natural statistics, and paths of the states."""
 
     x: Float[Tensor, "N T F"]
-    log_initial: Float[Tensor, " K"]
-    log_transition: Float[Tensor, "K K"]
     emission: Emission
     statistics: Natural
-    switching: Switching
+    paths: Paths
     constant: Float[Tensor, " N"]
 
     @property
-    def paths(self) -> Paths:
-        """Paths of the states, with the frames summed out."""
-        return Paths(self.switching, self.log_initial, self.log_transition)
+    def switching(self) -> Switching:
+        """The states and frames."""
+        return self.paths.switching
 
     def log_evidence(self) -> Float[Tensor, " N"]:
         """An estimate of log p(x); its exponential is unbiased."""
@@ -81,10 +79,10 @@ class GapLatents:
         """``z_mode``: across gaps the most probable state of each step, and elsewhere the most probable path given
         those; -1 past the end of a sequence.
         """
-        switching = self.posterior.switching
+        paths, switching = self.posterior.paths, self.posterior.switching
         best = torch.nn.functional.one_hot(self.probabilities.argmax(-1), self.probabilities.shape[-1])
         potential = torch.where(switching.touched[..., None], UNLIKELY * (best - 1.0), switching.potential)
-        chain = discrete_chain(self.posterior.log_initial, self.posterior.log_transition, potential, switching.lengths)
+        chain = discrete_chain(paths.log_initial, paths.log_transition, potential, switching.lengths)
         return {"z_mode": self._end(chain.mode())}
 
     def sample(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from ppgen.collapsed.across_gaps import AcrossGaps, GapLatents
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.block import Block
 from ppgen.collapsed.estimated import wanted
+from ppgen.collapsed.paths import Paths
 from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.emissions.emission import Emission
@@ -245,7 +246,9 @@ class HiddenMarkov(Collapsed):
             opened = self.emission.switching(x, self.statistics)
         if opened is None:
             return None
-        return AcrossGaps(x, self.log_initial, self.log_transition, self.emission, self.statistics, *opened)
+        switching, constant = opened
+        paths = Paths(switching, self.log_initial, self.log_transition)
+        return AcrossGaps(x, self.emission, self.statistics, paths, constant)
 
     def _path(self, x: Tensor) -> Int[Tensor, "N T"]:
         """One draw of the states; some state where nothing was observed at all."""

@@ -1,16 +1,26 @@
 """Gaussian frames that are linear in a latent vector and in known regressors: forms, one filtering step, draws."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppgen.constants import LOG_2PI
 from ppgen.emissions.emission import holds_somewhere
 from ppgen.emissions.quadratic import homogeneous, marginalize
+from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.regression import Regression
 
-__all__ = ["draw_frames", "frames", "known_regressors", "observed", "seen_frames", "without"]
+__all__ = [
+    "draw_frames",
+    "draw_onwards",
+    "frames",
+    "known_ahead",
+    "known_regressors",
+    "observed",
+    "seen_frames",
+    "without",
+]
 
 
 def known_regressors(u: Tensor | None, like: Float[Tensor, "N T _"]) -> Float[Tensor, "N T J"]:
@@ -60,6 +70,41 @@ def draw_frames(
     noise = torch.linalg.solve_triangular(root.mT, torch.randn_like(mean)[..., None], upper=True)
     drawn = mean + (noise - torch.cholesky_solve(pull[..., None], root))[..., 0]
     return torch.where(hidden, drawn, x)
+
+
+def known_ahead(
+    who: str, u: Tensor | None, like: Tensor, end: Int[Tensor, " N"], steps: int, horizon: int
+) -> Float[Tensor, "N H J"]:
+    """Known regressors of the ``horizon`` steps that follow the ``end`` of each sequence of at most so many ``steps``.
+
+    Raises
+    ------
+    DataError : inputs that do not reach to the last of them.
+    """
+    if u is not None and u.ndim == 3 and u.shape[1] < steps + horizon:
+        raise DataError(
+            f"{who}: inputs of a forecast must have a row for each step seen and ahead, {steps + horizon}, got "
+            f"{u.shape[1]}; pass u with horizon={horizon} more steps"
+        )
+    known = known_regressors(u, like.new_empty(len(end), steps + horizon, 0))
+    ahead = end[:, None] + torch.arange(horizon, device=end.device)
+    return known.gather(1, ahead[..., None].expand(-1, -1, known.shape[-1]))
+
+
+def draw_onwards(
+    A: Float[Tensor, "*NH L R"], noise: Float[Tensor, "N H L"], h: Float[Tensor, "N L"], known: Tensor, fresh: Tensor
+) -> Float[Tensor, "N H L"]:
+    """Draw the states that follow ``h`` by coefficients of all steps or of each, from the first one on if ``fresh``.
+
+    Step by step, for the precision of a chain that nothing observes is all but singular where its dynamics grow.
+    """
+    first, states = torch.randn_like(h), []
+    for t in range(known.shape[1]):
+        own = A if A.dim() == 2 else A[:, t]
+        following = _apply(own.mT, torch.cat([h, known[:, t]], -1)) + noise[:, t]
+        h = torch.where(fresh[:, None], first, following) if t == 0 else following
+        states.append(h)
+    return torch.stack(states, 1)
 
 
 def observed(

@@ -23,7 +23,14 @@ from torch.nn.functional import pad
 
 from ppgen.collapsed.base import Collapsed, Local
 from ppgen.collapsed.block import GaussianBlock
-from ppgen.collapsed.linear_frames import draw_frames, known_regressors, observed, seen_frames
+from ppgen.collapsed.linear_frames import (
+    draw_frames,
+    draw_onwards,
+    known_ahead,
+    known_regressors,
+    observed,
+    seen_frames,
+)
 from ppgen.constants import LOG_2PI
 from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
@@ -161,18 +168,10 @@ class LinearGaussian(Collapsed):
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
         N, T, D = x.shape
-        steps = T + horizon
-        if self.u is not None and self.u.ndim == 3 and self.u.shape[1] < steps:
-            raise DataError(
-                f"LinearGaussian: inputs of a forecast must have a row for each step seen and ahead, {steps}, got "
-                f"{self.u.shape[1]}; pass u with horizon={horizon} more steps"
-            )
         end = sequence_lengths(x)
         h = self._block(x).sample(self.settle(x)["h"])
         last = h.gather(1, (end - 1).clamp_min(0)[:, None, None].expand(-1, 1, h.shape[-1]))[:, 0]
-        known = self._known(h.new_empty(N, steps, 0))
-        ahead = end[:, None] + torch.arange(horizon, device=x.device)
-        known = known.gather(1, ahead[..., None].expand(-1, -1, known.shape[-1]))
+        known = known_ahead("LinearGaussian", self.u, h, end, T, horizon)
         states = self._onwards(last, known, fresh=end == 0)
         return self._observe(x.new_full((N, horizon, D), torch.nan), states, known)
 
@@ -187,20 +186,12 @@ class LinearGaussian(Collapsed):
         return torch.stack(drawn).reshape(*sample_shape, N, T, D)
 
     def _onwards(self, h: Float[Tensor, "N L"], known: Float[Tensor, "N H J"], fresh: Tensor) -> Float[Tensor, "N H L"]:
-        """Draw the states that follow ``h``, from the first one on where a sequence is ``fresh``.
-
-        Step by step, for the precision of a chain that nothing observes is all but singular where its dynamics grow.
-        """
+        """Draw the states that follow ``h``, from the first one on where a sequence is ``fresh``."""
         A, precision = self.dynamics.mean_and_precision(self.s_dynamics)
         root = torch.linalg.cholesky(precision)
         white = torch.randn_like(h[..., None].expand(*h.shape, known.shape[1]))
-        noise = torch.linalg.solve_triangular(root.mT, white, upper=True)
-        first, states = torch.randn_like(h), []
-        for t in range(known.shape[1]):
-            following = torch.cat([h, known[:, t]], -1) @ A.mT + noise[..., t]
-            h = torch.where(fresh[:, None], first, following) if t == 0 else following
-            states.append(h)
-        return torch.stack(states, 1)
+        noise = torch.linalg.solve_triangular(root.mT, white, upper=True).mT
+        return draw_onwards(A, noise, h, known, fresh)
 
     def _block(self, x: Tensor) -> GaussianBlock:
         return GaussianBlock(x.shape[1], self.dynamics.outputs, x)

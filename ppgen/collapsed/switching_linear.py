@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from ppgen.collapsed.base import Collapsed, Local, slope
 from ppgen.collapsed.block import GaussianBlock
 from ppgen.collapsed.estimated import wanted
-from ppgen.collapsed.linear_frames import draw_frames, known_regressors, seen_frames
+from ppgen.collapsed.linear_frames import draw_frames, draw_onwards, known_ahead, known_regressors, seen_frames
 from ppgen.collapsed.paths import Paths
 from ppgen.constants import LOG_2PI
 from ppgen.data.arrays import exists
@@ -102,7 +102,7 @@ class SwitchingLinear(Collapsed):
         From a standard normal h the updates end tens of nats lower.
         """
         block, K = self.blocks(x)["h"], len(self.log_initial)
-        found = self._paths(x) if is_eager() and K > 1 else None
+        found = self._paths(x) if is_eager() else None
         weights = 1 / K if found is None else found[0].smoothed()[0]
 
         def energy(own: Natural) -> Tensor:
@@ -136,14 +136,13 @@ class SwitchingLinear(Collapsed):
         """Bound of the log density of each row; inside `estimates` an estimate whose exponential is unbiased, where the
         states' paths can be followed.
         """
-        said, paths = wanted(), None
-        if said is not None and not self.exact(x):
-            paths = self._paths(x)
-        if said is None or paths is None:
+        said = wanted()
+        found = None if said is None else self._paths(x)
+        if said is None or found is None:
             return self.evidence(x, self.settle(x))
         said.words = ESTIMATED
-        switching, constant = paths
-        return torch.where(sequence_lengths(x) > 0, switching.log_evidence() + constant, 0.0)
+        paths, constant = found
+        return torch.where(sequence_lengths(x) > 0, paths.log_evidence() + constant, 0.0)
 
     def draw(self, x: Float[Tensor, "N T D"]) -> dict[str, Tensor]:
         """One joint draw of both kinds of states: a path by particles, then h given it; else by Gibbs sweeps."""
@@ -177,57 +176,40 @@ class SwitchingLinear(Collapsed):
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
         """Draw the ``horizon`` steps behind the end of each sequence (all of it, where nothing was observed)."""
         N, T, D = x.shape
-        if self.u is not None and self.u.ndim == 3 and self.u.shape[1] < T + horizon:
-            raise DataError(
-                "SwitchingLinear: inputs of a forecast must have a row for each step seen and ahead, "
-                f"{T + horizon}, got {self.u.shape[1]}; pass u with horizon={horizon} more steps"
-            )
         end, values = sequence_lengths(x), self.draw(x)
         row, last = torch.arange(N, device=x.device), (end - 1).clamp_min(0)
         h, z = values["h"][row, last], values["z"][row, last].clamp_min(0)
-        known = self._known(h.new_empty(N, T + horizon, 0))
-        ahead = end[:, None] + torch.arange(horizon, device=x.device)
-        known = known[row[:, None], ahead]
-        log_initial, log_transition = self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1)
-        following = torch.where((end > 0)[:, None], log_transition[z], log_initial)
-        path = discrete_chain(following, log_transition, following.new_zeros(N, horizon, len(log_initial))).sample(1)[0]
-        states = self._onwards(h, path, known, fresh=end == 0)
-        regressors = torch.cat([states, known], -1)
-        return draw_frames(*self._sight(path), x.new_full((N, horizon, D), torch.nan), regressors)
+        known = known_ahead("SwitchingLinear", self.u, h, end, T, horizon)
+        following = torch.where((end > 0)[:, None], self.log_transition.log_softmax(-1)[z], self._log_first())
+        return self._onwards(h, following, known, end == 0, D)
 
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*S N T D"]:
         """Replicated data: fresh states, and their observations."""
         count = torch.Size(sample_shape).numel()
         (N,), (T, D) = self.batch_shape, self.event_shape
-        empty = torch.full((N, T, D), torch.nan, dtype=torch.float64, device=self.log_initial.device)
-        drawn = [self._fresh(empty) for _ in range(count)]
+        start = self.log_initial.new_zeros(N, self.dynamics.outputs)
+        known, fresh = self._known(start.new_empty(N, T, 0)), torch.ones(N, dtype=torch.bool, device=start.device)
+        drawn = [self._onwards(start, self._log_first(), known, fresh, D) for _ in range(count)]
         return torch.stack(drawn).reshape(*sample_shape, N, T, D)
 
-    def _fresh(self, empty: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """Draw whole sequences of the shape of ``empty``, all NaN, from the first step on."""
-        N, T, _ = empty.shape
-        known = self._known(empty[..., :0])
-        potential = self.log_initial.new_zeros(N, T, len(self.log_initial))
-        path = discrete_chain(self.log_initial.log_softmax(-1), self.log_transition.log_softmax(-1), potential)
-        z = path.sample(1)[0]
-        fresh = torch.ones(N, dtype=torch.bool, device=empty.device)
-        h = self._onwards(empty.new_zeros(N, self.dynamics.outputs), z, known, fresh)
-        return draw_frames(*self._sight(z), empty, torch.cat([h, known], -1))
+    def _log_first(self) -> Float[Tensor, " K"]:
+        return self.log_initial.log_softmax(-1)
 
     def _onwards(
-        self, h: Float[Tensor, "N L"], z: Int[Tensor, "N H"], known: Float[Tensor, "N H J"], fresh: Tensor
-    ) -> Float[Tensor, "N H L"]:
-        """Draw the states h that follow the last ones along z, from the first one on where a row is ``fresh``."""
+        self, h: Float[Tensor, "N L"], log_first: Float[Tensor, "*#N K"], known: Tensor, fresh: Tensor, D: int
+    ) -> Float[Tensor, "N H D"]:
+        """Draw the steps behind states ``h``, from the first one on where a row is ``fresh``: z, h, and what they show.
+
+        ``log_first`` are log probabilities of the state of the first of them.
+        """
+        N, H = known.shape[:2]
+        potential = h.new_zeros(N, H, len(self.log_initial))
+        z = discrete_chain(log_first, self.log_transition.log_softmax(-1), potential).sample(1)[0]
         A, precision = self.dynamics.mean_and_precision(self.s_dynamics)
-        root = torch.linalg.cholesky(precision)
-        white = torch.randn(*z.shape, h.shape[-1], 1, dtype=h.dtype, device=h.device)
-        noise = torch.linalg.solve_triangular(root.mT[z], white, upper=True)[..., 0]
-        first, states = torch.randn_like(h), []
-        for t in range(z.shape[1]):
-            following = (A[z[:, t]] @ torch.cat([h, known[:, t]], -1)[..., None])[..., 0] + noise[:, t]
-            h = torch.where(fresh[:, None], first, following) if t == 0 else following
-            states.append(h)
-        return torch.stack(states, 1)
+        white = torch.randn(N, H, h.shape[-1], 1, dtype=h.dtype, device=h.device)
+        noise = torch.linalg.solve_triangular(torch.linalg.cholesky(precision).mT[z], white, upper=True)[..., 0]
+        states = torch.cat([draw_onwards(A[z], noise, h, known, fresh), known], -1)
+        return draw_frames(*self._sight(z), h.new_full((N, H, D), torch.nan), states)
 
     def _sight(self, z: Int[Tensor, "N T"]) -> tuple[Tensor, Tensor]:
         """Coefficients and precision of the emission, of each step where it switches."""
@@ -279,9 +261,9 @@ class SwitchingLinear(Collapsed):
 
     def _paths(self, x: Tensor) -> tuple[Paths, Float[Tensor, " N"]] | None:
         """Paths of the states along which h is summed out, and what of the log density they leave out; None where
-        inputs or a switching emission forbid it.
+        inputs or a switching emission forbid it, and where nothing switches.
         """
-        if self.u is not None or self.emission.states is not None:
+        if self.u is not None or self.emission.states is not None or self.exact(x):
             return None
         with torch.no_grad():
             N, T, L = len(x), x.shape[1], self.dynamics.outputs
@@ -289,10 +271,9 @@ class SwitchingLinear(Collapsed):
             outer, slope, own = (part[0] for part in self._seen(x, known))
             there = exists(x)
             precision = -(outer + outer.mT).expand(N, T, L, L).reshape(-1, L, L)
-            regimes = self._regimes()
             value = slope.new_zeros(N, T, L)
             switching = Switching(
-                regimes, value.new_zeros(N, T, len(self.log_initial)), ~there[..., None].expand(N, T, L), value,
+                self._regimes(), value.new_zeros(N, T, len(self.log_initial)), ~there[..., None].expand(N, T, L), value,
                 torch.arange(N * T).reshape(N, T), precision, slope.reshape(-1, L), sequence_lengths(x),
             )  # fmt: skip
             return Paths(switching, self.log_initial, self.log_transition, PARTICLES), (own * there).sum(-1)

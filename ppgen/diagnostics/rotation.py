@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["alike"]
+__all__ = ["turns"]
 
 SWEEPS, CLOSE = 50, 1e-8  # turns of all draws at most; relative change of their mean that ends them
 
 
-def alike(loadings: Float[Tensor, "n D L"]) -> Float[Tensor, "n L L"]:
+def turns(loadings: Float[Tensor, "n D L"]) -> Float[Tensor, "n L L"]:
     """Orthogonal matrices Q of every draw, for which the ``loadings @ Q.mT`` are alike."""
     middle = loadings[0]
     for _ in range(SWEEPS):

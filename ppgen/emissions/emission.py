@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,7 +15,7 @@ from ppgen.errors import DataError
 from ppgen.families.family import Family, Natural
 from ppgen.messages.switching.filter import Switching
 
-__all__ = ["SEQUENCES", "Emission", "distinct_patterns", "holds_somewhere"]
+__all__ = ["SEQUENCES", "Emission", "distinct_patterns", "holds_somewhere", "pattern_order"]
 
 LARGEST_VALUE = 1e100  # squares and their sums stay finite
 SEQUENCES = ("sequence", "time")  # axes of data before the features; a model of rows has ("row",)
@@ -150,6 +151,11 @@ def distinct_patterns(missing: Bool[Tensor, "n D"]) -> tuple[Bool[Tensor, "P D"]
     bits = 2 ** torch.arange(missing.shape[1], device=missing.device)
     codes, inverse = torch.unique((missing * bits).sum(-1), return_inverse=True)
     return (codes[:, None] & bits) > 0, inverse
+
+
+def pattern_order(missing: Bool[np.ndarray, "n D"], *first: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """An order of rows in which those that miss the same are neighbours, within groups of equal ``first`` if given."""
+    return np.lexsort((*np.packbits(missing, axis=1).T, *first))
 
 
 def holds_somewhere(flags: Bool[Tensor, "..."]) -> bool | None:

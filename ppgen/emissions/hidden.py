@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ppgen.emissions import _hidden_kernels as kernels
 from ppgen.emissions import _pinned as pinned
+from ppgen.emissions.emission import pattern_order
 from ppgen.messages._compiled import run_tasks
 
 __all__ = ["hidden_draw", "hidden_normalizer"]
@@ -215,8 +216,7 @@ def _layout(x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     hides = np.isnan(rows)
     some = hides.any(1) & ~hides.all(1)
     incomplete = np.flatnonzero(some)
-    keys = np.packbits(hides[incomplete], axis=1)
-    order = incomplete[np.lexsort((*keys.T, incomplete // max(n, 1)))]
+    order = incomplete[pattern_order(hides[incomplete], incomplete // max(n, 1))]
     ends = np.append(0, np.cumsum(some.reshape(S, n).sum(1)))
     tasks = []
     for s in range(S):

@@ -25,7 +25,7 @@ from torch import Tensor
 from ppgen.collapsed.linear_gaussian import LinearGaussian
 from ppgen.data.arrays import exists
 from ppgen.data.parts import Inputs
-from ppgen.diagnostics.rotation import alike
+from ppgen.diagnostics.rotation import turns
 from ppgen.errors import DataError
 from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
@@ -205,7 +205,7 @@ def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Re
     sites = (dynamics.family.coefficients, dynamics.family.precision_cholesky, emission.family.coefficients)
     A, root, C = (theta[site] for site in sites)
     L, rows = dynamics.outputs, C.flatten(0, 1).flatten(1, -2)
-    turn = alike(rows[..., :L])
+    turn = turns(rows[..., :L])
     own = turn.unflatten(0, C.shape[:2])
     own = own if dynamics.states is None else own[:, :, None]
     leaning = own @ root

@@ -1,4 +1,4 @@
-"""How many of the weighted proposals of a row count: where few do, answers about the row are rough, which is said."""
+"""A count of the weighted proposals of each row that tell: where few do, its answers are rough, and the log says so."""
 
 import logging
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ class Watch:
         self.draws, self.proposals = 0, 0
 
     def add(self, effective: Float[Tensor, "S N"], proposals: int) -> None:
-        """Those at some draws more."""
+        """Add those at some more draws."""
         here = effective.sum(0)
         self.total = here if self.total is None or self.total.shape != here.shape else self.total + here
         self.draws, self.proposals = self.draws + len(effective), max(self.proposals, proposals)
 
     def words(self) -> str:
-        """What is to be said of rows with few; nothing where there are none."""
+        """Say how many rows have few; empty if none has."""
         few = 0 if self.total is None else int((~(self.total / self.draws >= min(FEWEST, self.proposals))).sum())
         if self.total is None or not few:
             return ""

@@ -90,7 +90,7 @@ def _watched(program: Program, args: Arguments, kwargs: Keywords) -> "_Watch":
 
 
 def _words(start: str, program: Program, args: Arguments, kwargs: Keywords, error: Exception) -> str | None:
-    """How the inputs explain an error; None where they do not."""
+    """Say how the inputs explain an error; None where they do not."""
     if "u" in kwargs and not isinstance(kwargs["u"], Mapping):
         return _unnamed(start, program, args, kwargs, error)
     if isinstance(error, KeyError):
@@ -105,7 +105,7 @@ def _words(start: str, program: Program, args: Arguments, kwargs: Keywords, erro
 
 
 def _unnamed(start: str, program: Program, args: Arguments, kwargs: Keywords, error: Exception) -> str | None:
-    """Of no inputs, or one array, where the program asks for some by name, or for any."""
+    """Say that no inputs came, or one array, where the program asks for some by name, or for any."""
     u, asked = kwargs["u"], _Asked(len(args[0]))
     _rehearse(program, args, {**kwargs, "u": asked})
     came = "none" if u is None else f"one array of shape {tuple(u.shape)}"
@@ -120,7 +120,7 @@ def _unnamed(start: str, program: Program, args: Arguments, kwargs: Keywords, er
 
 
 def _misnamed(start: str, program: Program, args: Arguments, kwargs: Keywords) -> str | None:
-    """Of an input that the program asks for and that is not there."""
+    """Say which input the program asks for that is not there."""
     heard = {name: _Heard(one) for name, one in kwargs.items() if isinstance(one, Mapping)}
     given = [cast(one, torch.float64, device_of(program, args)) for one in args]
     inside = [_Heard(one) if isinstance(one, dict) else one for one in given]

@@ -18,7 +18,7 @@ __all__ = ["keeps_types"]
 
 
 def keeps_types(task: Task, guide: Callable[..., Any], declared: Mapping[str, Tensor]) -> bool:
-    """Whether parameters must stay as they are for the programs to be asked in float64.
+    """Tell whether parameters must stay as they are for the programs to be asked in float64.
 
     So it is with a network in float32 that casts at its own border, ``self.net(x.float()).double()``. The ``guide`` is
     asked too where it is the model's own. Programs that run neither way are left to say so themselves.
@@ -30,7 +30,7 @@ def keeps_types(task: Task, guide: Callable[..., Any], declared: Mapping[str, Te
 
 
 def _runs(task: Task, guide: Callable[..., Any], declared: Mapping[str, Tensor], *, keep: bool) -> bool:
-    """Whether copies of the programs run on data in float64, with parameters as they are or in float64."""
+    """Tell whether copies of the programs run on data in float64, with parameters as they are or in float64."""
     own = owner(guide) is task.model
     asked = replace(task, model=copy_model(task.model)).to(torch.device("cpu"), torch.float64, keep=keep)
     values = {name: value.cpu() if keep else value.cpu().double() for name, value in declared.items()}

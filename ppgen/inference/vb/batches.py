@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppgen.data.arrays import lengths
 from ppgen.data.parts import Inputs, each
+from ppgen.emissions.emission import pattern_order
 
 __all__ = ["Batches"]
 
@@ -74,8 +74,7 @@ def _by_pattern(data: Tensor) -> Tensor:
     missing = torch.isnan(data)
     if not missing.any():
         return torch.arange(len(data))
-    keys = np.packbits(missing.flatten(1).cpu().numpy(), axis=1)
-    return torch.from_numpy(np.lexsort(keys.T))
+    return torch.from_numpy(pattern_order(missing.flatten(1).cpu().numpy()))
 
 
 def _by_memory(order: Tensor, steps: Tensor) -> list[Tensor]:
