@@ -10,9 +10,8 @@ states are one Gaussian block. Both together have no closed form: ``log_prob`` i
 :math:`q(z)\, q(h)`, each the exact posterior given the other (Ghahramani & Hinton 2000), and equals the log density for
 K = 1. An entry of ``x`` that is NaN is integrated out; trailing NaN means a shorter sequence.
 
-Where only the dynamics switch and no inputs drive them, answers follow paths of states instead, and sum h out along
-each (:mod:`ppgen.messages.switching.filter`): the evidence is then unbiased and the states are as unsure as they should
-be. Elsewhere they are Gibbs sweeps from the mean field.
+Answers follow paths of states instead, and sum h out along each (:mod:`ppgen.messages.switching.filter`): the evidence
+is then unbiased and the states are as unsure as they should be.
 
 References: Ghahramani & Hinton (2000), "Variational learning for switching state-space models"; Fox et al. (2011).
 """
@@ -97,7 +96,7 @@ class SwitchingLinear(Collapsed):
         return {"h": GaussianBlock(x.shape[1], self.dynamics.outputs, x)}
 
     def start(self, x: Float[Tensor, "N T D"]) -> Local:
-        """Posterior of h given probabilities of the states: along paths, where these can be followed, else equal ones.
+        """Posterior of h given probabilities of the states along paths; equal ones in a traced graph.
 
         From a standard normal h the updates end tens of nats lower.
         """
@@ -133,9 +132,7 @@ class SwitchingLinear(Collapsed):
         return len(self.log_initial) == 1
 
     def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
-        """Bound of the log density of each row; inside `estimates` an estimate whose exponential is unbiased, where the
-        states' paths can be followed.
-        """
+        """Bound of the log density of each row; inside `estimates` an estimate whose exponential is unbiased."""
         said = wanted()
         found = None if said is None else self._paths(x)
         if said is None or found is None:
@@ -145,7 +142,7 @@ class SwitchingLinear(Collapsed):
         return torch.where(sequence_lengths(x) > 0, paths.log_evidence() + constant, 0.0)
 
     def draw(self, x: Float[Tensor, "N T D"]) -> dict[str, Tensor]:
-        """One joint draw of both kinds of states: a path by particles, then h given it; else by Gibbs sweeps."""
+        """One joint draw of both kinds of states: a path by particles, then h given it."""
         found = self._paths(x)
         if found is None:
             return super().draw(x)
@@ -156,7 +153,7 @@ class SwitchingLinear(Collapsed):
         return {"h": h, "z": z}
 
     def latents(self, x: Float[Tensor, "N T D"]) -> "SwitchingLinearLatents":
-        """Posterior of the states: from paths where they can be followed, else from the mean field."""
+        """Posterior of the states from their paths; from the one Gaussian block where there is one state."""
         found = self._paths(x)
         if found is None:
             local = self.settle(x)
@@ -261,22 +258,22 @@ class SwitchingLinear(Collapsed):
 
     def _paths(self, x: Tensor) -> tuple[Paths, Float[Tensor, " N"]] | None:
         """Paths of the states along which h is summed out, and what of the log density they leave out; None where
-        inputs or a switching emission forbid it, and where nothing switches.
+        nothing switches.
         """
-        if self.u is not None or self.emission.states is not None or self.exact(x):
+        if self.exact(x):
             return None
         with torch.no_grad():
-            N, T, L = len(x), x.shape[1], self.dynamics.outputs
-            known = self._known(x[..., :0].to(self.log_initial))
-            outer, slope, own = (part[0] for part in self._seen(x, known))
-            there = exists(x)
-            precision = -(outer + outer.mT).expand(N, T, L, L).reshape(-1, L, L)
-            value = slope.new_zeros(N, T, L)
+            (N, T), L, K = x.shape[:2], self.dynamics.outputs, len(self.log_initial)
+            known, there = self._known(x[..., :0].to(self.log_initial)), exists(x)
+            outer, slope, own = self._seen(x, known)
+            own = torch.where(there, own, 0.0).movedim(0, -1)
+            precision = -(outer + outer.mT) if outer.dim() > 3 else -(outer + outer.mT)[:, None, None]
             switching = Switching(
-                self._regimes(), value.new_zeros(N, T, len(self.log_initial)), ~there[..., None].expand(N, T, L), value,
-                torch.arange(N * T).reshape(N, T), precision, slope.reshape(-1, L), sequence_lengths(x),
+                self._regimes(), own.expand(N, T, K) - own[..., :1], ~there[..., None].expand(N, T, L),
+                slope.new_zeros(N, T, L), torch.arange(slope[..., 0].numel()).reshape(-1, N, T).movedim(0, -1),
+                precision.expand(*slope.shape, L).reshape(-1, L, L), slope.reshape(-1, L), sequence_lengths(x), known,
             )  # fmt: skip
-            return Paths(switching, self.log_initial, self.log_transition, PARTICLES), (own * there).sum(-1)
+            return Paths(switching, self.log_initial, self.log_transition, PARTICLES), own[..., 0].sum(-1)
 
     def _regimes(self) -> Regimes:
         P, M, Q, constant = self.dynamics.form(self.s_dynamics)

@@ -19,6 +19,7 @@ References: Fox et al. (2011), "Bayesian nonparametric inference of switching dy
 Wiltschko et al. (2015); Ghahramani & Hinton (2000) for the mean field between discrete and Gaussian latents.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -160,10 +161,11 @@ class Autoregressive(Emission):
         potential = self._counted(self._known_scores(value, form, s), value, lengths)
         partial = torch.full((N * T,), -1).index_put((evidence.partial,), torch.arange(len(evidence.partial)))
         switching = Switching(
-            regimes, potential, known, value, partial.reshape(N, T),
-            evidence.precision, evidence.information, lengths,
+            regimes, potential, known, value, partial.reshape(N, T, 1),
+            evidence.precision, evidence.information, lengths, value.new_ones(N, T, 1),
         )  # fmt: skip
-        return switching, evidence.constant.reshape(N, T).sum(-1)
+        alone = torch.where(switching.touched[..., None], 0.0, potential)
+        return replace(switching, potential=alone), evidence.constant.reshape(N, T).sum(-1)
 
     def fill(self, x: Tensor, s: Natural, z: Tensor) -> Tensor:
         if not torch.isnan(x).any():

@@ -80,8 +80,9 @@ def evidence(setting, x):
 
 @pytest.mark.parametrize("gaps", GAPS)
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-def test_followed_paths_give_the_evidence_and_the_bound_stays_below(covariance, gaps):
-    setting = Setting(covariance)
+@pytest.mark.parametrize(("inputs", "switching"), [(0, "dynamics"), (2, "dynamics"), (0, "both"), (2, "both")])
+def test_followed_paths_give_the_evidence_and_the_bound_stays_below(covariance, gaps, inputs, switching):
+    setting = Setting(covariance, inputs, switching)
     distribution, x = setting.distribution(), hidden(normal(1, T, D), GAPS[gaps])
     with estimates():
         followed = distribution.log_prob(x)
@@ -114,9 +115,10 @@ def test_more_updates_never_lower_the_bound(switching):
     assert (torch.stack(bounds).diff(dim=0) > -1e-9).all()
 
 
-def test_probabilities_of_states_are_those_of_all_paths():
+@pytest.mark.parametrize(("inputs", "switching"), [(0, "dynamics"), (2, "both")])
+def test_probabilities_of_states_are_those_of_all_paths(inputs, switching):
     """Of three steps: particles enough for every path."""
-    setting = Setting()
+    setting = Setting("diagonal", inputs, switching)
     x = hidden(normal(1, 3, D), (0, (2, 1)))
     found = setting.distribution(1, 3).latents(x).marginals
     weights, z = zip(*((p + log_normal(x[0].reshape(-1), m, c), z) for z, p, m, c in setting.paths(3)), strict=True)
@@ -203,3 +205,25 @@ def _filtered(setting, x, n):
         kept = torch.multinomial(score.softmax(0), n, replacement=True)
         z, mean, cov = z[kept], mean[kept], (cov[kept] + cov[kept].mT) / 2
     return total
+
+
+@pytest.mark.parametrize("switching", ["dynamics", "both"])
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_states_that_are_the_same_are_as_one_also_under_expected_statistics(switching, inputs):
+    """Uncertain coefficients leave a quadratic form of the regressors, which the paths must weigh."""
+
+    def evidence(states, read):
+        regressors, own = L + inputs + 1, states if switching == "both" else None
+        dynamics = Regression(L, regressors, "dynamics", walk=True, states=states)
+        emission = Regression(D, regressors, "loading", states=own)
+        s = [part.prior() for part in (dynamics, emission)]
+        s = [factor.family.expected({k: 3 * v for k, v in factor.eta.items()}) for factor in s]
+        even = torch.full((states,), -math.log(states), dtype=torch.float64)
+        return read(SwitchingLinear(even, even.expand(states, states), dynamics, emission, *s, (1, T), u))
+
+    torch.manual_seed(3)
+    x, u = hidden(normal(1, T, D), GAPS["entries"]), normal(1, T, inputs) if inputs else None
+    one = evidence(1, lambda distribution: distribution.log_prob(x))
+    with estimates():
+        two = evidence(2, lambda distribution: distribution.log_prob(x))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-10)

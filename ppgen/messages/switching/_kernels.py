@@ -103,6 +103,42 @@ def _predict(m: Array, P: Array, A: Array, Q: Array, AP: Array, mean: Array, cov
 
 
 @njit(**KERNEL)
+def _fold(full: Array, drive: Array, S: int, folded: Array) -> None:
+    """Write the coefficients of S entries and of one, of a step's given regressors ``drive``: (K, D, S + 1)."""
+    for k in range(full.shape[0]):
+        for d in range(full.shape[1]):
+            for j in range(S):
+                folded[k, d, j] = full[k, d, j]
+            total = 0.0
+            for j in range(drive.shape[0]):
+                total += full[k, d, S + j] * drive[j]
+            folded[k, d, S] = total
+
+
+@njit(**KERNEL)
+def _fold_loss(full: Array, drive: Array, U: Array, S: int, folded: Array, linear: Array) -> None:
+    """Write the quadratic forms over (x, 1), and the linear terms of their directions, given regressors ``drive``."""
+    for k in range(full.shape[0]):
+        corner = 0.0
+        for i in range(S):
+            total = 0.0
+            for j in range(drive.shape[0]):
+                total += full[k, i, S + j] * drive[j]
+            folded[k, i, S] = total
+            for j in range(S):
+                folded[k, i, j] = full[k, i, j]
+        for i in range(drive.shape[0]):
+            for j in range(drive.shape[0]):
+                corner += drive[i] * full[k, S + i, S + j] * drive[j]
+        folded[k, S, S] = corner
+        for e in range(S):
+            total = 0.0
+            for i in range(S):
+                total -= U[k, e, i] * folded[k, i, S]
+            linear[k, e] = total
+
+
+@njit(**KERNEL)
 def _shift(m: Array, P: Array, AP: Array, new_m: Array, new_P: Array) -> None:
     """Push the frames of ``m`` one back behind the predicted one, already in ``new_m`` and ``new_P``."""
     D, S = AP.shape
@@ -194,12 +230,12 @@ def smooth(
     U: Array,
     weight: Array,
     linear: Array,
-    regression: Array,
+    drive: Array,
+    coefficients: Array,
     noise: Array,
-    loss: Array,
+    losses: Array,
     loss_U: Array,
     loss_weight: Array,
-    loss_linear: Array,
     constant: Array,
     improper: bool,
     lags: int,
@@ -221,6 +257,9 @@ def smooth(
     AP, column = np.zeros((D, S)), np.zeros(max(S, D))
     frame_m, frame_P = np.zeros(D), np.zeros((D, D))
     spare_m, spare_P = np.zeros(S), np.zeros((S, S))
+    regression = np.zeros((coefficients.shape[0], D, S + 1))
+    loss, loss_linear = np.zeros((K, S + 1, S + 1)), np.zeros((K, S))
+    own = partial.shape[2] > 1  # whether each state has a Gaussian potential of its own
     for b in range(start, stop):
         n = lengths[b]
         evidence[b] = 0.0
@@ -262,6 +301,9 @@ def smooth(
                     alpha[t, k] /= total
                 continue
             r = row[t]
+            _fold(coefficients, drive[b, t], S, regression)
+            if improper:
+                _fold_loss(losses, drive[b, t], loss_U, S, loss, loss_linear)
             if t == 0 or not touched[b, t - 1]:  # a gap begins: one particle a state, its lags known
                 count = 1 if t == 0 else K
                 for i in range(count):
@@ -271,7 +313,7 @@ def smooth(
                         for d in range(D):
                             mean[i, lag * D + d] = value[b, t - 1 - lag, d] if t > lag else 0.0
                     cov[i] = 0.0
-            seen = partial[b, t] >= 0
+            seen = partial[b, t, 0] >= 0
             for d in range(D):
                 seen = seen or known[b, t, d]
             top = -np.inf
@@ -286,7 +328,15 @@ def smooth(
                     if seen:
                         _predict(mean[i], cov[i], regression[regime], noise[regime], AP, frame_m, frame_P)
                         score = _observe(
-                            frame_m, frame_P, known[b, t], value[b, t], U, weight, linear, partial[b, t], column
+                            frame_m,
+                            frame_P,
+                            known[b, t],
+                            value[b, t],
+                            U,
+                            weight,
+                            linear,
+                            partial[b, t, k if own else 0],
+                            column,
                         )
                     else:
                         score = 0.0
@@ -294,7 +344,7 @@ def smooth(
                         score += constant[k]
                         if improper:
                             score -= _expected_loss(mean[i], cov[i], loss[k])
-                    scores[i * K + k] = score + math.log(q)
+                    scores[i * K + k] = score + potential[b, t, k] + math.log(q)
                     top = max(top, scores[i * K + k])
             if top == -np.inf:
                 total_log = top
@@ -316,14 +366,30 @@ def smooth(
                 if improper and seen:
                     _predict(mean[i], cov[i], regression[regime], noise[regime], AP, frame_m, frame_P)
                     gained -= _observe(
-                        frame_m, frame_P, known[b, t], value[b, t], U, weight, linear, partial[b, t], column
+                        frame_m,
+                        frame_P,
+                        known[b, t],
+                        value[b, t],
+                        U,
+                        weight,
+                        linear,
+                        partial[b, t, k if own else 0],
+                        column,
                     )
                 _predict(spare_m, spare_P, regression[regime], noise[regime], AP, frame_m, frame_P)
                 new_mean[p, :D] = frame_m
                 new_cov[p, :D, :D] = frame_P
                 _shift(spare_m, spare_P, AP, new_mean[p], new_cov[p])
                 observed = _observe(
-                    new_mean[p], new_cov[p], known[b, t], value[b, t], U, weight, linear, partial[b, t], column
+                    new_mean[p],
+                    new_cov[p],
+                    known[b, t],
+                    value[b, t],
+                    U,
+                    weight,
+                    linear,
+                    partial[b, t, k if own else 0],
+                    column,
                 )
                 if improper:
                     kept[p] *= math.exp(gained + observed)

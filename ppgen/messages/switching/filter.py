@@ -1,7 +1,9 @@
 r"""Chains of discrete states that drive a vector autoregression, some of whose frames are not known.
 
-.. math:: p(z, h) \propto p(z) \prod_t \mathcal N(h_t \mid A_{z_t} [h_{t-1}; \dots; h_{t-L}; 1], Q_{z_t})
-    \exp\big(c_{z_t} - \tfrac12 [h_{t-1}; \dots; 1]^\top C_{z_t} [h_{t-1}; \dots; 1]\big)
+.. math:: p(z, h) \propto p(z) \prod_t \mathcal N(h_t \mid A_{z_t} r_t, Q_{z_t})
+    \exp\big(c_{z_t} - \tfrac12 r_t^\top C_{z_t} r_t\big), \qquad r_t = [h_{t-1}; \dots; h_{t-L}; v_t]
+
+with regressors :math:`v_t` that are given, the last of them a one.
 
 Given a path of states the unknown frames are Gaussian, so they are summed out, path by path: a discrete particle
 filter. It is exact while there are no more paths through a gap than particles, and else an unbiased estimate of the
@@ -41,12 +43,12 @@ class States(NamedTuple):
 class Regimes:
     """Parameters of the next frame in each of the K states, and after these of the first frame and the first steps.
 
-    ``loss`` (K, S + 1, S + 1) is C over the last L frames, latest first, and 1.
+    ``loss`` (K, S + J, S + J) is C over the last L frames, latest first, and the J given regressors.
     """
 
-    regression: Float[Tensor, "K2 D S1"]
+    regression: Float[Tensor, "K2 D SJ"]
     noise: Float[Tensor, "K2 D D"]
-    loss: Float[Tensor, "K S1 S1"]
+    loss: Float[Tensor, "K SJ SJ"]
     constant: Float[Tensor, " K"]
 
     @classmethod
@@ -83,25 +85,28 @@ class Switching:
     Parameters
     ----------
     regimes : parameters of the next frame.
-    potential : log-potentials of the states at steps whose frame and lags are all known.
+    potential : log-potentials of the states; where a frame and its lags are all known, with what these say.
     known, value : entries of frames that are given.
-    partial : row of ``precision`` and ``information`` (a Gaussian potential on a frame) that each frame has, or -1.
+    partial : row of ``precision`` and ``information`` (a Gaussian potential on a frame) that each frame has, or -1;
+        one for all states, or one for each.
     lengths : length of each sequence.
+    drive : given regressors of each step, the last of them a one.
     """
 
     regimes: Regimes
     potential: Float[Tensor, "N T K"]
     known: Bool[Tensor, "N T D"]
     value: Float[Tensor, "N T D"]
-    partial: Int[Tensor, "N T"]
+    partial: Int[Tensor, "N T K1"]
     precision: Float[Tensor, "p D D"]
     information: Float[Tensor, "p D"]
     lengths: Int[Tensor, " N"]
+    drive: Float[Tensor, "N T J"]
 
     @property
     def lags(self) -> int:
         """Frames before one that it depends on."""
-        return (self.regimes.regression.shape[-1] - 1) // self.known.shape[-1]
+        return (self.regimes.regression.shape[-1] - self.drive.shape[-1]) // self.known.shape[-1]
 
     @property
     def touched(self) -> Bool[Tensor, "N T"]:
@@ -128,6 +133,11 @@ class Switching:
         size = self.lags * D
         return K * size * (size + D)
 
+    def _sights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gaussian potentials on frames along one direction each: rows, precisions, informations."""
+        rows, weight = _directions(self.precision)
+        return rows, weight, (rows @ self.information[..., None])[..., 0]
+
     def states(
         self,
         log_initial: Float[Tensor, " K"],
@@ -146,10 +156,10 @@ class Switching:
         paths = torch.zeros(uniforms.shape, dtype=torch.long)
         touched = self.touched
         inputs = [(log_initial - start).exp(), (log_transition - high).exp(), self.potential, self.lengths, touched]
-        inputs += [self.known, self.value, self.partial, *_directions(self.precision, self.information)]
-        loss = self.regimes.loss
-        inputs += [self.regimes.regression, self.regimes.noise, loss]
-        inputs += [*_directions(loss[:, :-1, :-1], -loss[:, :-1, -1]), self.regimes.constant]
+        inputs += [self.known, self.value, self.partial, *self._sights()]
+        loss, size = self.regimes.loss, self.lags * self.known.shape[-1]
+        inputs += [self.drive, self.regimes.regression, self.regimes.noise, loss]
+        inputs += [*_directions(loss[:, :size, :size]), self.regimes.constant]
         work = int(touched.sum()) * count * K * self.lags * self.known.shape[-1] ** 2
         arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
         options = (bool((loss != 0).any()), self.lags, count)
@@ -159,8 +169,7 @@ class Switching:
         return States(evidence + shift, marginals, paths)
 
 
-def _directions(precision: Tensor, information: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian potentials as products of potentials along one direction each: rows, precisions, informations."""
+def _directions(precision: Float[Tensor, "p D D"]) -> tuple[Float[Tensor, "p D D"], Float[Tensor, "p D"]]:
+    """Directions, in rows, along which a Gaussian potential is a product of potentials, and its precisions there."""
     weight, U = torch.linalg.eigh(precision)
-    rows = U.mT.contiguous()
-    return rows, weight.clamp_min(0.0), (rows @ information[..., None])[..., 0]
+    return U.mT.contiguous(), weight.clamp_min(0.0)
