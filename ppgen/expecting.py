@@ -67,16 +67,21 @@ def first_factors(
     return {name: updated(factor, s[name]) for name, factor in prior.items()}
 
 
-def ascended(model: Conjugate, batches: Sequence[Tensor], q: Mapping[str, Factor], steps: int) -> dict[str, Factor]:
-    """Factors after so many coordinate updates from ``q``; for a start, with no regard to the bound."""
-    prior, found = model.natural_prior(), dict(q)
+def ascended(
+    model: Conjugate, batches: Sequence[Tensor], inputs: Sequence[Inputs], q: Mapping[str, Factor], steps: int
+) -> tuple[dict[str, Factor], float]:
+    """Factors after so many coordinate updates from ``q``, and the bound before the last of them; for a start."""
+    prior, found, bound = model.natural_prior(), dict(q), -float("inf")
     for _ in range(steps):
         s = {name: tracked(factor.expected()) for name, factor in found.items()}
-        for x in batches:
-            for fn, value in observed_given(model, s, x, None).values():
-                fn.log_prob(value).sum().backward()
+        bound = -sum(float(prior[name].family.kl(q.eta, prior[name].eta).sum()) for name, q in found.items())
+        for x, u in zip(batches, inputs, strict=True):
+            for fn, value in observed_given(model, s, x, u).values():
+                evidence = fn.log_prob(value).sum()
+                evidence.backward()
+                bound += float(evidence.detach())
         found = {name: updated(factor, s[name]) for name, factor in prior.items()}
-    return found
+    return found, bound
 
 
 def drawn(factor: Factor) -> Natural:

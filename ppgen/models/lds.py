@@ -62,7 +62,7 @@ class LDS(Conjugate):
         inputs: int = 0,
         covariance: str = "diagonal",
         process_noise: float = 0.1,
-        noise: float = 0.5,
+        noise: float = 0.05,
         strength: float = 0.1,
     ) -> None:
         super().__init__()

@@ -39,7 +39,9 @@ from ppgen.models.lds import LDS, check_numbers, turned_alike
 
 __all__ = ["SLDS"]
 
-START_STEPS = 20  # coordinate updates of the autoregressive HMM that a run starts from
+START_STEPS = 20  # coordinate updates of the models that a run starts from
+WAYS = ("kmeans", "segments-16", "segments-32", "random")  # starts of the autoregressive HMM among these
+LAGS, SMALLEST_NOISE = 2, 1e-4
 
 
 @final
@@ -75,7 +77,7 @@ class SLDS(Conjugate):
         stickiness: float = 0.0,
         concentration: float | None = None,
         process_noise: float = 0.1,
-        noise: float = 0.5,
+        noise: float = 0.05,
         strength: float = 0.1,
     ) -> None:
         super().__init__()
@@ -153,33 +155,69 @@ class SLDS(Conjugate):
 
     @property
     def starts(self) -> tuple[str, ...]:
-        return ("segments-16", "autoregression", "segments-32", "random")
+        return ("smoothed", "components", "random")
 
     def guess(self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str) -> list[dict[str, Tensor]]:
-        """Both kinds of states: scores ``h`` of the principal components of the filled data, and of these the states
-        ``z`` of an autoregressive HMM from windows of 16 steps (``"segments-16"``) or from clusters
-        (``"autoregression"``), or ``"random"`` segments.
+        """Both kinds of states: ``h`` smoothed by a system of one state (``"smoothed"``, ``"random"``) or scores of the
+        principal ``"components"`` of the filled data; and ``z`` of the best of some autoregressive hidden Markov models
+        of these, or in ``"random"`` segments.
         """
+        if start not in self.starts:
+            raise DataError(f'SLDS: a start is "smoothed", "components" or "random", got {start!r}')
         count = sum(int(exists(x).sum()) for x in batches)
         if count < self.states:
             raise DataError(
                 f"SLDS: x must have at least as many frames as states ({self.states}), got {count}; give fewer states"
             )
-        h = [found["h"] for found in self.system.guess(batches, inputs, "pca")]
+        if start == "components":
+            h = [found["h"] for found in self.system.guess(batches, inputs, "pca")]
+        else:
+            h = self._smoothed(batches, inputs)
         there = [torch.where(exists(x)[..., None], own, torch.nan) for x, own in zip(batches, h, strict=True)]
-        return [{"h": own, "z": z} for own, z in zip(h, self._paths(there, start), strict=True)]
+        z = self._segments(there) if start == "random" else self._paths(there)
+        return [{"h": own, "z": path} for own, path in zip(h, z, strict=True)]
 
-    def _paths(self, h: Sequence[Float[Tensor, "N T L"]], start: str) -> list[Int[Tensor, "N T"]]:
-        """States of an autoregressive hidden Markov model of ``h``, after some updates."""
-        chain = HMM(self.states, emission=Autoregressive(self.latent), stickiness=self.stickiness)
+    def _smoothed(self, batches: Sequence[Tensor], inputs: Sequence[Inputs]) -> list[Float[Tensor, "N T L"]]:
+        """Means of h under one state, in standard deviations around zero."""
+        q, _ = ascended(self.system, batches, inputs, first_factors(self.system, batches, inputs, "pca"), START_STEPS)
+        s = {name: factor.expected() for name, factor in q.items()}
+        seen = [observed_given(self.system, s, x, u)["x"] for x, u in zip(batches, inputs, strict=True)]
+        h = [found.distribution.latents(found.value).marginals["h"] for found in seen]
+        rows = torch.cat([own[exists(x)] for x, own in zip(batches, h, strict=True)])
+        mean, spread = rows.mean(0), rows.std(0, correction=0).clamp_min(1e-6)
+        return [torch.nan_to_num((own - mean) / spread) for own in h]
+
+    def _segments(self, h: Sequence[Float[Tensor, "N T L"]]) -> list[Int[Tensor, "N T"]]:
+        chain = HMM(self.states, emission=Autoregressive(self.latent))
+        return [found["z"] for found in chain.guess(h, [None] * len(h), "random")]
+
+    def _paths(self, h: Sequence[Float[Tensor, "N T L"]]) -> list[Int[Tensor, "N T"]]:
+        """States of the autoregressive hidden Markov model of ``h`` whose bound is highest after some updates.
+
+        Two lags tell movements apart that noise hides from one; the prior guess of its noise is what one
+        autoregression leaves of all frames.
+        """
+        noise = max(_left_over(h), SMALLEST_NOISE)
+        chain = HMM(self.states, emission=Autoregressive(self.latent, LAGS, noise=noise), stickiness=self.stickiness)
         nothing = [None] * len(h)
-        if start == "random":
-            return [found["z"] for found in chain.guess(h, nothing, start)]
-        way = "kmeans" if start == "autoregression" else start
-        q = ascended(chain, h, first_factors(chain, h, nothing, way), START_STEPS)
+        tried = [ascended(chain, h, nothing, first_factors(chain, h, nothing, way), START_STEPS) for way in WAYS]
+        q, _ = max(tried, key=lambda found: found[1])
         s = {name: factor.expected() for name, factor in q.items()}
         settled = [observed_given(chain, s, own, None)["x"].distribution.completed(own) for own in h]
         return [found.mode["z_mode"].clamp_min(0) for found in settled]
 
     def check(self, x: Tensor) -> None:
         self.system.check(x)
+
+
+def _left_over(h: Sequence[Float[Tensor, "N T L"]]) -> float:
+    """Mean variance of what one autoregression of all frames leaves."""
+    windows = [torch.cat([own[:, lag : own.shape[1] - LAGS + lag] for lag in range(LAGS + 1)], -1) for own in h]
+    rows = torch.cat([own.flatten(0, 1) for own in windows])
+    rows = rows[~rows.isnan().any(-1)]
+    if not len(rows):
+        return 1.0
+    L = h[0].shape[-1]
+    known = torch.cat([rows[:, :-L], torch.ones_like(rows[:, :1])], -1)
+    target = rows[:, -L:]
+    return float((target - known @ torch.linalg.pinv(known) @ target).square().mean())

@@ -85,7 +85,7 @@ def test_inputs_drive_the_states():
     assert np.isfinite(ahead.values).all()
 
 
-@pytest.mark.parametrize("start", ["autoregression", "segments-16", "random"])
+@pytest.mark.parametrize("start", ["smoothed", "components", "random"])
 def test_every_start_gives_paths_that_fit_the_data(start):
     x = torch.tensor(simulated(2, 40)[0])
     x[1, 30:] = torch.nan

@@ -26,7 +26,7 @@ SETTINGS = {"random_seed": 0, "progressbar": False}
 
 @pytest.mark.parametrize(
     ("model", "x"),
-    [(GMM(3, 2), ROWS), (HMM(2, emission=Gaussian(2)), SERIES), (LDS(2, 2), SERIES)],
+    [(GMM(3, 2), ROWS), (HMM(2, emission=Gaussian(2)), SERIES), (LDS(2, 2, noise=0.5), SERIES)],
     ids=["mixture", "chain", "system"],
 )
 def test_whole_steps_are_those_of_variational_bayes_bit_for_bit(model, x):
