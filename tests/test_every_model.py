@@ -22,6 +22,7 @@ from ppgen.emissions.poisson import Poisson
 from ppgen.families.regression import OF_ONE
 from ppgen.inference import svi, vb
 from ppgen.model import Conjugate, Model
+from ppgen.models.cca import CCA
 from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
 from ppgen.models.lds import LDS
@@ -77,6 +78,10 @@ CASES = {
     "lds-full-driven": Case(lambda: LDS(2, 2, inputs=2, covariance="full"), normal, inputs=2),
     "slds": Case(lambda: SLDS(2, 1, 2), normal),
     "slds-both-driven": Case(lambda: SLDS(2, 1, 2, inputs=2, switching="both", covariance="full"), normal, inputs=2),
+    "cca-private": Case(lambda: CCA({"a": 2, "b": 1}, 1, private={"a": 1}), normal, (9, 3)),
+    "cca-full": Case(lambda: CCA({"a": 2, "b": 2}, 1, covariance="full"), normal, (9, 4)),
+    "cca-sparse": Case(lambda: CCA({"a": 2, "b": 2}, 2, sparse=True), normal, (9, 4)),
+    "factor-analysis": Case(lambda: CCA(3, 1), normal, (9, 3)),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }
 
@@ -235,9 +240,10 @@ def test_dims_name_every_axis_of_every_site(given):
     assert set(given.model.dims) == set(given.theta)
     for site, names in given.model.dims.items():
         assert len(names) == given.theta[site].ndim, site
+    latents = fitted(given).latents(given.x, u=given.u, draws=2) if given.model.coords else xr.Dataset()
     for axis, labels in given.model.coords.items():
         sizes = {given.theta[s].shape[n.index(axis)] for s, n in given.model.dims.items() if axis in n}
-        assert sizes == {len(labels)}
+        assert sizes | {size for name, size in latents.sizes.items() if name == axis} == {len(labels)}
 
 
 def test_the_same_seed_gives_the_same_fit_and_global_generators_do_not_move(given):

@@ -56,16 +56,17 @@ class Regression:
         self.noise, self.strength, self.walk, self.states = noise, strength, walk, states
         self.family = MatrixNormalInverseWishart(site, f"{site}_precision_cholesky")
 
-    def prior(self) -> Factor:
-        """The prior of the parameters."""
+    def prior(self, relevance: Float[Tensor, " R"] | None = None) -> Factor:
+        """The prior of the parameters; ``relevance`` is a strength for each regressor instead of one for all."""
         D, R = self.outputs, self.regressors
         size = D if self.full else 1
         batch = () if self.full else (D,)
         mean = torch.eye(D, R, dtype=torch.float64) * float(self.walk)
         eye = torch.eye(max(size, R), dtype=torch.float64)
+        strength = self.strength * eye[:R, :R] if relevance is None else torch.diag(relevance)
         eta = self.family.natural(
             location=mean if self.full else mean[:, None],
-            column_precision=(self.strength * eye[:R, :R]).expand(*batch, R, R),
+            column_precision=strength.expand(*batch, R, R),
             scale=(self.noise * eye[:size, :size]).expand(*batch, size, size),
             degrees=torch.full(batch, size + 2.0, dtype=torch.float64),
         )
