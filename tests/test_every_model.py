@@ -23,6 +23,7 @@ from ppgen.families.regression import OF_ONE
 from ppgen.inference import svi, vb
 from ppgen.model import Conjugate, Model
 from ppgen.models.cca import CCA
+from ppgen.models.factorial_hmm import FactorialHMM
 from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
 from ppgen.models.lds import LDS
@@ -81,6 +82,8 @@ CASES = {
     "cca-private": Case(lambda: CCA({"a": 2, "b": 1}, 1, private={"a": 1}), normal, (9, 3)),
     "cca-full": Case(lambda: CCA({"a": 2, "b": 2}, 1, covariance="full"), normal, (9, 4)),
     "cca-sparse": Case(lambda: CCA({"a": 2, "b": 2}, 2, sparse=True), normal, (9, 4)),
+    "factorial": Case(lambda: FactorialHMM([2, 3], 2), normal),
+    "factorial-full-held": Case(lambda: FactorialHMM([2, 2], 2, covariance="full", product=1), normal),
     "factor-analysis": Case(lambda: CCA(3, 1), normal, (9, 3)),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }

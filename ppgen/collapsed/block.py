@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ppgen.families.family import Natural
+from ppgen.messages.discrete.chain import DiscreteChain, discrete_chain
 from ppgen.messages.gaussian.chain import GaussianChain, gaussian_chain
 
-__all__ = ["Block", "GaussianBlock"]
+__all__ = ["Block", "DiscreteBlock", "GaussianBlock"]
 
 
 @runtime_checkable
@@ -82,3 +84,47 @@ class GaussianBlock:
     def inner(self, a: Natural, b: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
         """Inner product over all entries of each row."""
         return sum((a[name] * b[name]).flatten(1).sum(-1) for name in ("outer", "cross", "mean"))  # type: ignore[return-value]
+
+
+@final
+class DiscreteBlock:
+    r"""Paths of ``states`` states through the steps of each row, one chain in itself.
+
+    Statistics are ``initial`` (N, K) and ``transition`` (N, K, K), counts of the first state and of moves, and
+    ``state`` (N, T, K), which state each step is in, or their expectations; zero at or past the ``lengths``.
+    """
+
+    def __init__(self, steps: int, states: int, lengths: Int[Tensor, " N"]) -> None:
+        self.steps, self.states, self.lengths = steps, states, lengths
+
+    def chain(self, eta: Natural) -> DiscreteChain:
+        """The chain with these natural parameters."""
+        moves = eta["transition"][:, None].expand(-1, max(self.steps - 1, 1), -1, -1)
+        return discrete_chain(eta["initial"], moves[:, : self.steps - 1], eta["state"], self.lengths)
+
+    def start(self, rows: int) -> Natural:
+        """All paths alike."""
+        like = torch.zeros(rows, self.steps, self.states, dtype=torch.float64, device=self.lengths.device)
+        return {"initial": like[:, 0], "transition": like.new_zeros(rows, self.states, self.states), "state": like}
+
+    def solved(self, eta: Natural) -> tuple[Natural, Float[Tensor, " N"]]:
+        """Expected counts, and the log of the sum over all paths, by message passing."""
+        with torch.no_grad():
+            chain = self.chain(eta)
+            state = chain.marginals
+            expected = {"initial": state[:, 0], "transition": chain.pairwise.sum(1), "state": state}
+            return expected, torch.where(self.lengths > 0, chain.log_normalizer, 0.0)
+
+    def statistic(self, value: Int[Tensor, "N T"]) -> Natural:
+        """Counts of given paths."""
+        there = torch.arange(self.steps, device=value.device) < self.lengths[:, None]
+        state = one_hot(value.clamp_min(0), self.states).double() * there[..., None]
+        return {"initial": state[:, 0], "transition": state[:, :-1].mT @ state[:, 1:], "state": state}
+
+    def sample(self, eta: Natural) -> Int[Tensor, "N T"]:
+        """One path of every row."""
+        return self.chain(eta).sample(1)[0].clamp_min(0)
+
+    def inner(self, a: Natural, b: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
+        """Inner product over all entries of each row."""
+        return sum((a[name] * b[name]).flatten(1).sum(-1) for name in ("initial", "transition", "state"))  # type: ignore[return-value]
