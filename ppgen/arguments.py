@@ -53,7 +53,8 @@ def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor
     if not np.isfinite(values).all():
         place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
         raise DataError(
-            f"{what} must be finite, got {values[place]} at {place}; only x may have gaps, fill or drop them"
+            f"{what} must be finite, got {values[place]} at {place}; only x may have gaps: fill or drop them, or make "
+            "that input a column of x"
         )
     kind = torch.int64 if whole and values.dtype.kind in "iu" else x.dtype
     return torch.tensor(np.ascontiguousarray(values), dtype=kind)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ppgen.inference.calibration import calibrate
-from ppgen.models import GMM, LDS
+from ppgen.models import CCA, GMM, LDS, MixtureOfExperts
 
 REPLICATIONS = 1000
 LEVELS = (0.5, 0.8, 0.95)
@@ -28,6 +28,15 @@ STATES = {"sites": ["dynamics_precision_cholesky", "loading_precision_cholesky"]
 ROWS = ((1, 0), (4, 1), 7)
 SCATTERED = ((0, 1, 0), (0, 3, 2), (0, 6, 1), (0, 7, 0))
 
+# The latent number of views may change its sign too.
+VIEWS = {
+    "sites": ["loading_a_precision_cholesky", "loading_b_precision_cholesky"],
+    "quantities": {
+        "loadings": lambda theta, data: theta["loading_b"][:, 0, 0] * theta["loading_a"][0, 0, 0],
+        "offset": lambda theta, data: theta["loading_b"][:, 0, 1],
+    },
+}
+
 CASES = {
     "GMM, 1 component, vb, exact; entries and a row hidden": (
         GMM(1, 2, strength=1.0), template(12, 2, hidden=ROWS), "vb", {}
@@ -42,6 +51,13 @@ CASES = {
     "LDS, mcmc; entries hidden at random": (LDS(1, 3), template(1, 10, 3, hidden=SCATTERED), "mcmc", STATES),
     "LDS, mcmc; a feature hidden": (
         LDS(1, 3), template(1, 10, 3, hidden=[(0, slice(None), 2)]), "mcmc", STATES
+    ),
+    "CCA, one shared number, mcmc; a view of some rows and entries hidden": (
+        CCA({"a": 2, "b": 2}, 1), template(12, 4, hidden=[(1, 0), (4, 3), (7, slice(2, 4))]), "mcmc", VIEWS
+    ),
+    "experts, 2 lines, mcmc; rows hidden": (
+        MixtureOfExperts(2, 1, 1), template(20, 1, hidden=[(1, 0), (9, 0), (15, 0)]), "mcmc",
+        {"u": torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None]}
     ),
 }  # fmt: skip
 

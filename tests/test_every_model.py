@@ -26,7 +26,9 @@ from ppgen.models.cca import CCA
 from ppgen.models.factorial_hmm import FactorialHMM
 from ppgen.models.gmm import GMM
 from ppgen.models.hmm import HMM
+from ppgen.models.iohmm import IOHMM
 from ppgen.models.lds import LDS
+from ppgen.models.mixture_of_experts import MixtureOfExperts
 from ppgen.models.slds import SLDS
 from ppgen.predictions import predictive
 from ppgen.programs import program
@@ -84,6 +86,15 @@ CASES = {
     "cca-sparse": Case(lambda: CCA({"a": 2, "b": 2}, 2, sparse=True), normal, (9, 4)),
     "factorial": Case(lambda: FactorialHMM([2, 3], 2), normal),
     "factorial-full-held": Case(lambda: FactorialHMM([2, 2], 2, covariance="full", product=1), normal),
+    "iohmm": Case(lambda: IOHMM(2, 2, 2), normal, inputs=2),
+    "glm-hmm": Case(lambda: IOHMM(2, 2, 2, emission="bernoulli", transition_inputs=False), integers(2), inputs=2),
+    "experts": Case(lambda: MixtureOfExperts(2, 2, 2), normal, (9, 2), inputs=2),
+    "experts-categorical-deep": Case(
+        lambda: MixtureOfExperts(2, 2, 2, likelihood="categorical", categories=3, depth=2),
+        integers(3),
+        (9, 2),
+        inputs=2,
+    ),
     "factor-analysis": Case(lambda: CCA(3, 1), normal, (9, 3)),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }
