@@ -56,7 +56,7 @@ CASES = {
         CCA({"a": 2, "b": 2}, 1), template(12, 4, hidden=[(1, 0), (4, 3), (7, slice(2, 4))]), "mcmc", VIEWS
     ),
     "experts, 2 lines, mcmc; rows hidden": (
-        MixtureOfExperts(2, 1, 1), template(20, 1, hidden=[(1, 0), (9, 0), (15, 0)]), "mcmc",
+        MixtureOfExperts(2, 1, 1, scale=1.0), template(20, 1, hidden=[(1, 0), (9, 0), (15, 0)]), "mcmc",
         {"u": torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None]}
     ),
 }  # fmt: skip

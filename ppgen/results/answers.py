@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
 __all__ = [
+    "at_draws",
     "forecast",
     "impute",
     "latents",
@@ -98,8 +99,8 @@ def impute(
     how: dict[str, Any] = {"pool": True, "progressbar": progressbar}
 
     if not sparse:
-        return _labelled(fit, observations, _predict(fit, "impute", fill, (data, inputs), draws, random_seed, **how))
-    values = _predict(fit, "impute", fill_data, (data, inputs), draws, random_seed, keep=hidden, **how)
+        return _labelled(fit, observations, at_draws(fit, "impute", fill, (data, inputs), draws, random_seed, **how))
+    values = at_draws(fit, "impute", fill_data, (data, inputs), draws, random_seed, keep=hidden, **how)
     places = np.argwhere(hidden.numpy())
     coords = {
         dim: (
@@ -139,7 +140,7 @@ def forecast(fit: "Fit", x: object, horizon: int, draws: int, *, u: object, rand
     def ahead(theta: predictive.Theta) -> Tensor:
         return predictive.forecast(fit.model, theta, data, horizon, u=inputs)
 
-    values = _predict(fit, "forecast", ahead, (data, inputs), draws, random_seed, pool=True)
+    values = at_draws(fit, "forecast", ahead, (data, inputs), draws, random_seed, pool=True)
     answer = _label(fit, observations, values, ("draw", *dims)).rename(observations.name)
     answer = answer.assign_coords(ahead=np.arange(1, horizon + 1))
     if times is None:
@@ -160,7 +161,7 @@ def posterior_predictive(
     def replicate(theta: predictive.Theta) -> Named:
         return predictive.replicates(fit.model, theta, data, u=inputs)
 
-    values = _predict(fit, "posterior_predictive", replicate, (data, inputs), draws, random_seed)
+    values = at_draws(fit, "posterior_predictive", replicate, (data, inputs), draws, random_seed)
     return _labelled(fit, observations, values)
 
 
@@ -196,7 +197,7 @@ def log_likelihood(
         return one(fit.model, theta, data, u=inputs)
 
     with estimates() as note:
-        values = _predict(fit, "log_likelihood", score, (data, inputs), count, random_seed)
+        values = at_draws(fit, "log_likelihood", score, (data, inputs), count, random_seed)
     if per == "site":
         means = {name: torch.logsumexp(value, 0) - np.log(draws) for name, value in values.items()}
         return xr.Dataset({name: _label(fit, observations, mean, dims[:1]) for name, mean in means.items()})
@@ -228,7 +229,7 @@ def _latents(fit: "Fit", data: Tensor, inputs: Inputs, draws: int) -> predictive
     return replace(drawn, values={**drawn.values, **weighed.means()})
 
 
-def _predict(
+def at_draws(
     fit: "Fit",
     who: str,
     answer: Callable[[predictive.Theta], Any],

@@ -23,6 +23,7 @@ from ppgen.results.checks import diagnose
 from ppgen.results.function_rows import as_asked
 from ppgen.results.labels import SWITCHED, Switched, aligned, numbered
 from ppgen.results.numbering import ordered, renamed, warn
+from ppgen.results.outliers import outliers
 from ppgen.results.posterior import Draws, Factors
 from ppgen.results.reading import Read, read
 from ppgen.results.rebuild import Given
@@ -98,6 +99,31 @@ class Fit:
         DataError : when the draws would need more than 4 GB.
         """
         return answers.impute(self, x, draws, u=u, sparse=sparse, random_seed=random_seed, progressbar=progressbar)
+
+    def outliers(
+        self,
+        x: object,
+        draws: int = 500,
+        *,
+        level: float = 0.05,
+        u: object = None,
+        random_seed: int | None = None,
+        progressbar: bool = True,
+    ) -> xr.Dataset:
+        """Entries of ``x`` that look wrong: how far out each lies of what the others say it should have been.
+
+        ``tail`` is the probability of a value as far out on either side, given the rest of the row (of a sequence:
+        given 19 in 20 of the other entries), from ``draws`` draws, beyond which it is extrapolated; ``expected``,
+        ``low`` and ``high`` are the median of what it should have been and the ends of 95 %. ``adjusted`` is the least
+        false discovery rate at which the entry would be called an outlier, ``outlier`` whether it is below ``level``.
+        Missing entries have NaN; so has the last step of a sequence where it is hidden whole. See
+        `ppgen.results.outliers`.
+
+        Raises
+        ------
+        DataError : fewer than 100 draws, a level outside 0 and 1, or data without an observed entry.
+        """
+        return outliers(self, x, draws, level, u=u, random_seed=random_seed, progressbar=progressbar)
 
     def predict(
         self,
