@@ -151,26 +151,9 @@ def match(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when all went well, 2 with one message when not, 130 when interrupted."""
-    from cyclopts import CycloptsError
+    from ppgen.behavior.command import run
 
-    from ppgen.errors import PpgenError
-
-    try:
-        app(arguments, exit_on_error=False, print_error=False)
-    except (PpgenError, CycloptsError) as error:
-        return _complain(str(error), 2)
-    except OSError as error:
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 2)
-    except MemoryError:
-        return _complain("not enough memory; give fewer recordings at a time, or fewer states", 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing was written", 130)
-    return 0
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"syllables: {message}", file=sys.stderr)
-    return code
+    return run(app, "syllables", arguments, "give fewer recordings at a time, or fewer states")
 
 
 if __name__ == "__main__":

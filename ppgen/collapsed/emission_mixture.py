@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +16,21 @@ from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.messages import Mixture, mixture
 
-__all__ = ["EmissionMixture", "EmissionMixtureLatents"]
+__all__ = ["EmissionMixture", "MixtureLatents"]
 
 
 @final
 @dataclass(frozen=True)
-class EmissionMixtureLatents:
-    """Posterior of the component of each row."""
+class MixtureLatents:
+    """Posterior of the component of each row, along an ``axis`` of that name."""
 
     posterior: Mixture
+    axis: str = "component"
 
-    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"z": ("row", "component"), "z_mode": ("row",), "z_draw": ("row",)}
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]:
+        """Name -> its axes."""
+        return {"z": ("row", self.axis), "z_mode": ("row",), "z_draw": ("row",)}
 
     @property
     def marginals(self) -> dict[str, Tensor]:
@@ -77,9 +81,9 @@ class EmissionMixture(Collapsed):
         """Log density of each row; a row without observations has the density one."""
         return torch.where(torch.isnan(x).all(-1), 0.0, self.summed(x, m).log_normalizer)
 
-    def latents(self, x: Float[Tensor, "N D"]) -> EmissionMixtureLatents:
+    def latents(self, x: Float[Tensor, "N D"]) -> MixtureLatents:
         """Posterior of the components given ``x``."""
-        return EmissionMixtureLatents(self.summed(x, {}))
+        return MixtureLatents(self.summed(x, {}))
 
     def fill(self, x: Float[Tensor, "N D"], values: Mapping[str, Int[Tensor, " N"]]) -> Float[Tensor, "N D"]:
         """``x`` with its NaN entries drawn given the components ``z``."""

@@ -6,7 +6,7 @@ Reference: Jacobs, Jordan, Nowlan & Hinton (1991).
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -14,37 +14,14 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ppgen.collapsed.base import Collapsed
+from ppgen.collapsed.emission_mixture import MixtureLatents
 from ppgen.distributions.shape import Shape
 from ppgen.emissions.generalized_linear import GeneralizedLinear
 from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.messages import Mixture, mixture
 
-__all__ = ["ExpertLatents", "GatedMixture"]
-
-
-@final
-class ExpertLatents:
-    """Posterior of the expert that each row came from."""
-
-    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"z": ("row", "expert"), "z_mode": ("row",), "z_draw": ("row",)}
-
-    def __init__(self, posterior: Mixture) -> None:
-        self.posterior = posterior
-
-    @property
-    def marginals(self) -> dict[str, Tensor]:
-        """``z``: probability of each expert."""
-        return {"z": self.posterior.responsibilities}
-
-    @property
-    def mode(self) -> dict[str, Tensor]:
-        """``z_mode``: the most probable expert."""
-        return {"z_mode": self.posterior.mode()}
-
-    def sample(self) -> dict[str, Tensor]:
-        """``z_draw``: one draw of every row's expert."""
-        return {"z_draw": self.posterior.sample(1)[0]}
+__all__ = ["GatedMixture"]
 
 
 @final
@@ -83,9 +60,9 @@ class GatedMixture(Collapsed):
         """Log density of each row; a row without observations has the density one."""
         return torch.where(torch.isnan(x).all(-1), 0.0, self.summed(x, m).log_normalizer)
 
-    def latents(self, x: Float[Tensor, "N D"]) -> ExpertLatents:
+    def latents(self, x: Float[Tensor, "N D"]) -> MixtureLatents:
         """Posterior of the experts given ``x``; given the inputs alone for a row without observations."""
-        return ExpertLatents(self.summed(x, {}))
+        return MixtureLatents(self.summed(x, {}), "expert")
 
     def fill(self, x: Float[Tensor, "N D"], values: Mapping[str, Int[Tensor, " N"]]) -> Float[Tensor, "N D"]:
         """``x`` with its NaN entries drawn given the experts ``z``."""
