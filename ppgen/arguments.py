@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import cast
@@ -26,12 +27,13 @@ __all__ = [
 LARGEST_ANSWER = 4 * 2**30  # bytes that one answer may take
 
 
-def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor:
+def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False, names: Sequence[object] | None = None) -> Tensor:
     """Inputs as a tensor in the type of ``x`` with a row per row of it; ``whole`` numbers may stay whole, in int64.
 
     Parameters
     ----------
     what : is read, for messages: ``"svi: u"``.
+    names : of the columns, for messages.
 
     Raises
     ------
@@ -52,9 +54,10 @@ def as_inputs(what: str, u: object, x: Tensor, *, whole: bool = False) -> Tensor
         raise DataError(f"{what} must have {len(x)} rows like x, got shape {values.shape}; {advice}")
     if not np.isfinite(values).all():
         place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        column = f", of input {place[-1] if names is None else names[place[-1]]!r}" if values.ndim > 1 else ""
         raise DataError(
-            f"{what} must be finite, got {values[place]} at {place}; only x may have gaps: fill or drop them, or make "
-            "that input a column of x"
+            f"{what} must be finite, got {values[place]} at {place}{column}; only x may have gaps: fill or drop "
+            "them, or make that input a column of x"
         )
     kind = torch.int64 if whole and values.dtype.kind in "iu" else x.dtype
     return torch.tensor(np.ascontiguousarray(values), dtype=kind)

@@ -77,6 +77,10 @@ class Model(nn.Module, ABC):
         """Warnings about draws {site: (S, ...)} of the posterior that a person should read, each a whole sentence."""
         return []
 
+    def cautions(self, x: Tensor, u: Any) -> list[str]:  # noqa: ANN401 (as `model` gets them)
+        """Warnings about the data and inputs of a fit that a person should read, each a whole sentence."""
+        return []
+
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Turn draws {site: (C, S, ...)} to be alike, where turns of a latent space leave p(theta, x) as it is.
 

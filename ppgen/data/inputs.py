@@ -115,7 +115,8 @@ def read_one(
                 "rename or select them"
             )
         labelled, found = labelled.isel({last: order}), known[axis]
-    values = as_inputs(what, labelled.values, to_tensor(observations), whole=whole)
+    names = None if found is None else found.tolist()
+    values = as_inputs(what, labelled.values, to_tensor(observations), whole=whole, names=names)
     return values, {} if found is None else {axis: found}
 
 

@@ -37,13 +37,21 @@ class GeneralizedLinear:
     likelihood : ``"normal"``, ``"bernoulli"``, ``"categorical"`` or ``"poisson"``.
     categories : number V of categories, numbered from zero, of a categorical feature.
     scale : prior standard deviation of the weights.
+    option : what the model calls its likelihood, for messages.
     """
 
     def __init__(
-        self, who: str, features: int, inputs: int, likelihood: str, categories: int | None, scale: float
+        self,
+        who: str,
+        features: int,
+        inputs: int,
+        likelihood: str,
+        categories: int | None,
+        scale: float,
+        option: str = "likelihood",
     ) -> None:
         if likelihood not in LIKELIHOODS:
-            raise DataError(f"{who}: likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
+            raise DataError(f"{who}: {option} must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         if (likelihood == "categorical") != (categories is not None):
             raise DataError(f'{who}: categories must be given with "categorical", and only then, got {categories!r}')
         if categories is not None and (not isinstance(categories, int) or categories < 2):

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ppgen.data.arrays import exists
+from ppgen.data.parts import Inputs
 from ppgen.emissions.emission import Emission
 from ppgen.errors import DataError
 
-__all__ = ["check_units"]
+__all__ = ["check_units", "input_cautions"]
 
 SMALL = 0.1  # standard deviations of the data in those of the prior
 SMALLISH, WIDER = 0.3, 0.05  # the log warns of small data to whose variance the prior adds more than such a share
 FAR_FROM_ZERO = 10.0  # distance of the data's centre from zero, in their standard deviations
+REACH, WIDE = 0.3, 10.0  # of an input: the least largest distance from its mean, and the most standard deviation
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,31 @@ def check_units(who: str, emission: Emission, batches: Sequence[Tensor], states:
     if bool((odd == varies).all()):
         raise DataError(words)
     log.warning("%s; %d of %d features that vary are so, and tell states hardly apart", words, odd.sum(), varies.sum())
+
+
+def input_cautions(who: str, x: Tensor, u: Inputs) -> list[str]:
+    """Say which inputs do not suit weights with a prior of about one, and which are the same everywhere.
+
+    A rare event, an input that is zero but in a few rows, is in scale: it is judged by how far it reaches.
+    """
+    if not isinstance(u, Tensor) or u.ndim < 2 or not u.numel():
+        return []
+    rows = (u[exists(x)] if u.ndim == 3 and u.shape[:2] == x.shape[:2] else u.reshape(-1, u.shape[-1])).double()
+    if len(rows) < 2:
+        return []
+    mean, spread, reach = rows.mean(0), rows.std(0, correction=0), (rows - rows.mean(0)).abs().amax(0)
+    varies = spread > 1e-12 * mean.abs()
+    odd = varies & ((reach < REACH) | (spread > WIDE) | (mean.abs() > FAR_FROM_ZERO * spread) & (mean.abs() > 1))
+    found = [
+        f"{who}: u must be in units of about one around zero, got input {i} with mean {float(mean[i]):.3g} and "
+        f"standard deviation {float(spread[i]):.3g}, whose weights the prior does not suit; standardise, "
+        "`u = (u - u.mean()) / u.std()`, with the same numbers for other data"
+        for i in odd.nonzero()[:, 0].tolist()[:1]
+    ]
+    return found + [
+        f"{who}: input {i} is {float(mean[i]):.3g} everywhere, beside the one that the model adds itself; leave it out"
+        for i in (~varies & (mean != 0)).nonzero()[:, 0].tolist()[:1]
+    ]
 
 
 def _say_smallish(emission: Emission, widened: Tensor, variance: Tensor, scale: float) -> None:

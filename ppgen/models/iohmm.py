@@ -26,6 +26,7 @@ from torch import Tensor
 from ppgen.collapsed.driven_markov import DrivenMarkov
 from ppgen.data.parts import Inputs
 from ppgen.emissions.generalized_linear import GeneralizedLinear
+from ppgen.emissions.units import input_cautions
 from ppgen.errors import DataError
 from ppgen.model import Model
 
@@ -78,7 +79,8 @@ class IOHMM(Model):
         self.states, self.inputs, self.features = states, inputs, features
         self.transition_inputs = _chosen("transition_inputs", transition_inputs, inputs)
         self.emission_inputs = _chosen("emission_inputs", emission_inputs, inputs)
-        self.emission = GeneralizedLinear("IOHMM", features, len(self.emission_inputs), emission, categories, scale)
+        driven = len(self.emission_inputs)
+        self.emission = GeneralizedLinear("IOHMM", features, driven, emission, categories, scale, "emission")
         self.stickiness = float(stickiness)
         self.concentration = float(2 * states if concentration is None else concentration)
         if not (0 < self.concentration < float("inf") and 0 <= self.stickiness < float("inf")):
@@ -131,6 +133,10 @@ class IOHMM(Model):
                 drives[..., list(self.transition_inputs)], x.shape[1],
             )  # fmt: skip
             pyro.sample("x", states, obs=x)
+
+    def cautions(self, x: Tensor, u: Inputs) -> list[str]:
+        """Warnings of inputs in units that the prior of their weights does not suit."""
+        return input_cautions("IOHMM", x, u)
 
     def check(self, x: Tensor) -> None:
         if x.ndim != 3:

@@ -23,11 +23,15 @@ from torch import Tensor
 
 from ppgen.collapsed.gated_mixture import GatedMixture
 from ppgen.data.parts import Inputs
+from ppgen.diagnostics.groups_alike import grouped_alike
 from ppgen.emissions.generalized_linear import GeneralizedLinear
+from ppgen.emissions.units import input_cautions
 from ppgen.errors import DataError
 from ppgen.model import Model
 
 __all__ = ["MixtureOfExperts"]
+
+TRIED, LEAST = 1000, 0.1  # inputs that gates are tried at; the least share of an expert, of an even one
 
 
 @final
@@ -76,7 +80,7 @@ class MixtureOfExperts(Model):
 
     @property
     def exchangeable(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Experts, where all lie behind one gate; groups and their experts may only change places together."""
+        """Experts, where all lie behind one gate; groups and their experts move together, see `turned`."""
         return ("expert",) if self.depth == 1 else ()
 
     @property
@@ -97,24 +101,62 @@ class MixtureOfExperts(Model):
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         return {"regressor": [*map(str, names), "one"]}
 
+    def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Draws with groups, and the experts of each, numbered alike; with one gate `exchangeable` says it all."""
+        if self.depth == 1:
+            return theta
+        flat = {site: value.detach().flatten(0, 1) for site, value in theta.items()}
+        first, second, own = flat["gate"], flat["second_gate"], flat["weights"].unflatten(1, 2 * (self.experts,))
+        parts = [second - second.mean(-2, keepdim=True), own.flatten(3)]
+        if "noise" in flat:
+            parts.append(flat["noise"].log().unflatten(1, 2 * (self.experts,)))
+        groups, members = grouped_alike(torch.cat(parts, -1), first - first.mean(-2, keepdim=True))
+        draw = torch.arange(len(first))[:, None]
+        chosen = (groups[..., None] * self.experts + members).flatten(1)
+        moved = {site: value[draw, chosen] for site, value in flat.items() if "gate" not in site}
+        moved |= {"gate": first[draw, groups], "second_gate": second[draw[..., None], groups[..., None], members]}
+        return {site: value.unflatten(0, theta["gate"].shape[:2]) for site, value in moved.items()}
+
+    def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
+        """A warning that some experts are hardly ever chosen, at inputs of unit scale, in most draws."""
+        u = torch.randn(TRIED, self.inputs, dtype=torch.float64)
+        shares = self._gates(torch.cat([u, torch.ones_like(u[:, :1])], -1), theta).exp().mean(-2)
+        count = shares.shape[-1]
+        used = int((shares > LEAST / count).sum(-1).double().median())
+        if used == count:
+            return []
+        return [
+            f"MixtureOfExperts: the gates choose {used} of the {count} experts only, the others at hardly any inputs "
+            "of about unit scale; take fewer experts, or compare more starts (n_init) by the density of rows held out"
+        ]
+
     def model(self, x: Float[Tensor, "N D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): gates and experts, then rows with their expert summed out."""
         regressors = self.likelihood.checked_inputs(x, u)
-        log_gates = self._log_gates(regressors)
+        log_gates = self._gates(regressors, self._draw_gates())
         theta = self.likelihood.draw(log_gates.shape[-1], pyro.sample)
         with pyro.plate("row", total or len(x), subsample_size=len(x)):
             pyro.sample("x", GatedMixture(log_gates, self.likelihood, theta, regressors), obs=x)
 
-    def _log_gates(self, regressors: Float[Tensor, "N R"]) -> Float[Tensor, "N K"]:
+    def _draw_gates(self) -> dict[str, Tensor]:
         zero = torch.zeros(self.experts, self.inputs + 1, dtype=torch.float64)
-        gate = pyro.sample("gate", dist.Normal(zero, self.likelihood.scale).to_event(2))
-        first = (regressors @ gate.mT).log_softmax(-1)
+        found = {"gate": pyro.sample("gate", dist.Normal(zero, self.likelihood.scale).to_event(2))}
+        if self.depth == 2:
+            zero = zero.expand(self.experts, *zero.shape)
+            found["second_gate"] = pyro.sample("second_gate", dist.Normal(zero, self.likelihood.scale).to_event(3))
+        return found
+
+    def _gates(self, regressors: Float[Tensor, "N R"], theta: Mapping[str, Tensor]) -> Float[Tensor, "*S N K"]:
+        """Log probabilities of the experts of each row, given gates {site: (*S, ...)}."""
+        first = (regressors @ theta["gate"].mT).log_softmax(-1)
         if self.depth == 1:
             return first
-        zero = zero.expand(self.experts, *zero.shape)
-        within = pyro.sample("second_gate", dist.Normal(zero, self.likelihood.scale).to_event(3))
-        second = (regressors @ within.flatten(0, 1).mT).unflatten(-1, (self.experts, self.experts)).log_softmax(-1)
-        return (first[..., None] + second).flatten(-2)
+        second = (regressors @ theta["second_gate"].flatten(-3, -2).mT).unflatten(-1, (self.experts, self.experts))
+        return (first[..., None] + second.log_softmax(-1)).flatten(-2)
+
+    def cautions(self, x: Tensor, u: Inputs) -> list[str]:
+        """Warnings of inputs in units that the prior of their weights does not suit."""
+        return input_cautions("MixtureOfExperts", x, u)
 
     def check(self, x: Tensor) -> None:
         if x.ndim != 2:

@@ -1,5 +1,6 @@
 """The input of an engine after reading: a private model, its labelled data, and the arguments of its programs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from ppgen.programs.naming import check_keywords, check_model
 from ppgen.programs.program import Function, cast, copy_model, private
 
 __all__ = ["Task", "read"]
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -113,6 +116,8 @@ def read(
     inputs = read_inputs_of(who, u, observations, names).inputs
     model = copy_model(model)
     model.check(data)
+    for words in model.cautions(data, inputs.values) if beside is None else ():
+        log.warning(words)
     refuse_negative_indexes(who, model.model, (data,), {"u": inputs.values})
     remember(model, data=digest(data), inputs=tuple(map(digest, parts(inputs.values))))
     return Task(model, observations, (data,), {"u": inputs.values}, inputs)

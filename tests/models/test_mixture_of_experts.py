@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dense import normal
+from pyro import poutine
 
 from ppgen.errors import DataError
 from ppgen.inference import mcmc, svi
@@ -57,6 +58,71 @@ def test_the_density_sums_over_experts_whatever_is_missing(name):
     for value, row, own in zip(found, x, u, strict=True):
         exact = density(model, theta, row, torch.cat([own, torch.ones(1).double()])).log()
         assert abs(value - exact) < 1e-10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_the_sum_over_experts(name):
+    torch.manual_seed(1)
+    model, u = MODELS[name](), normal(3, 2)
+    x = torch.randint(2, (3, 2)).double()
+    x[0, 1], x[2] = torch.nan, torch.nan
+    theta = {site: value.requires_grad_() for site, value in predictive.prior(model, x, u=u).items()}
+    one = torch.ones(1).double()
+    exact = sum(density(model, theta, row, torch.cat([own, one])).log() for row, own in zip(x, u, strict=True))
+    trace = poutine.trace(poutine.condition(model.model, data=theta)).get_trace(x, u=u)
+    found = trace.nodes["x"]["fn"].log_prob(x).sum()
+    for site in theta:
+        pair = (torch.autograd.grad(value, theta[site], retain_graph=True)[0] for value in (found, exact))
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-10, msg=site)
+
+
+def test_groups_and_their_experts_are_numbered_alike_and_say_the_same():
+    torch.manual_seed(4)
+    model, x, u = MixtureOfExperts(2, 2, 2, depth=2), normal(5, 2), normal(5, 2)
+    one = predictive.prior(model, x, u=u)
+    order = [3, 2, 0, 1]  # the groups change places, and the experts of one of them
+    other = {
+        "gate": one["gate"][[1, 0]] + 0.3, "weights": one["weights"][order], "noise": one["noise"][order],
+        "second_gate": torch.stack([one["second_gate"][1, [1, 0]], one["second_gate"][0]]) - 0.2,
+    }  # fmt: skip
+    said = [predictive.log_likelihood(model, theta, x, u=u) for theta in (one, other)]
+    torch.testing.assert_close(*said)
+    theta = {site: torch.stack([one[site], other[site], one[site]])[None] for site in one}
+    turned = model.turned(theta)
+    for site in ("weights", "noise"):
+        torch.testing.assert_close(turned[site], turned[site][:, :1].expand_as(turned[site]))
+    for s in range(3):
+        own = {site: value[0, s] for site, value in turned.items()}
+        torch.testing.assert_close(predictive.log_likelihood(model, own, x, u=u), said[0])
+
+
+def test_gates_that_leave_out_experts_are_told():
+    model = MixtureOfExperts(3, 1, 1)
+    gate = torch.zeros(1, 3, 2).double()
+    assert model.remarks({"gate": gate}) == []
+    gate[:, 0, 1] = -9.0
+    (words,) = model.remarks({"gate": gate})
+    assert "choose 2 of the 3 experts" in words
+    (words,) = MixtureOfExperts(2, 1, 1, depth=2).remarks(
+        {"gate": torch.tensor([[[0.0, 9.0], [0.0, -9.0]]]).double(), "second_gate": torch.zeros(1, 2, 2, 2).double()}
+    )
+    assert "choose 2 of the 4 experts" in words
+
+
+def test_inputs_in_other_units_are_told_of_and_rare_events_are_not(caplog):
+    x, u, _ = lines(1, 100)
+    rare = np.zeros_like(u)
+    rare[[3, 50]] = 1.0
+    fit = {"guide": "map", "max_steps": 2, "random_seed": 0, "progressbar": False}
+    svi.fit(MixtureOfExperts(2, 2, 1), x, u=np.concatenate([u, rare], 1), **fit)
+    assert "units" not in caplog.text
+    for odd in (100 * u, 0.01 * u, u + 50):
+        caplog.clear()
+        svi.fit(MixtureOfExperts(2, 2, 1), x, u=np.concatenate([rare, odd], 1), **fit)
+        assert "u must be in units of about one around zero, got input 1" in caplog.text
+    caplog.clear()
+    svi.fit(MixtureOfExperts(2, 2, 1), x, u=np.concatenate([u, 0 * u + 1], 1), **fit)
+    assert "input 1 is 1 everywhere" in caplog.text
 
 
 def lines(seed, rows=400):
