@@ -5,11 +5,13 @@ r"""Several independent Markov chains whose effects on the observations add: a f
 
 Two distributions of the same kind of data. `ProductMarkov` sums all chains out together: every combination of their
 states is one state of a hidden Markov model with tied means and transitions, so it is exact, in time proportional to
-the square of the number of combinations. `FactorialMarkov` holds each chain in mean field, exact given the others, so
-it is a lower bound, in time proportional to the sum of the squares of the chains' states. References: Ghahramani &
-Jordan (1997), §3 and the structured approximation of its appendix.
+the square of the number of combinations. `FactorialMarkov` holds groups of chains in mean field, each group exact given
+the others: it is a lower bound, in time proportional to the sum of the squares of the groups' combinations. With one
+chain in each group this is the structured approximation of Ghahramani & Jordan (1997), §3.5; larger groups are
+a tighter bound (Saul & Jordan 1996, on tractable substructures).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, final
@@ -45,6 +47,54 @@ class Chain(NamedTuple):
 
     log_initial: Float[Tensor, " K"]
     log_transition: Float[Tensor, "K K"]
+
+
+@final
+class Group:
+    """Chains whose states are taken together: each combination of them is one state of a chain of its own.
+
+    ``states`` says for each chain in which state it is in each of the S combinations, ``together`` are the log-weights
+    of the combinations, and ``indicators`` (S, R) the regressors: which state each of all the chains is in, zero for
+    chains of other groups.
+    """
+
+    def __init__(self, chains: Mapping[str, Chain], names: Sequence[str]) -> None:
+        self.sizes = {name: len(chains[name].log_initial) for name in names}
+        each = torch.cartesian_prod(*[torch.arange(size) for size in self.sizes.values()]).reshape(-1, len(names))
+        self.states: dict[str, Tensor] = dict(zip(names, each.unbind(-1), strict=True))
+        self.together = Chain(
+            sum(chains[name].log_initial[z] for name, z in self.states.items()),  # type: ignore[arg-type]
+            sum(chains[name].log_transition[z][:, z] for name, z in self.states.items()),  # type: ignore[arg-type]
+        )
+        columns = [
+            one_hot(self.states[name], len(chain.log_initial)).double()
+            if name in self.states
+            else torch.zeros(len(each), len(chain.log_initial), dtype=torch.float64)
+            for name, chain in chains.items()
+        ]
+        self.indicators = torch.cat(columns, -1)
+
+    def joined(self, paths: Mapping[str, Int[Tensor, "N T"]]) -> Int[Tensor, "N T"]:
+        """The combination at each step of paths of all chains of the group; -1 counts as the first state."""
+        z = torch.zeros_like(next(iter(paths.values())))
+        for name, size in self.sizes.items():
+            z = z * size + paths[name].clamp_min(0)
+        return z
+
+    def parted(self, z: Int[Tensor, "N T"]) -> dict[str, Int[Tensor, "N T"]]:
+        """The path of each chain in a path of combinations."""
+        return {name: own.to(z.device)[z] for name, own in self.states.items()}
+
+
+def grouped(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names of the chains in groups of at most so many combinations each, in their order; each has a chain."""
+    found: list[list[str]] = []
+    for name, size in sizes.items():
+        if found and math.prod(sizes[own] for own in found[-1]) * size <= most:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
 
 
 @final
@@ -105,15 +155,12 @@ class ProductMarkov(Collapsed):
     def __init__(
         self, chains: Mapping[str, Chain], emission: Regression, statistics: Natural, shape: tuple[int, int]
     ) -> None:
-        self.sizes = {name: len(chain.log_initial) for name, chain in chains.items()}
-        sizes = list(self.sizes.values())
-        self.combinations = dict(zip(chains, _combinations(sizes).unbind(-1), strict=True))
-        picked = list(zip(self.combinations.values(), chains.values(), strict=True))
+        self.group = Group(chains, list(chains))
+        one = torch.ones(len(self.group.indicators), 1, dtype=torch.float64)
         self.inner = HiddenMarkov(
-            sum(chain.log_initial[z] for z, chain in picked),  # type: ignore[arg-type]
-            sum(chain.log_transition[z][:, z] for z, chain in picked),  # type: ignore[arg-type]
+            *self.group.together,
             Gaussian(emission.outputs, covariance="full" if emission.full else "diagonal"),
-            _of_combinations(emission, statistics, _indicators(list(self.combinations.values()), sizes)),
+            _of_combinations(emission, statistics, torch.cat([self.group.indicators, one], -1)),
             shape,
         )
         super().__init__(self.inner.batch_shape, self.inner.event_shape, validate_args=False)
@@ -130,15 +177,15 @@ class ProductMarkov(Collapsed):
 
     def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
         """Log joint density of each sequence and a path of each chain, up to a constant."""
-        return self.inner.joint(x, {"z": self._together(values)})
+        return self.inner.joint(x, {"z": self.group.joined(values)})
 
     def draw(self, x: Float[Tensor, "N T D"]) -> dict[str, Tensor]:
         """One joint draw of the paths of all chains."""
-        return self._apart(self.inner.draw(x)["z"].clamp_min(0))
+        return self.group.parted(self.inner.draw(x)["z"].clamp_min(0))
 
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the paths; trailing NaN stays."""
-        return self.inner.fill(x, {"z": self._together(values)})
+        return self.inner.fill(x, {"z": self.group.joined(values)})
 
     def impute(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries replaced by one joint draw; trailing NaN stays."""
@@ -160,42 +207,47 @@ class ProductMarkov(Collapsed):
         """Posterior of the states of every chain given ``x``."""
         chain, lengths = self.summed(x, {}), sequence_lengths(x)
         together = chain.marginals
-        each = {name: together @ one_hot(z).to(together) for name, z in self.combinations.items()}
+        each = {name: together @ one_hot(z).to(together) for name, z in self.group.states.items()}
         return FactorialLatents(
-            each, lambda: self._apart(chain.sample(1)[0].clamp_min(0)), lambda: self._apart(chain.mode()), lengths
+            each,
+            lambda: self.group.parted(chain.sample(1)[0].clamp_min(0)),
+            lambda: self.group.parted(chain.mode()),
+            lengths,
         )
-
-    def _together(self, values: Mapping[str, Int[Tensor, "N T"]]) -> Int[Tensor, "N T"]:
-        z = torch.zeros_like(next(iter(values.values())))
-        for name, size in self.sizes.items():
-            z = z * size + values[name].clamp_min(0)
-        return z
-
-    def _apart(self, z: Int[Tensor, "N T"]) -> dict[str, Int[Tensor, "N T"]]:
-        return {name: own.to(z.device)[z] for name, own in self.combinations.items()}
 
 
 @final
 class FactorialMarkov(Collapsed):
-    """Distribution over ``x`` (N, T, D) with each chain held in mean field; the parameters of `ProductMarkov`."""
+    """Distribution over ``x`` (N, T, D) with groups of chains held in mean field, each exact given the others.
+
+    Parameters
+    ----------
+    chains, emission, statistics, shape : those of `ProductMarkov`.
+    most : number of combinations of states up to which chains are held as one group; 1 holds each by itself.
+    """
 
     support = constraints.independent(constraints.real, 2)
 
     def __init__(
-        self, chains: Mapping[str, Chain], emission: Regression, statistics: Natural, shape: tuple[int, int]
+        self,
+        chains: Mapping[str, Chain],
+        emission: Regression,
+        statistics: Natural,
+        shape: tuple[int, int],
+        most: int = 1,
     ) -> None:
         self.chains, self.emission, self.statistics = dict(chains), emission, statistics
-        self.sizes = [len(chain.log_initial) for chain in chains.values()]
+        self.sizes = {name: len(chain.log_initial) for name, chain in chains.items()}
+        self.groups = {"+".join(names): Group(self.chains, names) for names in grouped(self.sizes, most)}
         super().__init__(torch.Size(shape[:1]), torch.Size([shape[1], emission.outputs]), validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "FactorialMarkov":
         return _unexpanded(self, batch_shape)
 
     def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, DiscreteBlock]:
+        """One chain for each group, whose states are the combinations of its chains' states."""
         lengths = sequence_lengths(x)
-        return {
-            name: DiscreteBlock(x.shape[1], size, lengths) for name, size in zip(self.chains, self.sizes, strict=True)
-        }
+        return {b: DiscreteBlock(x.shape[1], len(group.indicators), lengths) for b, group in self.groups.items()}
 
     def start(self, x: Float[Tensor, "N T D"]) -> Local:
         """Posteriors that see the data through ever less noise, from nearly all of it (deterministic annealing).
@@ -212,7 +264,7 @@ class FactorialMarkov(Collapsed):
         return local
 
     def _given(self, x: Tensor, m: Mapping[str, Natural], name: str, weight: float) -> Callable[[Natural], Tensor]:
-        """The energy as a function of one chain."""
+        """The energy as a function of one group."""
         return lambda own: self._energy(x, {**m, name: own}, weight).sum()
 
     def rest(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> Float[Tensor, " N"]:
@@ -221,33 +273,48 @@ class FactorialMarkov(Collapsed):
 
     def _energy(self, x: Tensor, m: Mapping[str, Natural], weight: float) -> Float[Tensor, " N"]:
         """The same, of data whose log density has this weight."""
-        moves = [
-            m[name]["initial"] @ chain.log_initial + (m[name]["transition"] * chain.log_transition).sum((-1, -2))
-            for name, chain in self.chains.items()
-        ]
-        r = torch.cat([m[name]["state"] for name in self.chains], -1)
-        outer, pull, own = seen_frames(self.emission, self.statistics, x, x.new_ones(*x.shape[:2], 1), r.shape[-1])
-        between = ~torch.block_diag(*[torch.ones(size, size) for size in self.sizes]).bool()
-        apart = outer * between.to(x)
-        square = ((r @ apart) * r if outer.dim() == 2 else (apart @ r[..., None])[..., 0] * r).sum(-1)
-        alone = (outer.diagonal(dim1=-2, dim2=-1) * r).sum(-1)  # within a chain there is one state at a time
+        moves, r, alone = x.new_zeros(len(x)), x.new_zeros(()), x.new_zeros(())
+        width, inside = sum(self.sizes.values()), x.new_zeros(())
+        outer, pull, own = seen_frames(self.emission, self.statistics, x, x.new_ones(*x.shape[:2], 1), width)
+        for name, group in self.groups.items():
+            columns, state = group.indicators.to(x), m[name]["state"]
+            pairs = columns[:, :, None] * columns[:, None, :]
+            moves = moves + m[name]["initial"] @ group.together.log_initial
+            moves = moves + (m[name]["transition"] * group.together.log_transition).sum((-1, -2))
+            r, inside = r + state @ columns, inside + columns.amax(0).outer(columns.amax(0))
+            alone = alone + ((outer.flatten(-2) @ pairs.flatten(1).mT) * state).sum(-1)
+        between = outer * (1 - inside)
+        square = ((r @ between) * r if outer.dim() == 2 else (between @ r[..., None])[..., 0] * r).sum(-1)
         seen = square + alone + (pull * r).sum(-1) + own * exists(x)
-        return sum(moves) + weight * seen.sum(-1)
+        return moves + weight * seen.sum(-1)
 
-    def exact(self, x: Float[Tensor, "N T D"]) -> bool:
-        """Whether there is one chain."""
-        return len(self.chains) == 1
+    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
+        """Log joint density of each sequence and a path of each chain, up to a constant."""
+        return super().joint(x, {b: group.joined(values) for b, group in self.groups.items()})
+
+    def draw(self, x: Float[Tensor, "N T D"]) -> dict[str, Tensor]:
+        """One joint draw of the paths of all chains, by Gibbs sweeps over the groups."""
+        return self._parted(super().draw(x))
 
     def latents(self, x: Float[Tensor, "N T D"]) -> FactorialLatents:
         """Posterior of the states of every chain in mean field given ``x``; draws are of Gibbs sweeps."""
         blocks, local = self.blocks(x), self.settle(x)
-        each = {name: block.solved(local[name])[0]["state"] for name, block in blocks.items()}
+        each: dict[str, Tensor] = {}
+        for b, group in self.groups.items():
+            together = blocks[b].solved(local[b])[0]["state"]
+            each |= {name: together @ one_hot(z).to(together) for name, z in group.states.items()}
         return FactorialLatents(
-            each,
+            {name: each[name] for name in self.chains},
             lambda: self.draw(x),
-            lambda: {name: block.chain(local[name]).mode() for name, block in blocks.items()},
+            lambda: self._parted({b: block.chain(local[b]).mode() for b, block in blocks.items()}),
             sequence_lengths(x),
         )
+
+    def _parted(self, paths: Mapping[str, Int[Tensor, "N T"]]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for b, group in self.groups.items():
+            found |= group.parted(paths[b])
+        return {name: found[name] for name in self.chains}
 
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given the paths; trailing NaN stays."""
@@ -277,13 +344,8 @@ class FactorialMarkov(Collapsed):
         return self._observe(empty, paths).reshape(*sample_shape, N, T, D)
 
     def _observe(self, x: Tensor, values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
-        states = _indicators([values[name].clamp_min(0) for name in self.chains], self.sizes)
+        states = _indicators([values[name].clamp_min(0) for name in self.chains], list(self.sizes.values()))
         return draw_frames(*self.emission.mean_and_precision(self.statistics), x, states)
-
-
-def _combinations(sizes: Sequence[int]) -> Int[Tensor, "S C"]:
-    """Every combination of the states of the chains, the last chain's changing fastest."""
-    return torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, len(sizes))
 
 
 def _indicators(paths: Sequence[Tensor], sizes: Sequence[int]) -> Float[Tensor, "... R"]:

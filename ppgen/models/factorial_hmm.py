@@ -6,9 +6,9 @@ r"""Factorial hidden Markov model: independent Markov chains whose effects on th
     z^{(c)}_1 &\sim \mathrm{Cat}(\pi^{(c)}), \quad z^{(c)}_t \sim \mathrm{Cat}(P^{(c)}_{z^{(c)}_{t-1}}), \quad
     x_t \sim \mathcal N\Big(b + \sum_c W^{(c)}_{z^{(c)}_t},\; R\Big)
 
-Chains with few combinations of states are summed out exactly together; with more than ``product`` combinations each
-is held in mean field, and the evidence is a lower bound (:mod:`ppgen.collapsed.factorial_markov`). Only differences
-between the effects of a chain's states are determined by data; their prior around zero fixes the rest.
+Chains with few combinations of states are summed out exactly together; with more than ``product`` combinations they
+are held in mean field, in groups of few, and the evidence is a lower bound (:mod:`ppgen.collapsed.factorial_markov`).
+Only differences between the effects of a chain's states are determined by data; their prior around zero fixes the rest.
 NaN in ``x`` is missing at random: it is integrated out. Scale your features to about unit variance; the priors assume
 it.
 
@@ -50,7 +50,8 @@ class FactorialHMM(Conjugate):
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
     concentration : total prior count of transitions from a state, :math:`\alpha`; the chain's number of states where
         None.
-    product : number of combinations of states up to which chains are summed out together, exactly.
+    product : number of combinations of states up to which chains are summed out together, exactly. With more they are
+        held in groups of at most 16 combinations, or ``product`` if that is less; 1 holds each chain by itself.
     noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
     strength : prior precision of the effects, in units of the precision of the noise.
     """
@@ -139,9 +140,10 @@ class FactorialHMM(Conjugate):
             f"z_{name}": Chain(s[f"initial_{name}"]["log_probability"], s[f"transition_{name}"]["log_probability"])
             for name in self.chains
         }
-        kind = ProductMarkov if self.together else FactorialMarkov
+        given = (chains, self.emission, s["effect"], (x.shape[0], x.shape[1]))
+        summed = ProductMarkov(*given) if self.together else FactorialMarkov(*given, min(GROUP, self.product))
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
-            pyro.sample("x", kind(chains, self.emission, s["effect"], (x.shape[0], x.shape[1])), obs=x)
+            pyro.sample("x", summed, obs=x)
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -181,4 +183,5 @@ class FactorialHMM(Conjugate):
             raise DataError(f"FactorialHMM: x must be finite or NaN, got {x[where].item()} at {where}")
 
 
+GROUP = 16  # combinations of states up to which chains that are too many for a product are held as one group
 TRIES = 10  # additive clusterings of which a start takes the best
