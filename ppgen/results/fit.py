@@ -21,6 +21,7 @@ from ppgen.programs.program import Function
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
 from ppgen.results.function_rows import as_asked
+from ppgen.results.information import expected_information
 from ppgen.results.labels import SWITCHED, Switched, aligned, numbered
 from ppgen.results.numbering import ordered, renamed, warn
 from ppgen.results.outliers import outliers
@@ -144,6 +145,33 @@ class Fit:
         DataError : quantiles outside 0 and 1, or draws that would need more than 4 GB.
         """
         return answers.predict(self, x, draws, quantiles, u=u, random_seed=random_seed)
+
+    def expected_information(
+        self,
+        x: object,
+        candidates: Sequence[object] | None = None,
+        draws: int = 200,
+        *,
+        about: Sequence[object] | None = None,
+        u: object = None,
+        random_seed: int | None = None,
+        progressbar: bool = True,
+    ) -> xr.Dataset:
+        """What each missing entry of ``x``, measured next, would teach about the other missing ones of its row.
+
+        ``information`` is the mutual information in nats given what was observed, the parameters known, averaged over
+        ``draws`` of them; ``mc_error`` is its standard error, so the estimate of a useless entry may be below zero.
+        ``candidates`` and ``about`` are labels of features: those that could be measured, and those that one wants to
+        know. The rest is NaN. Of a time series a row is a sequence, and every missing entry costs three passes over the
+        data for each draw.
+
+        Raises
+        ------
+        DataError : labels that the data lack, no candidate that is missing, or fewer than two draws.
+        """
+        return expected_information(
+            self, x, candidates, about, draws, u=u, random_seed=random_seed, progressbar=progressbar
+        )
 
     def forecast(
         self, x: object, horizon: int, draws: int = 500, *, u: object = None, random_seed: int | None = None
