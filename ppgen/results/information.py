@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["expected_information"]
 
+LARGEST = 2**30  # bytes of the copies of the data that one draw looks at
+
 
 def expected_information(
     fit: "Fit", x: object, candidates: Sequence[object] | None, about: Sequence[object] | None, draws: int, *,
@@ -40,6 +42,13 @@ def expected_information(
             "NaN where nothing was observed"
         )
     parts = looks(asked)
+    copies = (3 * len(parts) + 1) * data.numel() * 8
+    if copies > LARGEST:
+        raise DataError(
+            f"expected_information: copies of the data, three for each of the {len(parts)} candidates that a row has "
+            f"at most, must fit in {LARGEST / 2**30:.0f} GB, got {copies / 2**30:.1f} GB; name fewer candidates, or "
+            "ask about fewer rows"
+        )
 
     def one(theta: predictive.Theta) -> Tensor:
         return terms(fit.model, theta, data, parts, targets, inputs)

@@ -113,3 +113,10 @@ def test_what_cannot_be_is_said():
         fit.expected_information(asked, about=[7], **SETTINGS)
     with pytest.raises(DataError, match="draws must be at least 2"):
         fit.expected_information(asked, draws=1, **SETTINGS)
+
+
+def test_a_long_gap_is_refused_before_memory_is_taken(monkeypatch):
+    monkeypatch.setattr("ppgen.results.information.LARGEST", 2**10)
+    fit = vb.fit(GMM(1, 4), gaussian(60), **SETTINGS)
+    with pytest.raises(DataError, match="three for each of the 4 candidates .* name fewer candidates"):
+        fit.expected_information(np.full((30, 4), np.nan), **SETTINGS)
