@@ -14,6 +14,7 @@ from pyro import poutine
 
 import ppgen
 from ppgen.diagnostics.relabel import label_axes, permuted
+from ppgen.durations import NegativeBinomialDurations, PoissonDurations
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.bernoulli import Bernoulli
 from ppgen.emissions.categorical import Categorical
@@ -73,6 +74,10 @@ CASES = {
     "hmm-autoregressive": Case(lambda: HMM(2, emission=Autoregressive(2, 2)), normal),
     "hmm-categorical": Case(lambda: HMM(2, emission=Categorical(4, features=2)), integers(4)),
     "hmm-poisson": Case(lambda: HMM(2, emission=Poisson(2)), integers(6)),
+    "hmm-durations": Case(lambda: HMM(3, 2, durations=NegativeBinomialDurations(2)), normal),
+    "hmm-durations-poisson": Case(
+        lambda: HMM(2, emission=Autoregressive(2, 2), durations=PoissonDurations(4, expected=2.0)), normal
+    ),
     "hmm-bernoulli": Case(lambda: HMM(2, emission=Bernoulli(2)), integers(2)),
     "gmm": Case(lambda: GMM(3, 2), normal, (9, 2)),
     "gmm-diagonal": Case(lambda: GMM(2, 2, covariance="diagonal"), normal, (9, 2)),

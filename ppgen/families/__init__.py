@@ -4,6 +4,7 @@ from ppgen.families.beta import Beta
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor, Family, Natural, Sampler
 from ppgen.families.gamma import Gamma
+from ppgen.families.jumps import JumpDirichlet
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
@@ -14,6 +15,7 @@ __all__ = [
     "Factor",
     "Family",
     "Gamma",
+    "JumpDirichlet",
     "MatrixNormalInverseWishart",
     "Natural",
     "NormalGamma",

@@ -9,44 +9,52 @@ with :math:`\beta = (1/K, \dots, 1/K)`, or :math:`\beta \sim \mathrm{Dir}(\gamma
 weak limit of the sticky HDP-HMM, in which unused states empty themselves. :math:`\beta` is then a point estimate in
 variational Bayes and SVI, and a parameter in MCMC.
 
+With ``durations`` the model is semi-Markov: a state lasts as many steps as its duration says and then jumps to another,
+
+.. math::
+    d_i \sim p(d \mid z_i), \quad z_{i+1} \sim \mathrm{Cat}(J_{z_i}), \quad
+    J_k \sim \mathrm{Dir}(\alpha \beta) \text{ over the states but } k
+
+for the i-th segment (:mod:`ppgen.durations`). A sequence begins with a segment, and its end cuts the last.
+
 The first state emits the first observation. States are summed out exactly, so the guide covers the parameters only.
 NaN in ``x`` is missing at random: its factor is one. Scale your features to about unit variance; the priors assume it,
 and a start refuses data that they would outweigh.
 
 References: Rabiner (1989); Fox et al. (2011) for :math:`\kappa` and the weak limit; Johnson & Willsky (2014) for the
-point estimate.
+point estimate; Yu (2010) and Johnson & Willsky (2013) for durations.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, final
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppgen.collapsed.hidden_markov import HiddenMarkov
-from ppgen.data.arrays import exists
+from ppgen.collapsed.semi_markov import SemiMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.data.parts import Inputs
+from ppgen.distributions.jumps import off_diagonal, with_diagonal
+from ppgen.durations import Durations, NegativeBinomialDurations, PoissonDurations
 from ppgen.emissions.autoregressive import Autoregressive
-from ppgen.emissions.clustering import agglomerate, window_counts
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
+from ppgen.emissions.start_paths import cluster_paths, random_segments, window_paths
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError, in_name_of
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
+from ppgen.families.jumps import JumpDirichlet
 from ppgen.model import Conjugate, Factor
 
 __all__ = ["HMM"]
 
 LOG_SCALE_SD = 2.0  # of a learned scale of the prior, around its default
-MOST_WINDOWS = 256  # clustered pairwise for a start; every pair costs a determinant
 SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to an emptied state representable
 
 
@@ -65,6 +73,9 @@ class HMM(Conjugate):
     hierarchical : learn how much each state is used (weak-limit HDP).
     learn_prior : learn the scales of the emission's prior (its ``prior_scales``) from the data: empirical Bayes.
     usage_concentration : :math:`\gamma`; small values empty more states.
+    durations : ``"negative_binomial"`` or ``"poisson"``, or one of :mod:`ppgen.durations` with its options:
+        how many steps a state lasts. None: until it is left, which is geometric. The time of a fit grows with the
+        square of the number of phases, 5 by default, or steps of the longest duration, 50.
     """
 
     exchangeable = ("state",)
@@ -80,6 +91,7 @@ class HMM(Conjugate):
         hierarchical: bool = False,
         learn_prior: bool = False,
         usage_concentration: float = 1.0,
+        durations: str | Durations | None = None,
     ) -> None:
         super().__init__()
         self.states, self.state_names = _number_and_names(states)
@@ -94,6 +106,7 @@ class HMM(Conjugate):
                 raise DataError(f"HMM: {name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.stickiness < float("inf"):
             raise DataError(f"HMM: stickiness must be zero or more, got {stickiness}")
+        self.durations = _durations(durations, self.states, self.stickiness)
         if learn_prior:
             self.log_scales = nn.Parameter(self._default_log_scales())
         if hierarchical:
@@ -109,18 +122,27 @@ class HMM(Conjugate):
             "hierarchical": self.hierarchical,
             "learn_prior": self.learn_prior,
             "usage_concentration": self.usage_concentration,
+            "durations": self.durations,
         }
 
     @property
     def dims(self) -> dict[str, tuple[str, ...]]:
         emission = {site: ("state", *axes) for site, axes in self.emission.dims.items()}
         usage = {"usage": ("state",)} if self.hierarchical else {}
-        return usage | {"initial": ("state",), "transition": ("state", "next_state")} | emission
+        jumps = {"transition": ("state", "next_state")} if self._moves else {}
+        durations = self.durations.dims if self.durations else {}
+        return {**usage, "initial": ("state",), **jumps, **durations, **emission}
+
+    @property
+    def _moves(self) -> bool:
+        """Whether moves are random: with durations, two states take turns."""
+        return self.durations is None or self.states > 2
 
     @property
     def coords(self) -> dict[str, Sequence[Any]]:
         names: Sequence[Any] = self.state_names or range(self.states)
-        return {"state": names, "next_state": names}
+        moves = {"next_state": names} if self._moves else {}
+        return {"state": names, **moves, **(self.durations.coords if self.durations else {})}
 
     @property
     def usage(self) -> Float[Tensor, " K"]:
@@ -138,9 +160,14 @@ class HMM(Conjugate):
         rows = self.concentration * usage + self.stickiness * torch.eye(K).to(usage)
         start = torch.full_like(usage, self.concentration / K)
         emission = {name: value.to(usage.device) for name, value in self.emission.prior(K, **self.scales).items()}
+        rows = rows.clamp_min(SMALLEST_CONCENTRATION)
+        moves = Factor(Dirichlet("transition"), {"log_probability": rows})
+        if self.durations is not None:
+            moves = Factor(JumpDirichlet("transition"), {"log_probability": with_diagonal(off_diagonal(rows))})
         return {
             "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
-            "transition": Factor(Dirichlet("transition"), {"log_probability": rows.clamp_min(SMALLEST_CONCENTRATION)}),
+            **({"transition": moves} if self._moves else {}),
+            **(self.durations.prior(K) if self.durations else {}),
             "emission": Factor(self.emission.family, emission),
         }
 
@@ -149,10 +176,16 @@ class HMM(Conjugate):
         _refuse_inputs(u)
         usage = {"usage": pyro.sample("usage", dist.Dirichlet(self._usage_prior()))} if self.hierarchical else {}
         s = self.statistics(**usage)
-        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
-            states = HiddenMarkov(initial, transition, self.emission, s["emission"], (x.shape[0], x.shape[1]))
-            pyro.sample("x", states, obs=x)
+            pyro.sample("x", self._summed_out(s, (x.shape[0], x.shape[1])), obs=x)
+
+    def _summed_out(self, s: Mapping[str, Natural], shape: tuple[int, int]) -> HiddenMarkov | SemiMarkov:
+        """Whole sequences, their states summed out."""
+        initial = s["initial"]["log_probability"]
+        moves = s["transition"]["log_probability"] if self._moves else torch.zeros(2, 2).to(initial)
+        if self.durations is None:
+            return HiddenMarkov(initial, moves, self.emission, s["emission"], shape)
+        return SemiMarkov(initial, moves, self.durations, s, self.emission, s["emission"], shape)
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -177,13 +210,13 @@ class HMM(Conjugate):
         if not self.learn_prior:
             check_units("HMM", self.emission, batches, self.states)
         if method == "random":
-            return [_random_segments(x.shape[:2], self.states) for x in batches]
+            return [random_segments(x.shape[:2], self.states) for x in batches]
         if method == "kmeans":
-            return _kmeans([self.emission.embed(x) for x in batches], [exists(x) for x in batches], self.states)
+            return cluster_paths(self.emission, batches, self.states)
         kind, _, length = method.partition("-")
         if kind != "segments" or not length.isdigit() or int(length) < 1:
             raise DataError(f'HMM: a start is "kmeans", "random" or "segments-<steps>", got {method!r}')
-        return _segments(self.emission, batches, self.states, int(length))
+        return window_paths(self.emission, batches, self.states, int(length))
 
     @property
     def scales(self) -> dict[str, Tensor]:
@@ -213,6 +246,28 @@ class HMM(Conjugate):
         with in_name_of("HMM"):
             self.emission.check(x)
 
+    def cautions(self, x: Tensor, u: Inputs) -> list[str]:
+        """A warning of durations that no sequence is long enough to show."""
+        steps = int(sequence_lengths(x).max()) if len(x) else 0
+        if not isinstance(self.durations, PoissonDurations) or self.durations.longest <= max(steps, 2):
+            return []
+        return [
+            f"HMM: no sequence is longer than {steps} steps, so durations of up to {self.durations.longest} steps take "
+            f"time and change nothing; give durations=PoissonDurations({steps})"
+        ]
+
+    def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
+        """A warning of states whose durations the longest one cuts off."""
+        if not isinstance(self.durations, PoissonDurations):
+            return []
+        longest = self.durations.longest
+        lost = self.durations.tail(theta, longest).mean(0)
+        return [
+            f"HMM: state {k} would last more than {longest} steps, the longest duration, with probability "
+            f"{float(lost[k]):.2g}, which is left out; give durations=PoissonDurations({2 * longest})"
+            for k in (lost > self.durations.LOST).nonzero()[:, 0].tolist()
+        ]
+
     def renumbered(self, axis: str, order: Int[Tensor, " K"]) -> "HMM":
         """A copy whose learnt usage follows ``order``."""
         model = HMM(**self.config)
@@ -228,6 +283,24 @@ def _refuse_inputs(u: Inputs) -> None:
         raise DataError("HMM: takes no inputs u, got some; leave them out (they would be ignored)")
 
 
+def _durations(wanted: str | Durations | None, states: int, stickiness: float) -> Durations | None:
+    """The durations that were asked for, where there can be some."""
+    named: dict[str, type[Durations]] = {
+        "negative_binomial": NegativeBinomialDurations,
+        "poisson": PoissonDurations,
+    }
+    if wanted is None:
+        return None
+    if isinstance(wanted, str) and wanted not in named:
+        raise DataError(f"HMM: durations must be one of {list(named)} or an object of these, got {wanted!r}")
+    if states < 2 or stickiness > 0:
+        raise DataError(
+            f"HMM: durations need two states or more and no stickiness, got {states} and {stickiness:g}; durations say "
+            "how long a state lasts"
+        )
+    return named[wanted]() if isinstance(wanted, str) else wanted
+
+
 def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[str] | None]:
     """The number of states, and their names if they were given."""
     if isinstance(states, str) or not isinstance(states, SupportsIndex | Sequence):
@@ -239,53 +312,3 @@ def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[
     if names is not None and len(set(names)) < number:
         raise DataError(f"HMM: names of states must differ, got {names}")
     return number, names
-
-
-def _kmeans(features: list[Tensor], there: list[Tensor], states: int) -> list[Int[Tensor, "N T"]]:
-    """Cluster the steps that exist; the rest gets label 0."""
-    rows = torch.cat([f[e] for f, e in zip(features, there, strict=True)]).numpy()
-    chosen = rows if len(rows) <= 20_000 else rows[torch.randperm(len(rows))[:20_000].numpy()]
-    distinct = len(np.unique(chosen, axis=0))
-    fitted = KMeans(min(states, distinct), n_init=1, random_state=int(torch.randint(2**31 - 1, ()))).fit(chosen)
-    labels = [torch.zeros(e.shape, dtype=torch.long) for e in there]
-    found = torch.from_numpy(fitted.predict(rows)).long().split([int(e.sum()) for e in there])
-    for z, e, part in zip(labels, there, found, strict=True):
-        z[e] = part
-    return labels
-
-
-def _segments(emission: Emission, batches: Sequence[Tensor], states: int, length: int) -> list[Int[Tensor, "N T"]]:
-    """Cluster some windows of ``length`` steps; each window of the data then gets the cluster that explains it best."""
-    windows = [_windows(x, length) for x in batches]
-    pool = [w for batch in windows for w in batch]
-    chosen = torch.randperm(len(pool))[:MOST_WINDOWS].tolist()
-    counts = window_counts(emission, torch.stack([pool[i] for i in chosen]))
-    label = agglomerate(emission, counts, states)
-    total = {k: v.new_zeros(states, *v.shape[1:]).index_add(0, label, v) for k, v in counts.items()}
-    s = emission.family.expected({k: v + total[k] for k, v in emission.prior(states).items()})
-    with torch.no_grad():
-        return [_label_windows(emission, x, s, length) for x in batches]
-
-
-def _windows(x: Float[Tensor, "N T D"], length: int) -> list[Float[Tensor, "length D"]]:
-    """Every window of ``length`` steps in which something is observed."""
-    T = x.shape[1]
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -T % length), value=torch.nan)
-    blocks = padded.reshape(-1, length, x.shape[-1])
-    return list(blocks[~torch.isnan(blocks).all(-1).all(-1)])
-
-
-def _label_windows(emission: Emission, x: Float[Tensor, "N T D"], s: Natural, length: int) -> Int[Tensor, "N T"]:
-    score = emission.potential(x, s)
-    N, T, K = score.shape
-    score = torch.nn.functional.pad(score, (0, 0, 0, -T % length)).reshape(N, -1, length, K).sum(2)
-    return score.argmax(-1).repeat_interleave(length, -1)[:, :T]
-
-
-def _random_segments(shape: Sequence[int], states: int) -> Int[Tensor, "N T"]:
-    """Each step keeps its state with probability 0.95."""
-    N, T = shape
-    jump = torch.rand(N, T) < 0.05
-    jump[:, 0] = True
-    block = jump.cumsum(-1) - 1
-    return torch.gather(torch.randint(states, (N, T)), 1, block)

@@ -25,7 +25,7 @@ __all__ = ["Given", "describe", "program_state", "rebuild"]
 Given = Model | type[Model] | Callable[..., Any] | None
 """What `ppgen.load` is given to rebuild a model with."""
 
-PACKAGES = ("ppgen.models", "ppgen.families", "ppgen.emissions")
+PACKAGES = ("ppgen.models", "ppgen.families", "ppgen.emissions", "ppgen.durations")
 
 
 def describe(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
