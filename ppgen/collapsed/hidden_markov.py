@@ -161,19 +161,19 @@ class HiddenMarkov(Collapsed):
         value = self.summed(x, m).log_normalizer
         return torch.where(sequence_lengths(x) > 0, value, 0.0) + self.rest(x, m)
 
-    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
+    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
         """Log joint density of each sequence and a path ``z`` of its states, up to a constant."""
         z, there = values["z"], exists(x)
         potential = self.emission.potential(x, self.statistics)
         emitted = (torch.gather(potential, -1, z[..., None])[..., 0] * there).sum(-1)
-        moves = self.log_transition[z[:, :-1], z[:, 1:]] * there[:, 1:]
+        moves = torch.where(there[:, 1:], self.log_transition[z[:, :-1], z[:, 1:]], 0.0)
         return self.log_initial[z[:, 0]] * there[:, 0] + moves.sum(-1) + emitted
 
     def exact(self, x: Float[Tensor, "N T D"]) -> bool:
         """Whether no frame lacks a closed form."""
         return not self.blocks(x)
 
-    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
+    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given a path ``z`` of states; trailing NaN stays."""
         return self._fill(x, values["z"])
 

@@ -137,11 +137,14 @@ class SemiMarkov(Collapsed):
         """Expected log joint density of each sequence."""
         return self.inner.energy(x, m)
 
-    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, " N"]:
-        """Log joint density of each sequence and a path ``z`` of its states, phases summed out, up to a constant.
+    def joint(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, " N"]:
+        """Log joint density of each sequence and a path ``z`` of its states, up to a constant.
 
-        Durations that cannot be so long are cut where that costs least.
+        The ``phases`` are summed out unless they are given; durations that cannot be so long are then cut where that
+        costs least.
         """
+        if "phases" in values:
+            return self.inner.joint(x, {**values, "z": values["phases"]})
         other = self.owner != values["z"][..., None]
         inner = self.inner
         potential = inner.emission.potential(x, inner.statistics) - UNLIKELY * other
@@ -150,10 +153,11 @@ class SemiMarkov(Collapsed):
         return torch.where(lengths > 0, chain.log_normalizer, 0.0)
 
     def draw(self, x: Float[Tensor, "N T D"]) -> dict[str, Tensor]:
-        """One joint draw of the states."""
-        return self.latents(x).sample()
+        """One joint draw of the states ``z`` and their ``phases``, numbered through all states."""
+        drawn = self.inner.draw(x)
+        return {**drawn, "z": self.owner[drawn["z"].clamp_min(0)], "phases": drawn["z"].clamp_min(0)}
 
-    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
+    def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given a path ``z`` of states; trailing NaN stays."""
         phases = len(self.owner) // len(next(iter(self.inner.statistics.values())))
         return self.inner.fill(x, {"z": values["z"].clamp_min(0) * phases})

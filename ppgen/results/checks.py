@@ -54,7 +54,7 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
     """Chains, compared after labels without a meaning of their own were aligned."""
     stats = {name: value.numpy(force=True) for name, value in posterior.stats.items()}
     absent = [name for name in ("diverging", "energy") if name not in stats]
-    if absent:
+    if absent and fit.attrs.get("sampler") != "gibbs":  # which has neither
         notes.append(f"Not checked: {' and '.join(absent)}, which the sampler did not record.")
     if bounded := fit.attrs.get("bounded_sites"):
         notes.append(

@@ -1,8 +1,9 @@
 r"""Markov chain Monte Carlo for any Pyro program: many chains at once, on its traced and compiled density.
 
-Two samplers: ``"chees"`` (``chees``, many short chains in one tensor; the default) and ``"nuts"``
+Two samplers of a density: ``"chees"`` (``chees``, many short chains in one tensor; the default) and ``"nuts"``
 (``nuts``, a tree per chain). Both start from Pathfinder and learn from all chains together. What a
-model sums out stays summed out; other discrete latents are enumerated where they are small.
+model sums out stays summed out; other discrete latents are enumerated where they are small. A third, ``"gibbs"``
+(``gibbs``), draws latents and parameters of a conjugate model in turn.
 
 References: Hoffman, Radul & Sountsov (2021); Hoffman & Gelman (2014); Betancourt (2017); Zhang et al. (2022).
 """
@@ -23,6 +24,7 @@ from ppgen.errors import DataError, FitError
 from ppgen.inference.mcmc.chains import LEAST, default_chains
 from ppgen.inference.mcmc.chees import Chees
 from ppgen.inference.mcmc.enough import WANTED, Enough
+from ppgen.inference.mcmc.gibbs import gibbs
 from ppgen.inference.mcmc.hamiltonian import Leapfrog
 from ppgen.inference.mcmc.nuts import Nuts
 from ppgen.inference.mcmc.sampling import Run, first_tuning
@@ -53,6 +55,7 @@ __all__ = ["fit"]
 
 STARTS = ("pathfinder", "prior", "uniform")
 TUNE = {"chees": 300, "nuts": 1000}
+SAMPLERS = (*TUNE, "gibbs")
 MOST_DRAWS = 1000  # draws of a chain, where no number is given
 UNTRAINED = (
     "mcmc: samples the sites of the program alone, and keeps %d learnt tensors as they are (%s); train them by svi.fit "
@@ -108,7 +111,9 @@ def fit(
     tune : iterations of each chain before the kept draws, to learn metric and step size; 300 for chees, 1000 for nuts.
     chains : number of chains. By default 64 for chees and 4 for nuts, on CUDA 1024 and 64; chees takes fewer, down to
         16, if a gradient for all of them would be slow or large. A single chain cannot check itself.
-    sampler : ``"chees"`` or ``"nuts"``.
+    sampler : ``"chees"`` or ``"nuts"``; or ``"gibbs"`` for a conjugate model: 4 chains that tune nothing, from the
+        model's own ways to start, 200 sweeps before the kept draws. Where a density is a bound (`SLDS`, gaps of
+        autoregressions, factorial chains that are held), it draws from the posterior itself.
     target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.88, mean of all chains,
         for nuts); nearer 1 takes smaller steps.
     max_tree_depth : nuts makes at most 2 to this power leapfrog steps a draw.
@@ -142,6 +147,12 @@ def fit(
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}
     require_at_least("mcmc: memory_limit", memory_limit, 0)
     _check_options({**counts, "max_tree_depth": max_tree_depth}, sampler, target_accept, start, compile)
+    if sampler == "gibbs":
+        _check_gibbs(args, checkpoint=checkpoint, target_accept=target_accept, compile=compile)
+        return gibbs(
+            model, *args, u=u, draws=draws, min_ess=wanted, tune=tune, chains=chains, start=start,
+            random_seed=random_seed, progressbar=progressbar,
+        )  # fmt: skip
     folder = as_folder("mcmc", checkpoint)
     hardware = as_device("mcmc", device) or device_of(model, args)
     tune = TUNE[sampler] if tune is None else tune
@@ -229,13 +240,22 @@ def _check_options(
     for name, value in counts.items():
         if value is not None:
             require_at_least(f"mcmc: {name}", value, 1)
-    for name, given, known in (("sampler", sampler, tuple(TUNE)), ("compile", mode, MODES)):
+    for name, given, known in (("sampler", sampler, SAMPLERS), ("compile", mode, MODES)):
         if given not in known:
             raise DataError(f"mcmc: {name} must be one of {known}, got {given!r}")
     if target_accept is not None:
         require_within("mcmc: target_accept", target_accept, 0, 1, "0.8 is usual")
     if not isinstance(start, Fit) and start not in STARTS:
         raise DataError(f"mcmc: start must be one of {STARTS} or an earlier fit, got {start!r}")
+
+
+def _check_gibbs(args: tuple[Any, ...], **options: object) -> None:
+    """Refuse what a Gibbs sampler has no use for."""
+    if len(args) != 1:
+        raise DataError(f'mcmc: sampler="gibbs" takes a model and its data x, got {len(args)} arguments')
+    for name, value in options.items():
+        if value not in (None, "auto"):
+            raise DataError(f'mcmc: {name} does nothing for sampler="gibbs", got {value!r}; leave it out')
 
 
 def _dense(asked: bool | str, size: int, draws: int) -> bool:

@@ -20,7 +20,7 @@ from ppgen.programs.density import Density
 from ppgen.results.labels import alike
 from ppgen.results.posterior import Draws
 
-__all__ = ["FIRST_LOOK", "WANTED", "Enough", "Stop"]
+__all__ = ["EXTRA", "FIRST_LOOK", "WANTED", "Enough", "Stop", "least_size"]
 
 WANTED = 1000.0  # least effective size of a run that names no number of draws; `diagnose` wants 400
 FIRST_LOOK = 100  # draws of a chain before the first look
@@ -65,9 +65,14 @@ class Enough:
         """Least effective size of any number that moves; NaN where a draw is not finite."""
         sites = self.density.constrain(v.to(self.density.device))
         draws = Draws({name: value.movedim(0, 1).cpu() for name, value in sites.items()}, dict(stats))
-        draws = alike(self.model, draws)
-        sizes = [_least(value.numpy()) for value in (*draws.sites.values(), stats["lp"])]
-        return float(np.min(sizes)) if sizes else math.nan
+        return least_size(self.model, draws)
+
+
+def least_size(model: Model, posterior: Draws) -> float:
+    """Least effective size of any number that moves, labels aligned; NaN where a draw is not finite."""
+    draws = alike(model, posterior)
+    sizes = [_least(value.numpy()) for value in (*draws.sites.values(), posterior.stats["lp"])]
+    return float(np.min(sizes)) if sizes else math.nan
 
 
 def _least(value: Float[np.ndarray, "C S *event"]) -> float:
