@@ -50,6 +50,9 @@ class Model(nn.Module, ABC):
         if "__init__" in cls.__dict__:
             cls.__init__ = known_keywords(cls.__name__, "")(cls.__init__)  # type: ignore[method-assign]
 
+    only_gibbs: ClassVar[bool] = False
+    """True if the density of the data has no closed form and no bound, so that only a Gibbs sampler fits the model."""
+
     @property
     def ragged(self) -> bool:
         """True if trailing NaN along the second axis of the data ends a row: by default where that axis is time."""

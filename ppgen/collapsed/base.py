@@ -95,6 +95,11 @@ class Collapsed(TorchDistribution, ABC):
     sweeps: ClassVar[int] = 30
     """Updates of blocks that are not exact at once."""
 
+    @property
+    def apart(self) -> bool:
+        """True if entries do not depend on each other given the latents; False where a distribution does not say."""
+        return False
+
     def blocks(self, x: Tensor) -> Mapping[str, Block]:
         """Latents that are held, each exact given the others; none by default."""
         return {}

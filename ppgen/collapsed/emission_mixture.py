@@ -74,6 +74,10 @@ class EmissionMixture(Collapsed):
             )
         return EmissionMixture(self.log_weights, self.emission, self.statistics, batch_shape[0])
 
+    @property
+    def apart(self) -> bool:
+        return self.emission.apart
+
     def summed(self, x: Float[Tensor, "N D"], m: Mapping[str, Natural]) -> Mixture:
         return mixture(self.log_weights, self.emission.potential(x, self.statistics))
 

@@ -89,6 +89,10 @@ class FactorRows(Collapsed):
             raise DataError(f"FactorRows: must have one batch dimension of {own} rows, got {came}")
         return self
 
+    @property
+    def apart(self) -> bool:
+        return not any(view.emission.full for view in self.views)
+
     def blocks(self, x: Float[Tensor, "N D"]) -> Mapping[str, GaussianBlock]:
         return {"h": GaussianBlock(1, self.views[0].sees.shape[-1], x)}
 
@@ -124,7 +128,9 @@ class FactorRows(Collapsed):
         drawn = []
         for (emission, sees), s, part in zip(self.views, self.statistics, self._parts(x), strict=True):
             regressors = torch.cat([values["h"] @ sees.mT, torch.ones_like(values["h"][..., :1])], -1)
-            drawn.append(draw_frames(*emission.mean_and_precision(s), part, regressors)[:, 0])
+            drawn.append(
+                draw_frames(*emission.mean_and_precision(s), part, regressors, diagonal=not emission.full)[:, 0]
+            )
         return torch.cat(drawn, -1)
 
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*S N D"]:

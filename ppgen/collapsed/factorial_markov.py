@@ -168,6 +168,10 @@ class ProductMarkov(Collapsed):
     def expand(self, batch_shape: Shape, _instance: object = None) -> "ProductMarkov":
         return _unexpanded(self, batch_shape)
 
+    @property
+    def apart(self) -> bool:
+        return self.inner.apart
+
     def summed(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> DiscreteChain:
         return self.inner.summed(x, m)
 
@@ -243,6 +247,10 @@ class FactorialMarkov(Collapsed):
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "FactorialMarkov":
         return _unexpanded(self, batch_shape)
+
+    @property
+    def apart(self) -> bool:
+        return not self.emission.full
 
     def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, DiscreteBlock]:
         """One chain for each group, whose states are the combinations of its chains' states."""
@@ -345,7 +353,9 @@ class FactorialMarkov(Collapsed):
 
     def _observe(self, x: Tensor, values: Mapping[str, Int[Tensor, "N T"]]) -> Float[Tensor, "N T D"]:
         states = _indicators([values[name].clamp_min(0) for name in self.chains], list(self.sizes.values()))
-        return draw_frames(*self.emission.mean_and_precision(self.statistics), x, states)
+        return draw_frames(
+            *self.emission.mean_and_precision(self.statistics), x, states, diagonal=not self.emission.full
+        )
 
 
 def _indicators(paths: Sequence[Tensor], sizes: Sequence[int]) -> Float[Tensor, "... R"]:

@@ -120,6 +120,10 @@ class HiddenMarkov(Collapsed):
         shape = (batch_shape[0], self.event_shape[0])
         return HiddenMarkov(self.log_initial, self.log_transition, self.emission, self.statistics, shape)
 
+    @property
+    def apart(self) -> bool:
+        return self.emission.apart
+
     def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
         """Log evidence of each sequence; with gaps that have no closed form a lower bound, or inside `estimates` an
         estimate whose exponential is unbiased.

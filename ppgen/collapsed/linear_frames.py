@@ -57,11 +57,22 @@ def seen_frames(
 
 
 def draw_frames(
-    A: Float[Tensor, "*NT D R"], precision: Float[Tensor, "*NT D D"], x: Tensor, regressors: Float[Tensor, "N T R"]
+    A: Float[Tensor, "*NT D R"],
+    precision: Float[Tensor, "*NT D D"],
+    x: Tensor,
+    regressors: Float[Tensor, "N T R"],
+    *,
+    diagonal: bool,
 ) -> Float[Tensor, "N T D"]:
-    """Draw the NaN entries of ``x`` given the regressors and the entries that were observed."""
+    """Draw the NaN entries of ``x`` given the regressors and the entries that were observed.
+
+    With a ``diagonal`` precision they do not depend on these, nor on each other.
+    """
     mean = _apply(A.mT, regressors)
     hidden = torch.isnan(x)
+    if diagonal:
+        noise = torch.randn_like(mean) * precision.diagonal(dim1=-2, dim2=-1).rsqrt()
+        return torch.where(hidden, mean + noise, x)
     inside = hidden[..., :, None] & hidden[..., None, :]
     eye = torch.eye(x.shape[-1], dtype=precision.dtype, device=precision.device)
     root = torch.linalg.cholesky(torch.where(inside, precision, eye))

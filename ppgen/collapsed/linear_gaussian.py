@@ -109,6 +109,10 @@ class LinearGaussian(Collapsed):
             raise DataError(f"LinearGaussian: must have one batch dimension of {own} sequences, got {came}")
         return self
 
+    @property
+    def apart(self) -> bool:
+        return not self.emission.full
+
     def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, GaussianBlock]:
         return {"h": self._block(x)}
 
@@ -220,7 +224,12 @@ class LinearGaussian(Collapsed):
 
     def _observe(self, x: Tensor, h: Float[Tensor, "N T L"], known: Tensor) -> Float[Tensor, "N T D"]:
         """Draw the NaN entries of ``x`` given the states and the entries that were observed."""
-        return draw_frames(*self.emission.mean_and_precision(self.s_emission), x, torch.cat([h, known], -1))
+        return draw_frames(
+            *self.emission.mean_and_precision(self.s_emission),
+            x,
+            torch.cat([h, known], -1),
+            diagonal=not self.emission.full,
+        )
 
 
 def _times(weight: Float[Tensor, "N T"], matrix: Float[Tensor, "a b"]) -> Float[Tensor, "N T a b"]:

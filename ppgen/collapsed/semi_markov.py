@@ -114,6 +114,10 @@ class SemiMarkov(Collapsed):
             )
         return self
 
+    @property
+    def apart(self) -> bool:
+        return self.inner.apart
+
     def log_prob(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, " N"]:
         """Log evidence of each sequence, or what :class:`HiddenMarkov` says in its place across gaps."""
         return self.inner.log_prob(x)

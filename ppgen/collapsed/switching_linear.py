@@ -92,6 +92,10 @@ class SwitchingLinear(Collapsed):
             )
         return self
 
+    @property
+    def apart(self) -> bool:
+        return not self.emission.full
+
     def blocks(self, x: Float[Tensor, "N T D"]) -> Mapping[str, GaussianBlock]:
         return {"h": GaussianBlock(x.shape[1], self.dynamics.outputs, x)}
 
@@ -167,7 +171,7 @@ class SwitchingLinear(Collapsed):
     def fill(self, x: Float[Tensor, "N T D"], values: Mapping[str, Tensor]) -> Float[Tensor, "N T D"]:
         """``x`` with its NaN entries drawn given ``h`` (and ``z``); trailing NaN stays."""
         regressors = torch.cat([values["h"], self._known(values["h"])], -1)
-        drawn = draw_frames(*self._sight(values["z"]), x, regressors)
+        drawn = draw_frames(*self._sight(values["z"]), x, regressors, diagonal=not self.emission.full)
         return torch.where(exists(x)[..., None], drawn, x)
 
     def forecast(self, x: Float[Tensor, "N T D"], horizon: int) -> Float[Tensor, "N H D"]:
@@ -206,7 +210,7 @@ class SwitchingLinear(Collapsed):
         white = torch.randn(N, H, h.shape[-1], 1, dtype=h.dtype, device=h.device)
         noise = torch.linalg.solve_triangular(torch.linalg.cholesky(precision).mT[z], white, upper=True)[..., 0]
         states = torch.cat([draw_onwards(A[z], noise, h, known, fresh), known], -1)
-        return draw_frames(*self._sight(z), h.new_full((N, H, D), torch.nan), states)
+        return draw_frames(*self._sight(z), h.new_full((N, H, D), torch.nan), states, diagonal=not self.emission.full)
 
     def _sight(self, z: Int[Tensor, "N T"]) -> tuple[Tensor, Tensor]:
         """Coefficients and precision of the emission, of each step where it switches."""

@@ -218,9 +218,9 @@ def _rhat_check(site: str, chains: int, known: Convergence) -> Check:
 
 
 def _constant(value: Float[Array, "C S *event"]) -> Bool[Array, " P"]:
-    """Entries that are 0 or 1 in every draw."""
+    """Entries that are 0 or 1, to rounding, in every draw."""
     flat = value.reshape(*value.shape[:2], -1)
-    return (np.ptp(flat, axis=(0, 1)) == 0) & ((flat[0, 0] == 0) | (flat[0, 0] == 1))
+    return (np.ptp(flat, axis=(0, 1)) == 0) & ((flat[0, 0] == 0) | (abs(flat[0, 0] - 1) <= 1e-12))
 
 
 def _entries(value: Array) -> Float[Array, "P C S"]:

@@ -41,6 +41,10 @@ class Bernoulli(Emission):
         super().check(x, axes)
         self._refuse_values(x, ~(torch.isnan(x) | (x == 0) | (x == 1)), "zeros and ones", axes)
 
+    @property
+    def apart(self) -> bool:
+        return True
+
     def prior(self, states: int, **scales: Tensor) -> Natural:
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(one=self.one * ones, zero=self.zero * ones)

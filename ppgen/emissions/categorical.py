@@ -45,6 +45,10 @@ class Categorical(Emission):
         bad = ~torch.isnan(x) & ((x < 0) | (x >= self.vocabulary) | (x != x.round()))
         self._refuse_values(x, bad, f"symbols 0 to {self.vocabulary - 1}", axes)
 
+    @property
+    def apart(self) -> bool:
+        return True
+
     def prior(self, states: int, **scales: Tensor) -> Natural:
         shape = (states, self.features, self.vocabulary)
         return self.family.natural(concentration=torch.full(shape, self.concentration, dtype=torch.float64))

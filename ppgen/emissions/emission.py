@@ -77,6 +77,11 @@ class Emission(ABC):
         """True if observations depend on nothing but their own state, so that all is summed out in closed form."""
         return True
 
+    @property
+    def apart(self) -> bool:
+        """True if features do not depend on each other given the state; an emission that does not say so is False."""
+        return False
+
     def frames(self, x: Tensor) -> Frames | None:
         """The data as frames, some of whose entries may be latent; None where observations need no others."""
         return None

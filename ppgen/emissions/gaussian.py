@@ -74,6 +74,10 @@ class Gaussian(Emission):
     def prior_units(self) -> tuple[float, float]:
         return self.scale, self.strength
 
+    @property
+    def apart(self) -> bool:
+        return self.covariance != "full"
+
     def prior(self, states: int, **scales: Tensor) -> Natural:
         scale, strength = scales.get("scale", self.scale), scales.get("strength", self.strength)
         D, dtype = self.features, torch.float64

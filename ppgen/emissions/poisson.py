@@ -41,6 +41,10 @@ class Poisson(Emission):
         super().check(x, axes)
         self._refuse_values(x, ~torch.isnan(x) & ((x < 0) | (x != x.round())), "counts", axes)
 
+    @property
+    def apart(self) -> bool:
+        return True
+
     def prior(self, states: int, **scales: Tensor) -> Natural:
         ones = torch.ones(states, self.features, dtype=torch.float64)
         return self.family.natural(shape=self.shape * ones, rate=self.rate * ones)

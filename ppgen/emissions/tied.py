@@ -44,6 +44,10 @@ class Tied(Emission):
     def closed(self) -> bool:
         return self.emission.closed
 
+    @property
+    def apart(self) -> bool:
+        return self.emission.apart
+
     def potential(self, x: Float[Tensor, "*B D"], s: Natural, frames: Frames | None = None) -> Float[Tensor, "*B S"]:
         return self.emission.potential(x, s, frames)[..., self.owner]
 

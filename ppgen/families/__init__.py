@@ -6,6 +6,7 @@ from ppgen.families.family import Factor, Family, Natural, Sampler
 from ppgen.families.gamma import Gamma
 from ppgen.families.jumps import JumpDirichlet
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
+from ppgen.families.normal import Normal
 from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
 from ppgen.families.normal_inverse_wishart import NormalInverseWishart
 
@@ -18,6 +19,7 @@ __all__ = [
     "JumpDirichlet",
     "MatrixNormalInverseWishart",
     "Natural",
+    "Normal",
     "NormalGamma",
     "NormalInverseWishart",
     "Sampler",

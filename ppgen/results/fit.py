@@ -20,6 +20,7 @@ from ppgen.programs.memory import memory
 from ppgen.programs.program import Function
 from ppgen.results import answers
 from ppgen.results.checks import diagnose
+from ppgen.results.conditional import log_conditional
 from ppgen.results.function_rows import as_asked
 from ppgen.results.information import expected_information
 from ppgen.results.labels import SWITCHED, Switched, aligned, numbered
@@ -223,6 +224,21 @@ class Fit:
         FitError : the density of a step is not known, as where missing frames have no closed form.
         """
         return answers.log_likelihood(self, x, draws, u=u, per=per, random_seed=random_seed)
+
+    def log_conditional(
+        self, x: object, given: object, draws: int = 200, *, u: object = None, random_seed: int | None = None
+    ) -> xr.DataArray:
+        """Log density of the values of ``x`` that ``given`` does not have, given those that it has, of each row.
+
+        ``given`` is ``x`` with some entries hidden by NaN. In nats: log of the mean over ``draws`` draws of theta of
+        p(x | theta) / p(given | theta). With a fit of ``given`` it scores predictions of what was hidden, all entries
+        of a row together.
+
+        Raises
+        ------
+        DataError : ``given`` has another shape, or a value that ``x`` has not.
+        """
+        return log_conditional(self, x, given, draws, u=u, random_seed=random_seed)
 
     def to_arviz(
         self, x: object = None, draws: int = 1000, *, u: object = None, random_seed: int | None = None

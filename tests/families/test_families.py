@@ -19,6 +19,7 @@ from ppgen.families import (
     Gamma,
     JumpDirichlet,
     MatrixNormalInverseWishart,
+    Normal,
     NormalGamma,
     NormalInverseWishart,
     SphericalNormalGamma,
@@ -72,6 +73,7 @@ CASES = {
             "rate": uniform(0.5, 2, K),
         },
     ),
+    "Normal": Case(Normal("w"), lambda: {"location": normal(K, R), "precision": positive_definite(K, size=R)}),
     "NormalInverseWishart": Case(
         NormalInverseWishart("mu", "factor"),
         lambda: {

@@ -78,7 +78,7 @@ def fit(
     min_ess: float | None = None,
     tune: int | None = None,
     chains: int | None = None,
-    sampler: str = "chees",
+    sampler: str = "auto",
     target_accept: float | None = None,
     max_tree_depth: int = 10,
     dense_mass: bool | str = "auto",
@@ -111,9 +111,10 @@ def fit(
     tune : iterations of each chain before the kept draws, to learn metric and step size; 300 for chees, 1000 for nuts.
     chains : number of chains. By default 64 for chees and 4 for nuts, on CUDA 1024 and 64; chees takes fewer, down to
         16, if a gradient for all of them would be slow or large. A single chain cannot check itself.
-    sampler : ``"chees"`` or ``"nuts"``; or ``"gibbs"`` for a conjugate model: 4 chains that tune nothing, from the
-        model's own ways to start, 200 sweeps before the kept draws. Where a density is a bound (`SLDS`, gaps of
-        autoregressions, factorial chains that are held), it draws from the posterior itself.
+    sampler : ``"chees"`` (for ``"auto"``, where the model has a density) or ``"nuts"``; or ``"gibbs"`` for a conjugate
+        model: 4 chains that tune nothing, from the model's own ways to start, 200 sweeps before the kept draws. Where
+        a density is a bound (`SLDS`, gaps of autoregressions, factorial chains that are held), it draws from the
+        posterior itself.
     target_accept : acceptance to adapt the step size to (0.65, harmonic mean, for chees; 0.88, mean of all chains,
         for nuts); nearer 1 takes smaller steps.
     max_tree_depth : nuts makes at most 2 to this power leapfrog steps a draw.
@@ -142,6 +143,8 @@ def fit(
     """
     if min_ess is not None:
         require_at_least("mcmc: min_ess", min_ess, 1)
+    if sampler == "auto":
+        sampler = "gibbs" if getattr(model, "only_gibbs", False) else "chees"
     wanted = WANTED if draws is None and min_ess is None else min_ess
     draws = MOST_DRAWS if draws is None else draws
     counts = {"draws": draws, "tune": tune, "chains": chains, "checkpoint_every": checkpoint_every}

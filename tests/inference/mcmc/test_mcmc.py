@@ -419,7 +419,7 @@ def test_the_bar_says_how_it_goes(capsys, monkeypatch):
         ({"checkpoint_every": 0}, "mcmc: checkpoint_every must be at least 1, got 0"),
         ({"target_accept": 1.0}, "mcmc: target_accept must be between 0 and 1, got 1.0"),
         ({"start": "zero"}, r"mcmc: start must be one of .*'pathfinder'.* or an earlier fit, got 'zero'"),
-        ({"sampler": "gibbs"}, r"mcmc: sampler must be one of \('chees', 'nuts'\), got 'gibbs'"),
+        ({"sampler": "slice"}, r"mcmc: sampler must be one of \('chees', 'nuts', 'gibbs'\), got 'slice'"),
         ({"compile": "always"}, "mcmc: compile must be one of .*'traced'.*, got 'always'"),
         ({"max_tree_depth": 0}, "mcmc: max_tree_depth must be at least 1, got 0"),
         ({"memory_limit": -1}, "mcmc: memory_limit must be at least 0, got -1"),
