@@ -15,7 +15,7 @@ from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
 from ppgen.model import Conjugate, tracked, updated
 
-__all__ = ["Observed", "ascended", "drawn", "expecting", "first_factors", "observed_given"]
+__all__ = ["Observed", "ascended", "best_paths", "drawn", "expecting", "first_factors", "observed_given"]
 
 
 class Observed(NamedTuple):
@@ -82,6 +82,19 @@ def ascended(
                 bound += float(evidence.detach())
         found = {name: updated(factor, s[name]) for name, factor in prior.items()}
     return found, bound
+
+
+def best_paths(
+    model: Conjugate, batches: Sequence[Tensor], inputs: Sequence[Inputs], ways: Sequence[str], steps: int
+) -> list[Tensor]:
+    """Most probable states of each batch under the best of some starts of a chain, by the bound after some updates."""
+    tried = [ascended(model, batches, inputs, first_factors(model, batches, inputs, way), steps) for way in ways]
+    q, _ = max(tried, key=lambda found: found[1])
+    s = {name: factor.expected() for name, factor in q.items()}
+    settled = [
+        observed_given(model, s, x, u)["x"].distribution.completed(x) for x, u in zip(batches, inputs, strict=True)
+    ]
+    return [found.mode["z_mode"].clamp_min(0) for found in settled]
 
 
 def drawn(factor: Factor) -> Natural:

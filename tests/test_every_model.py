@@ -18,6 +18,7 @@ from ppgen.durations import NegativeBinomialDurations, PoissonDurations
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.emissions.bernoulli import Bernoulli
 from ppgen.emissions.categorical import Categorical
+from ppgen.emissions.driven import DrivenGaussian
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.poisson import Poisson
 from ppgen.families.regression import OF_ONE
@@ -77,6 +78,14 @@ CASES = {
     "hmm-durations": Case(lambda: HMM(3, 2, durations=NegativeBinomialDurations(2)), normal),
     "hmm-durations-poisson": Case(
         lambda: HMM(2, emission=Autoregressive(2, 2), durations=PoissonDurations(4, expected=2.0)), normal
+    ),
+    "hmm-driven": Case(lambda: HMM(2, 2, inputs=2), normal, inputs=2),
+    "hmm-driven-diagonal-durations": Case(
+        lambda: HMM(
+            2, emission=DrivenGaussian(2, 1, covariance="diagonal"), inputs=1, durations=NegativeBinomialDurations(2)
+        ),
+        normal,
+        inputs=1,
     ),
     "hmm-bernoulli": Case(lambda: HMM(2, emission=Bernoulli(2)), integers(2)),
     "gmm": Case(lambda: GMM(3, 2), normal, (9, 2)),

@@ -182,6 +182,10 @@ class SemiMarkov(Collapsed):
         """Replicated data: fresh segments, and their observations."""
         return self.inner.sample(sample_shape)
 
+    def completed(self, x: Float[Tensor, "N T D"]) -> SegmentLatents:
+        """Posterior of the states, across gaps without a closed form that of the lower bound."""
+        return SegmentLatents(self.inner.completed(x), self.owner)
+
     def latents(self, x: Float[Tensor, "N T D"]) -> SegmentLatents:
         """Posterior of the states given ``x``."""
         return SegmentLatents(self.inner.latents(x), self.owner)

@@ -40,13 +40,16 @@ from ppgen.collapsed.semi_markov import SemiMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.data.parts import Inputs
 from ppgen.distributions.jumps import off_diagonal, with_diagonal
-from ppgen.durations import Durations, NegativeBinomialDurations, PoissonDurations
+from ppgen.durations import Durations, PoissonDurations
+from ppgen.durations.named import chosen_durations
 from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.driven import DrivenGaussian
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.gaussian import Gaussian
 from ppgen.emissions.start_paths import cluster_paths, random_segments, window_paths
 from ppgen.emissions.units import check_units
 from ppgen.errors import DataError, in_name_of
+from ppgen.expecting import best_paths
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Natural
 from ppgen.families.jumps import JumpDirichlet
@@ -55,6 +58,7 @@ from ppgen.model import Conjugate, Factor
 __all__ = ["HMM"]
 
 LOG_SCALE_SD = 2.0  # of a learned scale of the prior, around its default
+TRIED, START_STEPS = ("kmeans", *["random"] * 8), 10  # starts of regressions, and updates before they are compared
 SMALLEST_CONCENTRATION = 1e-4  # keeps the expected log-probability of a move to an emptied state representable
 
 
@@ -73,6 +77,9 @@ class HMM(Conjugate):
     hierarchical : learn how much each state is used (weak-limit HDP).
     learn_prior : learn the scales of the emission's prior (its ``prior_scales``) from the data: empirical Bayes.
     usage_concentration : :math:`\gamma`; small values empty more states.
+    inputs : number of inputs U that the means of a Gaussian emission are linear in (`DrivenGaussian` has options).
+        ``u`` is then (N, T, U), or (N, U) where inputs stay the same. For other likelihoods, and inputs that drive the
+        transitions, see :class:`~ppgen.models.iohmm.IOHMM`.
     durations : ``"negative_binomial"`` or ``"poisson"``, or one of :mod:`ppgen.durations` with its options:
         how many steps a state lasts. None: until it is left, which is geometric. The time of a fit grows with the
         square of the number of phases, 5 by default, or steps of the longest duration, 50.
@@ -92,12 +99,19 @@ class HMM(Conjugate):
         learn_prior: bool = False,
         usage_concentration: float = 1.0,
         durations: str | Durations | None = None,
+        inputs: int = 0,
     ) -> None:
         super().__init__()
         self.states, self.state_names = _number_and_names(states)
         if (features is None) == (emission is None):
             raise DataError("HMM: give either features (for a Gaussian emission) or emission, one of the two")
-        self.emission: Emission = emission or Gaussian(features or 0)
+        self.emission: Emission = emission or _gaussian(features or 0, inputs)
+        self.inputs = self.emission.inputs if isinstance(self.emission, DrivenGaussian) else 0
+        if inputs != self.inputs:
+            raise DataError(
+                f"HMM: inputs must be those of a DrivenGaussian emission, {self.inputs}, got {inputs}; give features "
+                "instead of emission, or leave inputs out"
+            )
         self.stickiness, self.hierarchical, self.learn_prior = float(stickiness), hierarchical, learn_prior
         self.concentration = float(self.states if concentration is None else concentration)
         self.usage_concentration = float(usage_concentration)
@@ -106,7 +120,7 @@ class HMM(Conjugate):
                 raise DataError(f"HMM: {name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.stickiness < float("inf"):
             raise DataError(f"HMM: stickiness must be zero or more, got {stickiness}")
-        self.durations = _durations(durations, self.states, self.stickiness)
+        self.durations = chosen_durations("HMM", durations, self.states, self.stickiness)
         if learn_prior:
             self.log_scales = nn.Parameter(self._default_log_scales())
         if hierarchical:
@@ -123,6 +137,7 @@ class HMM(Conjugate):
             "learn_prior": self.learn_prior,
             "usage_concentration": self.usage_concentration,
             "durations": self.durations,
+            "inputs": self.inputs,
         }
 
     @property
@@ -142,7 +157,11 @@ class HMM(Conjugate):
     def coords(self) -> dict[str, Sequence[Any]]:
         names: Sequence[Any] = self.state_names or range(self.states)
         moves = {"next_state": names} if self._moves else {}
-        return {"state": names, **moves, **(self.durations.coords if self.durations else {})}
+        driven = self.input_coords([f"u{i}" for i in range(self.inputs)])
+        return {"state": names, **moves, **(self.durations.coords if self.durations else {}), **driven}
+
+    def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
+        return {"regressor": [*map(str, names), "one"]} if self.inputs else {}
 
     @property
     def usage(self) -> Float[Tensor, " K"]:
@@ -173,22 +192,40 @@ class HMM(Conjugate):
 
     def model(self, x: Float[Tensor, "N T D"], *, u: Inputs = None, total: int | None = None) -> None:
         """p(theta, x): the parameters, then whole sequences with their states summed out."""
-        _refuse_inputs(u)
+        emission = self._emission_at(x, u)
         usage = {"usage": pyro.sample("usage", dist.Dirichlet(self._usage_prior()))} if self.hierarchical else {}
         s = self.statistics(**usage)
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
-            pyro.sample("x", self._summed_out(s, (x.shape[0], x.shape[1])), obs=x)
+            pyro.sample("x", self._summed_out(s, emission, (x.shape[0], x.shape[1])), obs=x)
 
-    def _summed_out(self, s: Mapping[str, Natural], shape: tuple[int, int]) -> HiddenMarkov | SemiMarkov:
+    def _summed_out(
+        self, s: Mapping[str, Natural], emission: Emission, shape: tuple[int, int]
+    ) -> HiddenMarkov | SemiMarkov:
         """Whole sequences, their states summed out."""
         initial = s["initial"]["log_probability"]
         moves = s["transition"]["log_probability"] if self._moves else torch.zeros(2, 2).to(initial)
         if self.durations is None:
-            return HiddenMarkov(initial, moves, self.emission, s["emission"], shape)
-        return SemiMarkov(initial, moves, self.durations, s, self.emission, s["emission"], shape)
+            return HiddenMarkov(initial, moves, emission, s["emission"], shape)
+        return SemiMarkov(initial, moves, self.durations, s, emission, s["emission"], shape)
+
+    def _emission_at(self, x: Tensor, u: Inputs) -> Emission:
+        """The emission, with the inputs of every step where there are any."""
+        if not isinstance(self.emission, DrivenGaussian):
+            if u is not None:
+                raise DataError(
+                    "HMM: takes no inputs u, got some; leave them out (they would be ignored), or give inputs=their "
+                    "number"
+                )
+            return self.emission
+        if not (isinstance(u, Tensor) and u.shape[-1] == self.inputs):
+            came = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else "none" if u is None else "several by name"
+            raise DataError(f"HMM: u must have {self.inputs} inputs, as (N, T, U) or (N, U), got {came}")
+        return self.emission.at(u)
 
     @property
     def starts(self) -> tuple[str, ...]:
+        if self.inputs:
+            return ("regressions", "kmeans", "random")
         if isinstance(self.emission, Autoregressive):
             return ("kmeans", "segments-16", "segments-32", "random", "segments-8", "segments-64")
         return ("kmeans", "random", "segments-16", "segments-8")
@@ -197,8 +234,10 @@ class HMM(Conjugate):
         self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str
     ) -> list[dict[str, Int[Tensor, "N T"]]]:
         """Paths ``z`` by ``"kmeans"`` of the steps, ``"random"`` segments, or ``"segments-16"``: clustered windows of
-        16 steps.
+        16 steps. With inputs, ``"regressions"`` is the best of some random segments after some updates.
         """
+        if start == "regressions" and self.inputs:
+            return [{"z": z} for z in best_paths(self, batches, inputs, TRIED, START_STEPS)]
         return [{"z": z} for z in self._paths(batches, start)]
 
     def _paths(self, batches: Sequence[Tensor], method: str) -> list[Int[Tensor, "N T"]]:
@@ -278,27 +317,8 @@ class HMM(Conjugate):
         return model
 
 
-def _refuse_inputs(u: Inputs) -> None:
-    if u is not None:
-        raise DataError("HMM: takes no inputs u, got some; leave them out (they would be ignored)")
-
-
-def _durations(wanted: str | Durations | None, states: int, stickiness: float) -> Durations | None:
-    """The durations that were asked for, where there can be some."""
-    named: dict[str, type[Durations]] = {
-        "negative_binomial": NegativeBinomialDurations,
-        "poisson": PoissonDurations,
-    }
-    if wanted is None:
-        return None
-    if isinstance(wanted, str) and wanted not in named:
-        raise DataError(f"HMM: durations must be one of {list(named)} or an object of these, got {wanted!r}")
-    if states < 2 or stickiness > 0:
-        raise DataError(
-            f"HMM: durations need two states or more and no stickiness, got {states} and {stickiness:g}; durations say "
-            "how long a state lasts"
-        )
-    return named[wanted]() if isinstance(wanted, str) else wanted
+def _gaussian(features: int, inputs: int) -> Emission:
+    return DrivenGaussian(features, inputs) if inputs else Gaussian(features)
 
 
 def _number_and_names(states: SupportsIndex | Sequence[str]) -> tuple[int, list[str] | None]:

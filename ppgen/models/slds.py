@@ -29,7 +29,7 @@ from ppgen.data.arrays import exists
 from ppgen.data.parts import Inputs
 from ppgen.emissions.autoregressive import Autoregressive
 from ppgen.errors import DataError
-from ppgen.expecting import ascended, first_factors, observed_given
+from ppgen.expecting import ascended, best_paths, first_factors, observed_given
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor
 from ppgen.families.regression import Regression
@@ -199,12 +199,7 @@ class SLDS(Conjugate):
         """
         noise = max(_left_over(h), SMALLEST_NOISE)
         chain = HMM(self.states, emission=Autoregressive(self.latent, LAGS, noise=noise), stickiness=self.stickiness)
-        nothing = [None] * len(h)
-        tried = [ascended(chain, h, nothing, first_factors(chain, h, nothing, way), START_STEPS) for way in WAYS]
-        q, _ = max(tried, key=lambda found: found[1])
-        s = {name: factor.expected() for name, factor in q.items()}
-        settled = [observed_given(chain, s, own, None)["x"].distribution.completed(own) for own in h]
-        return [found.mode["z_mode"].clamp_min(0) for found in settled]
+        return best_paths(chain, h, [None] * len(h), WAYS, START_STEPS)
 
     def check(self, x: Tensor) -> None:
         self.system.check(x)
