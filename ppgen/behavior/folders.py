@@ -31,6 +31,8 @@ OURS = {
     "intervals.csv",
     "outliers.csv",
     "next.csv",
+    "forecast.csv",
+    "regimes.csv",
     "run.json",
     "input",
 }

@@ -1,0 +1,1 @@
+"""Time series: forecasts of several models compared on their held-out end, and the regimes behind them."""
