@@ -14,6 +14,7 @@ from ppgen.data.inputs import INPUT
 from ppgen.diagnostics.relabel import label_axes
 from ppgen.errors import DataError
 from ppgen.families.dirichlet import Dirichlet
+from ppgen.families.jumps import JumpDirichlet
 from ppgen.model import Factor, Model
 from ppgen.results.posterior import Draws, Factors
 from ppgen.rng import private_stream
@@ -172,7 +173,9 @@ def _permuted_factor(name: str, factor: Factor, axes: Mapping[str, tuple[int, ..
     family, eta = factor
     batch = family.batch_dims(eta)
     found = {axes.get(site, ()) for site in family.sites}
-    if len(found) > 1 or any(axis >= batch and not isinstance(family, Dirichlet) for axis in next(iter(found))):
+    if len(found) > 1 or any(
+        axis >= batch and not isinstance(family, Dirichlet | JumpDirichlet) for axis in next(iter(found))
+    ):
         raise DataError(f"order: every site of factor {name!r} must have the labels along its batch axes, got {axes}")
     moved = {}
     for key, value in eta.items():

@@ -212,6 +212,19 @@ def test_a_saved_fit_keeps_its_durations(tmp_path):
     np.testing.assert_array_equal(loaded.log_likelihood(x, random_seed=3), fit.log_likelihood(x, random_seed=3))
 
 
+def test_states_in_another_order_say_the_same():
+    z, x = simulated(0, poisson, N=2, T=200)
+    fit = vb.fit(HMM(3, 3, durations="negative_binomial"), x, **QUIET)
+    other = fit.order("state", by="location", feature=2, descending=True)
+    theta, moved = fit.posterior.statistics(), other.posterior.statistics()
+    order = theta["emission"]["linear"][:, 2].argsort(descending=True)
+    jumps = theta["transition"]["log_probability"][order][:, order]
+    torch.testing.assert_close(moved["transition"]["log_probability"], jumps)
+    torch.testing.assert_close(moved["duration_continuing"]["log_one"], theta["duration_continuing"]["log_one"][order])
+    states = [np.asarray(f.latents(x)["z"]) for f in (fit, other)]
+    np.testing.assert_allclose(states[1], states[0][..., order.numpy()], atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
