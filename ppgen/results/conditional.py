@@ -11,7 +11,7 @@ from ppgen.data.arrays import like
 from ppgen.errors import DataError
 from ppgen.predictions import predictive
 from ppgen.results.answers import at_draws
-from ppgen.results.reading import read
+from ppgen.results.reading import check_hiding, read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -23,6 +23,7 @@ def log_conditional(
     fit: "Fit", x: object, given: object, draws: int, *, u: object, random_seed: int | None
 ) -> xr.DataArray:
     """See `Fit.log_conditional`."""
+    check_hiding(fit, "log_conditional")
     require_at_least("log_conditional: draws", draws, 1)
     observations, whole, inputs = read(fit, x, u)
     _, seen, _ = read(fit, given, u)

@@ -16,7 +16,7 @@ from ppgen.predictions import predictive
 from ppgen.predictions.information import looks, terms
 from ppgen.results import answers
 from ppgen.results.function_rows import as_asked
-from ppgen.results.reading import read
+from ppgen.results.reading import check_hiding, read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -31,6 +31,7 @@ def expected_information(
     u: object, random_seed: int | None, progressbar: bool,
 ) -> xr.Dataset:  # fmt: skip
     """See `Fit.expected_information`."""
+    check_hiding(fit, "expected_information")
     require_at_least("expected_information: draws", draws, 2)
     observations, data, inputs = read(fit, x, u)
     hidden = torch.isnan(data) & predictive.exists(fit.model, data)

@@ -24,7 +24,7 @@ from ppgen.errors import DataError
 from ppgen.predictions import predictive
 from ppgen.results import answers
 from ppgen.results.function_rows import as_asked
-from ppgen.results.reading import read
+from ppgen.results.reading import check_hiding, read
 
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
@@ -41,6 +41,7 @@ def outliers(
     fit: "Fit", x: object, draws: int, level: float, *, u: object, random_seed: int | None, progressbar: bool
 ) -> xr.Dataset:
     """See `Fit.outliers`."""
+    check_hiding(fit, "outliers")
     require_at_least("outliers: draws", draws, 10 * TAIL)
     if not 0 < level < 1:
         raise DataError(f"outliers: level must lie between 0 and 1, got {level}")

@@ -13,7 +13,7 @@ from ppgen.data.arrays import to_tensor
 from ppgen.data.by_sequence import read_inputs_of
 from ppgen.data.inputs import LabelledInputs
 from ppgen.data.parts import Inputs
-from ppgen.errors import DataError, PpgenError
+from ppgen.errors import DataError, FitError, PpgenError
 from ppgen.predictions.conditioned import run
 from ppgen.predictions.local_sites import remember_rows
 from ppgen.programs.explained import refuse_indexes
@@ -24,7 +24,7 @@ from ppgen.rng import private_stream
 if TYPE_CHECKING:
     from ppgen.results.fit import Fit
 
-__all__ = ["Read", "read", "read_ahead"]
+__all__ = ["Read", "check_hiding", "read", "read_ahead"]
 
 Read = tuple[xr.DataArray, Tensor, Inputs]
 """Labelled data, the same as a tensor, and inputs."""
@@ -116,3 +116,17 @@ def _words(shapes: Mapping[str, Sequence[int]]) -> str:
     if list(shapes) == ["u"]:
         return f"inputs of shape {tuple(shapes['u'])}"
     return " and ".join(shapes) or "no inputs"
+
+
+def check_hiding(fit: "Fit", who: str) -> None:
+    """Refuse a question that hides entries, or shows others, of a model to which being missing says something.
+
+    Raises
+    ------
+    FitError : the fit is of such a model.
+    """
+    if fit.model.only_gibbs:
+        raise FitError(
+            f"{who}: hides entries to ask about them, which to {type(fit.model).__name__} says that they are large or "
+            "small; ask a fit of the model inside it"
+        )

@@ -176,6 +176,14 @@ def test_a_saved_fit_answers_as_before(tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+def test_questions_that_hide_entries_are_refused():
+    _, x = hidden_by_size(0, rows=30)
+    fit = mcmc.fit(MissingMechanism(GMM(1, 2)), x, draws=5, tune=5, chains=1, **QUIET)
+    for ask in (fit.outliers, fit.expected_information, lambda data: fit.log_conditional(data, data)):
+        with pytest.raises(FitError, match="ask a fit of the model inside it"):
+            ask(x)
+
+
 @pytest.mark.parametrize("engine", [vb.fit, svi.fit])
 def test_other_engines_say_which_one_to_take(engine):
     with pytest.raises((FitError, DataError), match=r"use mcmc.fit\(model, x\)"):
