@@ -28,16 +28,16 @@ def tool():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(imputers, "SWEEPS", 10)
-    monkeypatch.setattr(imputers, "DRAWS", 20)
-    monkeypatch.setattr(imputers, "COMPONENTS", (1, 2))
+    monkeypatch.setattr(imputers, "SWEEPS", 5)
+    monkeypatch.setattr(imputers, "DRAWS", 10)
+    monkeypatch.setattr(imputers, "COMPONENTS", (1,))
 
 
 def run(tool, *arguments):
     return tool.main([str(one) for one in arguments])
 
 
-def own_table(rows=60):
+def own_table(rows=40):
     """Two correlated columns and a loose one, a gap in ten, a column of words, a value far out."""
     rng = np.random.default_rng(0)
     height = rng.normal(170, 10, rows)

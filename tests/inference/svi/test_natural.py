@@ -56,6 +56,7 @@ def test_point_estimates_are_the_optimisers_and_end_where_theirs_do():
     torch.testing.assert_close(two.posterior.points["usage"].sum(), torch.ones(()).double())
 
 
+@pytest.mark.slow
 def test_minibatches_settle_in_some_hundred_steps_where_whole_steps_do():
     """They took 1,000 while looks were as rare as those of an optimiser."""
     rows = ROWS.repeat(10, 1) + 0.1 * torch.randn(1200, 2, generator=torch.Generator().manual_seed(1)).double()
