@@ -178,7 +178,7 @@ class Collapsed(TorchDistribution, ABC):
             for _ in range(0 if exact else GIBBS):
                 values = self.sweep(x, values)
             chain = self.summed(x, {b: block.statistic(values[b]) for b, block in blocks.items()})
-            return values if chain is None else {**values, "z": chain.sample(1)[0]}
+            return values if chain is None else {**values, "z": chain.sample(1)[0].clamp_min(0)}
 
     def sweep(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Draw every latent once given the others (Gibbs)."""
@@ -186,7 +186,7 @@ class Collapsed(TorchDistribution, ABC):
         with torch.no_grad():
             m = {b: block.statistic(values[b]) for b, block in blocks.items()}
             chain = self.summed(x, m)
-            z = None if chain is None else chain.sample(1)[0]
+            z = None if chain is None else chain.sample(1)[0].clamp_min(0)
             drawn = dict(values) if z is None else {**values, "z": z}
             for b, block in blocks.items():
                 drawn[b] = block.sample(self._best(x, m, b, z))

@@ -96,6 +96,17 @@ def test_states_of_a_switching_system_come_back():
     assert max((states == z).mean(), (states != z).mean()) > 0.9
 
 
+@pytest.mark.parametrize("name", ["hmm", "hmm-autoregressive", "hmm-durations", "lds", "slds", "factorial-held"])
+def test_a_sequence_of_which_nothing_was_seen_stays_empty(name):
+    x = np.random.default_rng(0).normal(size=(3, 9, 2))
+    x[1], x[2, 6:], x[0, 3] = np.nan, np.nan, np.nan
+    fit = mcmc.fit(MODELS[name](), x, sampler="gibbs", draws=3, tune=2, chains=1, **QUIET)
+    filled = np.asarray(fit.impute(x, draws=2))
+    assert np.isnan(filled[:, 1]).all()
+    assert np.isfinite(filled[:, 0]).all()
+    assert np.isnan(filled[:, 2, 6:]).all()
+
+
 def test_the_same_seed_gives_the_same_draws_and_a_fit_can_be_gone_on_from():
     x = np.random.default_rng(0).normal(size=(30, 2))
     run = {"sampler": "gibbs", "draws": 20, "tune": 5, "chains": 2, **QUIET}
