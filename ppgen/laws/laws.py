@@ -58,8 +58,13 @@ def check(
 
     Raises
     ------
-    DataError : data or inputs that no model can be asked about.
+    DataError : data or inputs that no model can be asked about, or a model without a density.
     """
+    if isinstance(model, Model) and model.only_gibbs:
+        raise DataError(
+            f"check: the laws are about densities, and {name_of(model)} has none in closed form; check the model "
+            "inside it"
+        )
     try:
         if isinstance(model, Model):
             check_keywords("check", model.model, f"{name_of(model)}.model", ("u", "total"))

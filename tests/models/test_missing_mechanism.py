@@ -184,6 +184,11 @@ def test_questions_that_hide_entries_are_refused():
             ask(x)
 
 
+def test_the_laws_of_densities_are_not_asked_of_a_model_without_one():
+    with pytest.raises(DataError, match="has none in closed form; check the model inside"):
+        ppgen.check(MissingMechanism(GMM(1, 2)), torch.from_numpy(hidden_by_size(0, rows=30)[1]))
+
+
 @pytest.mark.parametrize("engine", [vb.fit, svi.fit])
 def test_other_engines_say_which_one_to_take(engine):
     with pytest.raises((FitError, DataError), match=r"use mcmc.fit\(model, x\)"):
