@@ -2,7 +2,7 @@
 
 Typical use:
 
-    python benchmarks/imputation_coverage.py --sets 40
+    python benchmarks/imputation_coverage.py --sets 20
 
 Writes benchmarks/results/imputation_coverage.md. Entries of one data set are not independent, so the standard error is
 taken between data sets.
@@ -102,7 +102,7 @@ def covered(make, kind, engine, sets):
 def main():
     """Run, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=int, default=40)
+    parser.add_argument("--sets", type=int, default=20)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--engines", nargs="*", default=["vb", "gibbs"])
     options = parser.parse_args()
