@@ -150,7 +150,7 @@ def poisson(rng, mean):
     return rng.poisson(mean)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "draw"), [("negative_binomial", binomial), ("poisson", poisson)])
 def test_durations_come_back_and_predict_better_than_a_markov_chain(seed, kind, draw):
     (_, x), (_, new) = simulated(seed, draw), simulated(100 + seed, draw)
