@@ -8,12 +8,14 @@ from typing import final
 import numpy as np
 import pandas as pd
 
-from ppgen.errors import DataError, FileError
+from ppgen.behavior.tables import csv_table
+from ppgen.errors import DataError
 
 __all__ = ["LAST", "Trials", "read_trials", "simulate_trials"]
 
-LAST = "last choice"  # the input that tells the choice before: 1, -1, and 0 at the beginning of a session
 LARGEST = 500_000_000  # bytes of a file that is read
+
+LAST = "last choice"  # the input that tells the choice before: 1, -1, and 0 at the beginning of a session
 STRATEGIES = np.array([[5.0, -0.3, 0.0], [2.0, 1.0, 1.5], [1.5, -1.0, -1.5]])  # engaged; to one side; to the other
 STAY, LAPSE = 0.97, 0.03
 
@@ -71,14 +73,7 @@ def read_trials(
     ------
     FileError, DataError : no such file or column, other choices, gaps in a stimulus; said in words.
     """
-    if not path.is_file():
-        raise FileError(f"decisions: {path} must be a file, got none; give a CSV file")
-    if path.stat().st_size > LARGEST:
-        raise FileError(f"decisions: {path} must have at most {LARGEST:,} bytes, got {path.stat().st_size:,}; cut it")
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FileError(f"decisions: {path.name} must be a table of comma-separated values, got {error}") from error
+    table = csv_table("decisions", path, LARGEST)
     wanted = [choice, *stimuli, *([session] if session else [])]
     if not stimuli:
         raise DataError("decisions: there must be at least one stimulus, got none; name a column")

@@ -13,7 +13,7 @@ Johnson et al. (2016), §4; Wainwright & Jordan (2008), §5.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Protocol, final, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,13 +21,16 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.collapsed.block import Block
+from ppgen.distributions.shape import Shape
+from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.messages import Mixture
 from ppgen.messages._compiled import is_eager
 from ppgen.messages.discrete.chain import DiscreteChain
 
-__all__ = ["Collapsed", "Latents", "Local", "Posterior", "SummedOut", "slope"]
+__all__ = ["Collapsed", "Latents", "Local", "Posterior", "SummedOut", "slope", "unexpanded"]
 
+Own = TypeVar("Own", bound=TorchDistribution)
 Local = dict[str, Natural]
 """Block -> natural parameters of its posterior."""
 
@@ -239,3 +242,13 @@ def _solved(block: Block, eta: Natural) -> tuple[Natural, Tensor]:
     if eta.found is None:
         eta.found = block.solved(eta)
     return eta.found
+
+
+def unexpanded(own: Own, batch_shape: Shape) -> Own:
+    """The distribution itself, which has a batch of its own size alone."""
+    if tuple(batch_shape) != tuple(own.batch_shape):
+        raise DataError(
+            f"{type(own).__name__}: must have one batch dimension of {tuple(own.batch_shape)} sequences, got "
+            f"{tuple(batch_shape)}"
+        )
+    return own

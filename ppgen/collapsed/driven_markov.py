@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ppgen.collapsed.base import Collapsed
+from ppgen.collapsed.base import Collapsed, unexpanded
 from ppgen.collapsed.hidden_markov import HiddenMarkovLatents
 from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
@@ -63,12 +63,7 @@ class DrivenMarkov(Collapsed):
         super().__init__(*shape, validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "DrivenMarkov":
-        if tuple(batch_shape) != tuple(self.batch_shape):
-            raise DataError(
-                f"DrivenMarkov: must have one batch dimension of {tuple(self.batch_shape)} sequences, got "
-                f"{tuple(batch_shape)}"
-            )
-        return self
+        return unexpanded(self, batch_shape)
 
     def summed(self, x: Float[Tensor, "N T D"], m: Mapping[str, Natural]) -> DiscreteChain:
         potential = self.emission.potential(x, self.theta, self.emission_inputs[:, : x.shape[1]])

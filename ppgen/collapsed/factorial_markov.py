@@ -14,7 +14,7 @@ a tighter bound (Saul & Jordan 1996, on tractable substructures).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppgen.collapsed.base import Collapsed, Local, slope
+from ppgen.collapsed.base import Collapsed, Local, slope, unexpanded
 from ppgen.collapsed.block import DiscreteBlock
 from ppgen.collapsed.hidden_markov import HiddenMarkov
 from ppgen.collapsed.linear_frames import draw_frames, seen_frames
@@ -30,14 +30,12 @@ from ppgen.data.arrays import exists
 from ppgen.data.arrays import lengths as sequence_lengths
 from ppgen.distributions.shape import Shape
 from ppgen.emissions.gaussian import Gaussian
-from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.families.regression import Regression
 from ppgen.messages import discrete_chain
 from ppgen.messages.discrete.chain import DiscreteChain
 
 ANNEALING = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # weights of the data from which updates begin
-Own = TypeVar("Own", bound=Collapsed)
 
 __all__ = ["Chain", "FactorialLatents", "FactorialMarkov", "ProductMarkov"]
 
@@ -166,7 +164,7 @@ class ProductMarkov(Collapsed):
         super().__init__(self.inner.batch_shape, self.inner.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "ProductMarkov":
-        return _unexpanded(self, batch_shape)
+        return unexpanded(self, batch_shape)
 
     @property
     def apart(self) -> bool:
@@ -246,7 +244,7 @@ class FactorialMarkov(Collapsed):
         super().__init__(torch.Size(shape[:1]), torch.Size([shape[1], emission.outputs]), validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "FactorialMarkov":
-        return _unexpanded(self, batch_shape)
+        return unexpanded(self, batch_shape)
 
     @property
     def apart(self) -> bool:
@@ -374,12 +372,3 @@ def _of_combinations(emission: Regression, s: Natural, r: Float[Tensor, "S R"]) 
     quadratic = torch.einsum("sr,drq,sq->sd", r, s["quadratic"], r)
     precision, log_det = (value.expand(len(r), -1) for value in (s["precision"][..., 0, 0], s["log_det"]))
     return {"precision": precision, "linear": r @ s["linear"][:, 0].mT, "quadratic": quadratic, "log_det": log_det}
-
-
-def _unexpanded(own: Own, batch_shape: Shape) -> Own:
-    if tuple(batch_shape) != tuple(own.batch_shape):
-        raise DataError(
-            f"{type(own).__name__}: must have one batch dimension of {tuple(own.batch_shape)} sequences, got "
-            f"{tuple(batch_shape)}"
-        )
-    return own

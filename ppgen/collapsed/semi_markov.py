@@ -17,7 +17,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppgen.collapsed.base import Collapsed, Latents, Local
+from ppgen.collapsed.base import Collapsed, Latents, Local, unexpanded
 from ppgen.collapsed.block import Block
 from ppgen.collapsed.hidden_markov import HiddenMarkov
 from ppgen.data.arrays import lengths as sequence_lengths
@@ -25,7 +25,6 @@ from ppgen.distributions.shape import Shape
 from ppgen.durations.durations import Durations, Statistics
 from ppgen.emissions.emission import Emission
 from ppgen.emissions.tied import Tied
-from ppgen.errors import DataError
 from ppgen.families.family import Natural
 from ppgen.messages import discrete_chain
 from ppgen.messages.discrete.chain import DiscreteChain
@@ -107,12 +106,7 @@ class SemiMarkov(Collapsed):
         super().__init__(self.inner.batch_shape, self.inner.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "SemiMarkov":
-        if tuple(batch_shape) != tuple(self.batch_shape):
-            raise DataError(
-                f"SemiMarkov: must have one batch dimension of {tuple(self.batch_shape)} sequences, got "
-                f"{tuple(batch_shape)}"
-            )
-        return self
+        return unexpanded(self, batch_shape)
 
     @property
     def apart(self) -> bool:

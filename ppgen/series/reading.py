@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ppgen.errors import DataError, FileError
+from ppgen.behavior.tables import csv_table
+from ppgen.errors import DataError
 
 __all__ = ["BUNDLED", "Series", "bundled_series", "read_series"]
 
-LARGEST = 200_000_000  # bytes of a file
 FEWEST = 40  # steps
 HELD_OUT = 0.2  # of the steps, at the end
 HARMONICS = 2  # of a season, at most
@@ -66,16 +66,7 @@ def read_series(path: Path, columns: list[str], time: str | None, season: int | 
     ------
     FileError, DataError : no such file or column, words where numbers should be; said in words.
     """
-    if not path.is_file():
-        raise FileError(f"regimes: {path} must be a file, got none; give a CSV file")
-    if path.stat().st_size > LARGEST:
-        raise FileError(
-            f"regimes: {path.name} must have at most {LARGEST:,} bytes, got {path.stat().st_size:,}; cut it"
-        )
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FileError(f"regimes: {path.name} must be a table of comma-separated values, got {error}") from error
+    table = csv_table("regimes", path)
     wanted = columns or [str(name) for name in table if name != time and pd.api.types.is_numeric_dtype(table[name])]
     if lacking := [name for name in [*wanted, *([time] if time else [])] if name not in table]:
         raise DataError(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ppgen.diagnostics.scores import predictive_scores
 from ppgen.model import Conjugate
 from ppgen.series.forecasters import (
     INNER,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "forecast_scores", "origins", "study"]
 
-LEVELS = (0.5, 0.8, 0.95)
 ORIGINS = 6  # places in the held-out end that forecasts begin at
 Say = Callable[[str], None]
 
@@ -74,18 +74,11 @@ def forecast_scores(series: Series, draw: Draw, horizon: int) -> dict[str, float
         found = draw(steps, reach)
         drawn.append(found.reshape(len(found), -1))
         truth.append(series.values[steps : steps + reach].ravel())
-    samples, value = np.sort(np.concatenate(drawn, 1), 0), np.concatenate(truth)
+    samples, value = np.concatenate(drawn, 1), np.concatenate(truth)
     samples, value = samples[:, ~np.isnan(value)], value[~np.isnan(value)]
-    S = len(samples)
-    weights = (2 * np.arange(1, S + 1) - S - 1) / (S * (S - 1))
-    scores = {
-        "crps": float((np.abs(samples - value).mean(0) - (weights[:, None] * samples).sum(0)).mean()),
-        "rmse": float(np.sqrt(np.mean((samples.mean(0) - value) ** 2))),
-    }
-    for level in LEVELS:
-        low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        scores[f"in {level:.0%}"] = float(((low <= value) & (value <= high)).mean())
-    return scores
+    error = float(np.sqrt(np.mean((samples.mean(0) - value) ** 2)))
+    scores = predictive_scores(samples, value)
+    return {"crps": scores.pop("crps"), "rmse": error, **scores}
 
 
 def study(series: Series, horizon: int, random_seed: int, say: Say) -> Study:

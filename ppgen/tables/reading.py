@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ppgen.errors import DataError, FileError
+from ppgen.behavior.tables import csv_table
+from ppgen.errors import DataError
 
 __all__ = ["BUNDLED", "Table", "bundled_table", "read_table"]
 
 BUNDLED = ("wine", "breast_cancer", "diabetes")
-LARGEST = 200_000_000  # bytes of a file
 FEWEST = 20  # rows
 
 
@@ -60,16 +60,7 @@ def read_table(path: Path) -> Table:
     ------
     FileError, DataError : no such file, no table, too few rows or columns; said in words.
     """
-    if not path.is_file():
-        raise FileError(f"missing_data: {path} must be a file, got none; give a CSV file")
-    if path.stat().st_size > LARGEST:
-        raise FileError(
-            f"missing_data: {path.name} must have at most {LARGEST:,} bytes, got {path.stat().st_size:,}; cut it"
-        )
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FileError(f"missing_data: {path.name} must be a table of comma-separated values, got {error}") from error
+    table = csv_table("missing_data", path)
     return _standard(path.stem, table)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from ppgen.diagnostics.scores import predictive_scores
 from ppgen.errors import DataError
 from ppgen.results.fit import Fit
 from ppgen.tables.hiding import MECHANISMS, hidden_entries
@@ -15,7 +16,6 @@ from ppgen.tables.imputers import Filled, filled
 
 __all__ = ["Study", "scores", "study"]
 
-LEVELS = (0.5, 0.8, 0.95)
 Say = Callable[[str], None]
 
 
@@ -38,13 +38,7 @@ def scores(whole: Float[np.ndarray, "N D"], hidden: Bool[np.ndarray, "N D"], fou
     result = {"rmse": float(np.sqrt(np.mean(error**2)))}
     if found.draws is None:
         return result
-    draws, truth = np.sort(found.draws[:, hidden], 0), whole[hidden]
-    S = len(draws)
-    weights = (2 * np.arange(1, S + 1) - S - 1) / (S * (S - 1))
-    result["crps"] = float((np.abs(draws - truth).mean(0) - (weights[:, None] * draws).sum(0)).mean())
-    for level in LEVELS:
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        result[f"in {level:.0%}"] = float(((low <= truth) & (truth <= high)).mean())
+    result |= predictive_scores(found.draws[:, hidden], whole[hidden])
     if found.fit is not None and not found.fit.model.only_gibbs:  # whose density is that of the mask too
         density = found.fit.log_conditional(whole, np.where(hidden, np.nan, whole), random_seed=0)
         result["nats an entry"] = float(density.sum()) / int(hidden.sum())

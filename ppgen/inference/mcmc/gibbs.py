@@ -125,10 +125,6 @@ def gibbs(
         _check_points(cast(Conjugate, task.model))
         run = Run([Chain(task, theta) for theta in _starts(task, start, chains)], draws, tune, min_ess)
         run.go(progressbar)
-    sites = {
-        name: torch.stack([torch.stack([r.sites[name] for r in chain]) for chain in run.kept]) for name in run.names
-    }
-    log_joint = torch.tensor([[r.log_joint for r in chain] for chain in run.kept], dtype=torch.float64)
     attrs = {
         "engine": "mcmc",
         "sampler": "gibbs",
@@ -141,7 +137,7 @@ def gibbs(
         "missing_share": missing_share(task.model, task.args[0]),
     }
     observations = cast(xr.DataArray, task.observations)
-    return fit_result(task.model, Draws(sites, {"lp": log_joint}), run.table(), attrs, observations, task.inputs)
+    return fit_result(task.model, run.posterior(), run.table(), attrs, observations, task.inputs)
 
 
 @final
@@ -153,11 +149,6 @@ class Run:
         self.kept: list[list[Record]] = [[] for _ in chains]
         self.history: list[float] = []
         self.interrupted, self.size, self.next = False, float("nan"), min(FIRST_LOOK, draws)
-
-    @property
-    def names(self) -> list[str]:
-        """Sites, in the order in which the model draws them."""
-        return list(self.kept[0][0].sites)
 
     @property
     def count(self) -> int:
@@ -180,12 +171,19 @@ class Run:
                 raise
             self.interrupted = True
 
+    def posterior(self) -> Draws:
+        """Draws of every site in the order in which the model draws them, with the log joint densities."""
+        sites = {
+            name: torch.stack([torch.stack([record.sites[name] for record in chain]) for chain in self.kept])
+            for name in self.kept[0][0].sites
+        }
+        log_joint = [[record.log_joint for record in chain] for chain in self.kept]
+        return Draws(sites, {"lp": torch.tensor(log_joint, dtype=torch.float64)})
+
     def _enough(self) -> bool:
         if self.wanted is None or self.count < self.next:
             return False
-        sites = {name: torch.stack([torch.stack([r.sites[name] for r in c]) for c in self.kept]) for name in self.names}
-        log_joint = torch.tensor([[r.log_joint for r in chain] for chain in self.kept], dtype=torch.float64)
-        self.size = least_size(self.chains[0].model, Draws(sites, {"lp": log_joint}))
+        self.size = least_size(self.chains[0].model, self.posterior())
         needed = int(EXTRA * self.count * self.wanted / self.size) if self.size > 0 else 2 * self.count
         self.next = min(max(needed, self.count + BETWEEN_LOOKS), 2 * self.count)
         return self.size >= self.wanted
