@@ -58,9 +58,14 @@ class Model(nn.Module, ABC):
         """True if trailing NaN along the second axis of the data ends a row: by default where that axis is time."""
         return self.data_dims[1:2] == ("time",)
 
-    exchangeable: ClassVar[tuple[str, ...]] = ()
-    """Axes of ``dims`` whose labels carry no meaning of their own, as ``("state",)``: p(theta, x) is the same under any
-    other numbering of them, made in every site at once, along ``next_<axis>`` too. Draws are aligned by them."""
+    @property
+    def exchangeable(self) -> tuple[str, ...]:
+        """Axes of ``dims`` whose labels carry no meaning of their own, as ``("state",)``.
+
+        p(theta, x) is the same under any other numbering of them, made in every site at once, along ``next_<axis>``
+        too. Draws are aligned by them. A plain attribute of the class serves as well; by default there are none.
+        """
+        return ()
 
     @property
     @abstractmethod

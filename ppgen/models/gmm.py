@@ -94,7 +94,7 @@ class GMM(Conjugate):
         }
 
     @property
-    def exchangeable(self) -> tuple[str, ...]:  # type: ignore[override]
+    def exchangeable(self) -> tuple[str, ...]:
         """Components of a finite mixture; those of a Dirichlet process come in the order of their sticks."""
         return () if self.nonparametric else ("component",)
 

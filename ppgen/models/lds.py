@@ -200,8 +200,13 @@ def check_numbers(who: str, sizes: tuple[int, int, int], scales: tuple[float, fl
             raise DataError(f"{who}: {name} must be positive, got {scale}")
 
 
-def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Regression) -> Mapping[str, Tensor]:
-    """Draws {site: (C, S, ...)} of regressions on a state, the state turned alike by the loadings of the features."""
+def turned_alike(
+    theta: Mapping[str, Tensor], dynamics: Regression, emission: Regression, weights: str | None = None
+) -> Mapping[str, Tensor]:
+    """Draws {site: (C, S, ...)} of regressions on a state, the state turned alike by the loadings of the features.
+
+    ``weights`` is a site whose last entries along its last axis weigh the state.
+    """
     sites = (dynamics.family.coefficients, dynamics.family.precision_cholesky, emission.family.coefficients)
     A, root, C = (theta[site] for site in sites)
     L, rows = dynamics.outputs, C.flatten(0, 1).flatten(1, -2)
@@ -209,8 +214,10 @@ def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Re
     own = turn.unflatten(0, C.shape[:2])
     own = own if dynamics.states is None else own[:, :, None]
     leaning = own @ root
+    found = {} if weights is None else {weights: _last_times_state(theta[weights], turn, L)}
     return {
         **theta,
+        **found,
         sites[0]: own @ _times_state(A, own, L),
         sites[1]: torch.linalg.cholesky(leaning @ leaning.mT),
         sites[2]: _times_state(rows, turn, L).reshape(C.shape),
@@ -220,3 +227,9 @@ def turned_alike(theta: Mapping[str, Tensor], dynamics: Regression, emission: Re
 def _times_state(coefficients: Tensor, turn: Tensor, L: int) -> Tensor:
     """Coefficients of a state that was turned, beside those of other regressors."""
     return torch.cat([coefficients[..., :L] @ turn.mT, coefficients[..., L:]], -1)
+
+
+def _last_times_state(weights: Float[Tensor, "C S n R"], turn: Float[Tensor, "CS L L"], L: int) -> Tensor:
+    """Weights of a state that was turned, behind those of other regressors."""
+    own = turn.unflatten(0, weights.shape[:2])
+    return torch.cat([weights[..., :-L], weights[..., -L:] @ own.mT], -1)

@@ -79,7 +79,7 @@ class MixtureOfExperts(Model):
         return own | {"likelihood": kind.likelihood, "categories": kind.categories, "scale": kind.scale}
 
     @property
-    def exchangeable(self) -> tuple[str, ...]:  # type: ignore[override]
+    def exchangeable(self) -> tuple[str, ...]:
         """Experts, where all lie behind one gate; groups and their experts move together, see `turned`."""
         return ("expert",) if self.depth == 1 else ()
 

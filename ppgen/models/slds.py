@@ -8,12 +8,24 @@ r"""Switching linear dynamical system with conjugate priors, driven by inputs on
     h_1 \sim \mathcal N(0, I), \quad h_t \sim \mathcal N(A_{z_t} [h_{t-1}; u_t; 1], Q_{z_t}), \quad
     x_t \sim \mathcal N(C [h_t; u_t; 1], R)
 
-With ``switching="both"`` every state has a C and R of its own. The two kinds of states have no exact posterior
+With ``switching="both"`` every state has a C and R of its own. With ``recurrent=True`` the continuous state says where
+the discrete one goes, by logistic functions that break a stick,
+
+.. math::
+    P(z_{t+1} = k \mid z_t, h_t) = \sigma(\psi_k) \prod_{l < k} \sigma(-\psi_l), \quad
+    \psi_k = w_k^\top [\mathrm{onehot}(z_t); h_t], \quad w_k \sim \mathcal N(\cdot, \cdot),
+
+where at h = 0 the prior of a move has the log odds, and their variance, that the Dirichlet distribution above gives it,
+and a weight of h has the standard deviation ``scale``. The order of the states then means something: a stick that is
+broken late cannot say where an early state ends.
+
+The two kinds of states have no exact posterior
 together: each is exact given the other, so the evidence that engines see is a lower bound (see
 :mod:`ppgen.collapsed.switching_linear`). NaN in ``x`` is missing at random: it is integrated out. Scale your features
 to about unit variance; the priors assume it.
 
-References: Ghahramani & Hinton (2000); Fox, Sudderth, Jordan & Willsky (2011).
+References: Ghahramani & Hinton (2000); Fox, Sudderth, Jordan & Willsky (2011); Linderman et al. (2017) for
+``recurrent``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +35,9 @@ import pyro
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ppgen.collapsed.recurrent_linear import RecurrentLinear
 from ppgen.collapsed.switching_linear import SwitchingLinear
 from ppgen.data.arrays import exists
 from ppgen.data.parts import Inputs
@@ -32,6 +46,7 @@ from ppgen.errors import DataError
 from ppgen.expecting import ascended, best_paths, first_factors, observed_given
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor
+from ppgen.families.normal import Normal
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 from ppgen.models.hmm import HMM
@@ -54,6 +69,7 @@ class SLDS(Conjugate):
     latent : width L of the continuous state.
     features : number of features D.
     inputs : number of inputs U that drive the states and shift the observations; 0 for none.
+    recurrent : whether the continuous state pulls at the discrete one.
     switching : what depends on the discrete state, the ``"dynamics"`` or ``"both"`` them and the emission.
     covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
@@ -61,9 +77,8 @@ class SLDS(Conjugate):
     process_noise : prior guess of the variance of a step of the continuous state.
     noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
     strength : prior precision of the emission's coefficients, in units of the precision of the noise.
+    scale : prior standard deviation of the weights of the continuous state, in log odds; of ``recurrent`` alone.
     """
-
-    exchangeable = ("state",)
 
     def __init__(
         self,
@@ -72,6 +87,7 @@ class SLDS(Conjugate):
         features: int,
         *,
         inputs: int = 0,
+        recurrent: bool = False,
         switching: str = "dynamics",
         covariance: str = "diagonal",
         stickiness: float = 0.0,
@@ -79,20 +95,26 @@ class SLDS(Conjugate):
         process_noise: float = 0.1,
         noise: float = 0.05,
         strength: float = 0.1,
+        scale: float = 2.0,
     ) -> None:
         super().__init__()
         if not isinstance(states, int) or states < 1:
             raise DataError(f"SLDS: states must be a whole number of at least 1, got {states!r}")
+        if not 0 < scale < float("inf"):
+            raise DataError(f"SLDS: scale must be positive, got {scale}")
+        if recurrent and states < 2:
+            raise DataError(f"SLDS: recurrent must be False for fewer than 2 states, got {states}")
         if switching not in ("dynamics", "both"):
             raise DataError(f'SLDS: switching must be "dynamics" or "both", got {switching!r}')
         check_numbers("SLDS", (latent, features, inputs), (process_noise, noise, strength))
         self.system = LDS(latent, features, inputs=inputs, covariance=covariance)
         self.system.who = "SLDS"
         self.states, self.latent, self.features, self.inputs = states, latent, features, inputs
-        self.switching, self.covariance = switching, covariance
+        self.recurrent, self.switching, self.covariance = bool(recurrent), switching, covariance
         self.stickiness = float(stickiness)
         self.concentration = float(states if concentration is None else concentration)
         self.process_noise, self.noise, self.strength = float(process_noise), float(noise), float(strength)
+        self.scale = float(scale)
         if not (0 < self.concentration < float("inf") and 0 <= self.stickiness < float("inf")):
             raise DataError(
                 "SLDS: concentration must be positive and stickiness zero or more, got "
@@ -109,34 +131,51 @@ class SLDS(Conjugate):
     @property
     def config(self) -> dict[str, Any]:
         names = (
-            "states", "latent", "features", "inputs", "switching", "covariance", "stickiness", "concentration",
-            "process_noise", "noise", "strength",
+            "states", "latent", "features", "inputs", "recurrent", "switching", "covariance", "stickiness",
+            "concentration", "process_noise", "noise", "strength", "scale",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property
+    def exchangeable(self) -> tuple[str, ...]:
+        """Labels of states that a stick is broken for in turn are not."""
+        return () if self.recurrent else ("state",)
+
+    @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
-        chain = {"initial": ("state",), "transition": ("state", "next_state")}
-        return chain | self.dynamics.dims("latent", "regressor") | self.emission.dims("feature", "regressor")
+        moves = (
+            {"transition_weights": ("stick", "cause")} if self.recurrent else {"transition": ("state", "next_state")}
+        )
+        return (
+            {"initial": ("state",)}
+            | moves
+            | self.dynamics.dims("latent", "regressor")
+            | self.emission.dims("feature", "regressor")
+        )
 
     @property
     def coords(self) -> Mapping[str, Sequence[Any]]:
-        return {"state": range(self.states), "next_state": range(self.states), **self.system.coords}
+        states = range(self.states)
+        if not self.recurrent:
+            return {"state": states, "next_state": states, **self.system.coords}
+        causes = [*(f"state {k}" for k in states), *(f"latent {d}" for d in range(self.latent))]
+        return {"state": states, "stick": states[:-1], "cause": causes, **self.system.coords}
 
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         return self.system.input_coords(names)
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws whose continuous states are turned alike, by the loadings of the features."""
-        return turned_alike(theta, self.dynamics, self.emission)
+        return turned_alike(theta, self.dynamics, self.emission, "transition_weights" if self.recurrent else None)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         K = self.states
         start = torch.full((K,), self.concentration / K, dtype=torch.float64)
         rows = start + self.stickiness * torch.eye(K, dtype=torch.float64)
+        moves = Factor(Dirichlet("transition"), {"log_probability": rows})
         return {
             "initial": Factor(Dirichlet("initial"), {"log_probability": start}),
-            "transition": Factor(Dirichlet("transition"), {"log_probability": rows}),
+            "transition": _sticks_prior(rows, self.latent, self.scale) if self.recurrent else moves,
             "dynamics": self.dynamics.prior(),
             "loading": self.emission.prior(),
         }
@@ -145,13 +184,13 @@ class SLDS(Conjugate):
         """p(theta, x): the parameters, then whole sequences with their states summed out, or held."""
         one = self.system.checked_inputs(x, u)
         s = self.statistics()
-        initial, transition = s["initial"]["log_probability"], s["transition"]["log_probability"]
+        initial = s["initial"]["log_probability"]
         with pyro.plate("sequence", total or len(x), subsample_size=len(x)):
-            states = SwitchingLinear(
-                initial, transition, self.dynamics, self.emission, s["dynamics"], s["loading"],
-                (x.shape[0], x.shape[1]), one,
-            )  # fmt: skip
-            pyro.sample("x", states, obs=x)
+            system = self.dynamics, self.emission, s["dynamics"], s["loading"], (x.shape[0], x.shape[1]), one
+            if self.recurrent:
+                pyro.sample("x", RecurrentLinear(initial, s["transition"], *system), obs=x)
+            else:
+                pyro.sample("x", SwitchingLinear(initial, s["transition"]["log_probability"], *system), obs=x)
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -216,3 +255,12 @@ def _left_over(h: Sequence[Float[Tensor, "N T L"]]) -> float:
     known = torch.cat([rows[:, :-L], torch.ones_like(rows[:, :1])], -1)
     target = rows[:, -L:]
     return float((target - known @ torch.linalg.pinv(known) @ target).square().mean())
+
+
+def _sticks_prior(rows: Float[Tensor, "K K"], latent: int, scale: float) -> Factor:
+    """Normal weights of sticks whose log odds from each state have the moments that Dirichlet counts give them."""
+    own, behind = rows[:, :-1].mT, rows.flip(-1).cumsum(-1).flip(-1)[:, 1:].mT
+    location = pad(own.digamma() - behind.digamma(), (0, latent))
+    spread = pad((own.polygamma(1) + behind.polygamma(1)).sqrt(), (0, latent), value=scale)
+    family = Normal("transition_weights")
+    return Factor(family, family.natural(location=location, precision=torch.diag_embed(spread**-2)))

@@ -87,7 +87,7 @@ class Chain:
         elif before is not None and fn.exact(before):
             values = fn.draw(before)
         else:
-            values = fn.sweep(x, self.latents[name]) if name in self.latents else fn.draw(x)
+            values = fn.sweep(x, self.latents[name] if name in self.latents else fn.draw(x))
         return values, fn.fill(x, values)
 
     def _log_prior(self) -> float:
