@@ -95,6 +95,7 @@ CASES = {
     "lds-full-driven": Case(lambda: LDS(2, 2, inputs=2, covariance="full"), normal, inputs=2),
     "slds": Case(lambda: SLDS(2, 1, 2), normal),
     "slds-both-driven": Case(lambda: SLDS(2, 1, 2, inputs=2, switching="both", covariance="full"), normal, inputs=2),
+    "slds-recurrent": Case(lambda: SLDS(3, 1, 2, recurrent=True), normal),
     "cca-private": Case(lambda: CCA({"a": 2, "b": 1}, 1, private={"a": 1}), normal, (9, 3)),
     "cca-full": Case(lambda: CCA({"a": 2, "b": 2}, 1, covariance="full"), normal, (9, 4)),
     "cca-sparse": Case(lambda: CCA({"a": 2, "b": 2}, 2, sparse=True), normal, (9, 4)),

@@ -111,7 +111,7 @@ class RecurrentLinear(SwitchingSystem):
         return self.rest(x, {"h": m}) + first + potential + self.sticks.helped(m, z, values["omega"], exists(x))
 
     def latents(self, x: Float[Tensor, "N T D"]) -> SwitchingLatents:
-        """Posterior of both kinds of states, by particles; the same bits at every call."""
+        """Posterior of both kinds of states, by particles; a row has the same bits at every call."""
         found = self._fixed(x)
         return SwitchingLatents(self, x, found.marginals, found.mean)
 
@@ -119,7 +119,7 @@ class RecurrentLinear(SwitchingSystem):
         return self._fixed(x).marginals
 
     def _fixed(self, x: Float[Tensor, "N T D"]) -> Smoothed:
-        return self._smoothed(x, SMOOTHING, PATHS, torch.Generator().manual_seed(0))
+        return self._smoothed(x, SMOOTHING, PATHS, torch.zeros(len(x), dtype=torch.long))
 
     def _onwards(
         self, h: Float[Tensor, "N L"], z: Int[Tensor, " N"], known: Float[Tensor, "N H J"], fresh: Tensor
@@ -143,7 +143,7 @@ class RecurrentLinear(SwitchingSystem):
         return torch.stack([h for h, _ in paths], 1), torch.stack([z for _, z in paths], 1)
 
     def _smoothed(
-        self, x: Float[Tensor, "N T D"], particles: int, draws: int, generator: torch.Generator | None = None
+        self, x: Float[Tensor, "N T D"], particles: int, draws: int, seeds: Int[Tensor, " N"] | None = None
     ) -> Smoothed:
         """What particles say, by the parameters that the statistics stand for."""
         with torch.no_grad():
@@ -155,4 +155,4 @@ class RecurrentLinear(SwitchingSystem):
                 self.log_initial.log_softmax(-1), self.sticks.mean, A, precision, known,
                 seen if seen.dim() > 3 else seen[:, None, None], pull, own, sequence_lengths(x),
             )  # fmt: skip
-            return system.smoothed(particles, draws, generator)
+            return system.smoothed(particles, draws, torch.randint(2**32, (len(x),)) if seeds is None else seeds)

@@ -42,6 +42,7 @@ from ppgen.collapsed.switching_linear import SwitchingLinear
 from ppgen.data.arrays import exists
 from ppgen.data.parts import Inputs
 from ppgen.emissions.autoregressive import Autoregressive
+from ppgen.emissions.decision_list import decision_list
 from ppgen.errors import DataError
 from ppgen.expecting import ascended, best_paths, first_factors, observed_given
 from ppgen.families.dirichlet import Dirichlet
@@ -199,7 +200,7 @@ class SLDS(Conjugate):
     def guess(self, batches: Sequence[Tensor], inputs: Sequence[Inputs], start: str) -> list[dict[str, Tensor]]:
         """Both kinds of states: ``h`` smoothed by a system of one state (``"smoothed"``, ``"random"``) or scores of the
         principal ``"components"`` of the filled data; and ``z`` of the best of some autoregressive hidden Markov models
-        of these, or in ``"random"`` segments.
+        of these, or in ``"random"`` segments. Sticks are broken for states in the order in which ``h`` tells them best.
         """
         if start not in self.starts:
             raise DataError(f'SLDS: a start is "smoothed", "components" or "random", got {start!r}')
@@ -214,6 +215,9 @@ class SLDS(Conjugate):
             h = self._smoothed(batches, inputs)
         there = [torch.where(exists(x)[..., None], own, torch.nan) for x, own in zip(batches, h, strict=True)]
         z = self._segments(there) if start == "random" else self._paths(there)
+        if self.recurrent:
+            place = torch.tensor(decision_list(there, z, self.states)).argsort()
+            z = [place[path] for path in z]
         return [{"h": own, "z": path} for own, path in zip(h, z, strict=True)]
 
     def _smoothed(self, batches: Sequence[Tensor], inputs: Sequence[Inputs]) -> list[Float[Tensor, "N T L"]]:

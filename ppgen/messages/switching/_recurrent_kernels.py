@@ -137,7 +137,7 @@ def smooth_recurrent(
     The last of ``A``, ``Q`` and ``half_log_det`` are of the first step.
     """
     K, L, P = log_initial.shape[0], A.shape[1], particles
-    switches, shared = seen.shape[0] > 1, seen.shape[1] == 1
+    switches = seen.shape[0] > 1
     roots, bases = np.zeros((K, L, L)), np.zeros(K)
     scores, chosen, moves = np.zeros(P * K), np.zeros(P, np.int64), np.zeros(K)
     mean, white = np.zeros(L), np.zeros(L)
@@ -150,7 +150,7 @@ def smooth_recurrent(
         h, z = np.zeros((n, P, L)), np.zeros((n, P), np.int64)
         nowhere = np.zeros(L)
         for t in range(n):
-            row, step = (0, 0) if shared else (b, t)
+            row, step = min(b, seen.shape[1] - 1), min(t, seen.shape[2] - 1)
             for k in range(K):
                 regime, view = (k if t > 0 else K), (k if switches else 0)
                 half = _root(Q[regime], seen[view, row, step], roots[k])

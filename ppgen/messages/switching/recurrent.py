@@ -57,8 +57,8 @@ class Recurrent:
     own: Float[Tensor, "K1 N T"]
     lengths: Int[Tensor, " N"]
 
-    def smoothed(self, particles: int, draws: int, generator: torch.Generator | None = None) -> Smoothed:
-        """Filter, and draw so many paths backwards; equal generators give equal bits, whatever the threads."""
+    def smoothed(self, particles: int, draws: int, seeds: Int[Tensor, " N"]) -> Smoothed:
+        """Filter, and draw so many paths backwards; a row's seed decides its bits, whatever is beside it."""
         (N, T), K, L = self.own.shape[1:], len(self.log_initial), self.precision.shape[-1]
         like = self.log_initial
         A = torch.cat([self.coefficients, torch.zeros_like(self.coefficients[:1])])
@@ -66,7 +66,6 @@ class Recurrent:
         half_log_det = torch.linalg.slogdet(Q).logabsdet / 2
         inputs = [self.log_initial, self.sticks, A, Q, half_log_det, self.drive, self.seen, self.slope, self.own]
         arrays = [tensor.detach().contiguous().numpy() for tensor in (*inputs, self.lengths)]
-        seeds = torch.randint(2**32, (N,), generator=generator)
         found = Smoothed(
             like.new_zeros(N), like.new_zeros(N, T, K), like.new_zeros(N, T, L),
             torch.zeros(draws, N, T, dtype=torch.long), like.new_zeros(draws, N, T, L),

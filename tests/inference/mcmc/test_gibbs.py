@@ -23,6 +23,7 @@ MODELS = {
     ),
     "lds": lambda: LDS(1, 2),
     "slds": lambda: SLDS(2, 1, 2),
+    "slds-recurrent": lambda: SLDS(3, 1, 2, recurrent=True),
     "cca": lambda: CCA({"a": 1, "b": 1}, 1),
     "factorial-held": lambda: FactorialHMM([2, 2], 2, product=1),  # the slowest: each replication settles its blocks
 }
@@ -96,7 +97,9 @@ def test_states_of_a_switching_system_come_back():
     assert max((states == z).mean(), (states != z).mean()) > 0.9
 
 
-@pytest.mark.parametrize("name", ["hmm", "hmm-autoregressive", "hmm-durations", "lds", "slds", "factorial-held"])
+@pytest.mark.parametrize(
+    "name", ["hmm", "hmm-autoregressive", "hmm-durations", "lds", "slds-recurrent", "factorial-held"]
+)
 def test_a_sequence_of_which_nothing_was_seen_stays_empty(name):
     x = np.random.default_rng(0).normal(size=(3, 9, 2))
     x[1], x[2, 6:], x[0, 3] = np.nan, np.nan, np.nan
