@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from ppgen.data.arrays import as_observations
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
+from ppgen.families.moved import Move
 from ppgen.keywords import known_keywords
 
 __all__ = ["Conjugate", "Factor", "Model", "statistic", "tracked", "updated"]
@@ -181,6 +182,27 @@ class Conjugate(Model):
     def starts(self) -> tuple[str, ...]:
         """Ways to start, best first; restarts go through them in turn."""
         return ("random",)
+
+    @property
+    def ordered(self) -> bool:
+        """True if the order of some labels means something, so that draws cannot be aligned by them.
+
+        Chains of a Gibbs sampler then all begin from the first of `starts`, where labels are alike.
+        """
+        return False
+
+    @property
+    def latent_width(self) -> int:
+        """Width of a latent space, called ``h``, that `moved` moves; 0 if there is none."""
+        return 0
+
+    def moved(self, theta: Mapping[str, Tensor], move: Move) -> tuple[dict[str, Tensor], Tensor]:
+        """The sites {site: (n, ...)} of one draw that follow n moves of h along a direction, and the log Jacobian.
+
+        All that is seen stays as likely given h, and so does every step of h but the first, whose prior is standard
+        normal. A Gibbs sampler draws such moves (:mod:`ppgen.inference.mcmc.latent_moves`).
+        """
+        raise NotImplementedError(f"{type(self).__name__}: must say how parameters follow a move of h")
 
     def statistics(self, **points: Tensor) -> dict[str, Natural]:
         """Statistics of every factor, for use inside the program; ``points`` go to :meth:`natural_prior`."""

@@ -99,6 +99,10 @@ class GMM(Conjugate):
         return () if self.nonparametric else ("component",)
 
     @property
+    def ordered(self) -> bool:
+        return self.nonparametric
+
+    @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         weights = {"stick": ("piece",)} if self.nonparametric else {"weights": ("component",)}
         return weights | {site: ("component", *axes) for site, axes in self.emission.dims.items()}

@@ -28,6 +28,7 @@ from ppgen.data.parts import Inputs
 from ppgen.diagnostics.rotation import turns
 from ppgen.errors import DataError
 from ppgen.families.family import Factor
+from ppgen.families.moved import Move, moved
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
 
@@ -105,6 +106,13 @@ class LDS(Conjugate):
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws whose states are turned alike, by the loadings of the features."""
         return turned_alike(theta, self.dynamics, self.emission)
+
+    @property
+    def latent_width(self) -> int:
+        return self.latent
+
+    def moved(self, theta: Mapping[str, Tensor], move: Move) -> tuple[dict[str, Tensor], Tensor]:
+        return moved(theta, self.dynamics, self.emission, move)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         return {"dynamics": self.dynamics.prior(), "loading": self.emission.prior()}

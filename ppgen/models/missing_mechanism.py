@@ -30,6 +30,7 @@ from ppgen.collapsed.not_at_random import NotAtRandom
 from ppgen.data.parts import Inputs
 from ppgen.errors import DataError
 from ppgen.families.family import Factor, Natural
+from ppgen.families.moved import Move
 from ppgen.families.normal import Normal
 from ppgen.model import Conjugate, Model, statistic
 
@@ -72,7 +73,11 @@ class MissingMechanism(Conjugate):
         self.whole, self.mechanism, self.slope, self.scale = model, mechanism, float(slope), float(scale)
         self.features = _features(model)
         self.data_dims = model.data_dims  # type: ignore[misc]
-        self.exchangeable = model.exchangeable  # type: ignore[misc]
+
+    @property
+    def exchangeable(self) -> tuple[str, ...]:
+        """Those of the model."""
+        return self.whole.exchangeable
 
     @property
     def config(self) -> dict[str, Any]:
@@ -94,6 +99,17 @@ class MissingMechanism(Conjugate):
     @property
     def starts(self) -> tuple[str, ...]:
         return self.whole.starts
+
+    @property
+    def ordered(self) -> bool:
+        return self.whole.ordered
+
+    @property
+    def latent_width(self) -> int:
+        return self.whole.latent_width
+
+    def moved(self, theta: Mapping[str, Tensor], move: Move) -> tuple[dict[str, Tensor], Tensor]:
+        return self.whole.moved(theta, move)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         family, alone = Normal("mask_weights"), self.mechanism == "self_masking"

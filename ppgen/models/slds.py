@@ -47,6 +47,7 @@ from ppgen.errors import DataError
 from ppgen.expecting import ascended, best_paths, first_factors, observed_given
 from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor
+from ppgen.families.moved import Move, moved
 from ppgen.families.normal import Normal
 from ppgen.families.regression import Regression
 from ppgen.model import Conjugate
@@ -143,6 +144,10 @@ class SLDS(Conjugate):
         return () if self.recurrent else ("state",)
 
     @property
+    def ordered(self) -> bool:
+        return self.recurrent
+
+    @property
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         moves = (
             {"transition_weights": ("stick", "cause")} if self.recurrent else {"transition": ("state", "next_state")}
@@ -159,7 +164,7 @@ class SLDS(Conjugate):
         states = range(self.states)
         if not self.recurrent:
             return {"state": states, "next_state": states, **self.system.coords}
-        causes = [*(f"state {k}" for k in states), *(f"latent {d}" for d in range(self.latent))]
+        causes = [*(f"state {k}" for k in states), *(f"h{d}" for d in range(self.latent))]
         return {"state": states, "stick": states[:-1], "cause": causes, **self.system.coords}
 
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
@@ -168,6 +173,14 @@ class SLDS(Conjugate):
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws whose continuous states are turned alike, by the loadings of the features."""
         return turned_alike(theta, self.dynamics, self.emission, "transition_weights" if self.recurrent else None)
+
+    @property
+    def latent_width(self) -> int:
+        return self.latent
+
+    def moved(self, theta: Mapping[str, Tensor], move: Move) -> tuple[dict[str, Tensor], Tensor]:
+        weights = "transition_weights" if self.recurrent else None
+        return moved(theta, self.dynamics, self.emission, move, weights)
 
     def natural_prior(self, **points: Tensor) -> dict[str, Factor]:
         K = self.states

@@ -113,7 +113,7 @@ def test_a_recurrent_system_knows_where_it_turns():
     states = found.latents(x[None], draws=4)["z"].values[0].argmax(-1)
     assert max((states == z).mean(), (states != z).mean()) > 0.95
     weights = found.to_arviz()["posterior"]["transition_weights"]
-    assert list(weights["cause"].values) == ["state 0", "state 1", "latent 0"]
+    assert list(weights["cause"].values) == ["state 0", "state 1", "h0"]
 
 
 def test_turns_of_the_continuous_state_change_nothing_that_a_recurrent_system_says():

@@ -21,9 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.collapsed.base import Collapsed
+from ppgen.data.arrays import exists
 from ppgen.errors import DataError, FitError
 from ppgen.expecting import first_factors, observed_given
 from ppgen.inference.mcmc.enough import EXTRA, FIRST_LOOK, least_size
+from ppgen.inference.mcmc.latent_moves import drawn_moves
 from ppgen.model import Conjugate, tracked, updated
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.isolated import isolated
@@ -69,7 +71,7 @@ class Chain:
             joint.append(fn.joint(self.filled[name], self.latents[name]).sum())
         total = torch.stack(joint).sum()
         total.backward()
-        before = float(total.detach()) + self._log_prior()
+        before = float(total.detach() + self._log_prior(self.theta))
         if not torch.isfinite(torch.tensor(before)):
             raise FitError("mcmc: the log joint density must be finite in a Gibbs sweep, but it is not; scale the data")
         seen = Record(self.theta, before)
@@ -77,7 +79,20 @@ class Chain:
         for name, factor in self.prior.items():
             posterior = updated(factor, s[name])
             self.theta |= {site: value[0] for site, value in factor.family.sample(posterior.eta, 1).items()}
+        if self.model.latent_width:
+            self._move()
         return seen
+
+    def _move(self) -> None:
+        """Stretch and shift the latent space, with the parameters that go with it."""
+        there = torch.cat([exists(x)[:, 0] for x in self.filled.values()])
+        first = torch.cat([values["h"][:, 0] for values in self.latents.values()])[there]
+        self.theta, moves = drawn_moves(self.model, self.theta, first, self._log_prior)
+        for name, values in self.latents.items():
+            h = values["h"]
+            for move in moves:
+                h = move.of(h)[0]
+            self.latents[name] = {**values, "h": h}
 
     def _completed(self, name: str, fn: Collapsed, x: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         """Latents drawn given the data, or given all else, and the data with its gaps drawn given these."""
@@ -90,16 +105,16 @@ class Chain:
             values = fn.sweep(x, self.latents[name] if name in self.latents else fn.draw(x))
         return values, fn.fill(x, values)
 
-    def _log_prior(self) -> float:
+    def _log_prior(self, theta: Mapping[str, Tensor]) -> Tensor:
         scores: list[Tensor] = []
 
         def replay(site: str, distribution: Any) -> Tensor:  # noqa: ANN401 (torch's or pyro's)
-            scores.append(distribution.log_prob(self.theta[site]))
-            return self.theta[site]
+            scores.append(distribution.log_prob(theta[site]))
+            return theta[site]
 
         for factor in self.prior.values():
             factor.family.draw(factor.eta, replay)
-        return float(torch.stack(scores).sum())
+        return sum(scores, torch.zeros((), dtype=torch.float64))
 
 
 def gibbs(
@@ -225,7 +240,7 @@ def _starts(task: Task, start: Fit | str, chains: int) -> Iterator[Sites]:
         if start == "prior":
             factors = model.natural_prior()
         else:
-            way = model.starts[number % len(model.starts)]
+            way = model.starts[0 if model.ordered else number % len(model.starts)]
             with isolated():
                 factors = first_factors(model, [task.args[0]], [task.kwargs["u"]], way)
         theta: Sites = {}

@@ -8,6 +8,7 @@ from ppgen.durations import NegativeBinomialDurations
 from ppgen.emissions import Autoregressive, Gaussian
 from ppgen.errors import DataError
 from ppgen.inference import mcmc, vb
+from ppgen.inference.mcmc.enough import least_size
 from ppgen.inference.mcmc.gibbs import Chain
 from ppgen.models import CCA, GMM, HMM, IOHMM, LDS, SLDS, FactorialHMM
 from ppgen.predictions import predictive
@@ -82,6 +83,17 @@ def test_it_agrees_with_hamiltonian_draws_where_entries_are_missing():
         kept = b.std(0) > 0
         torch.testing.assert_close(a.std(0)[kept], b.std(0)[kept], rtol=0.2, atol=0)
     assert one.diagnose().ok
+
+
+def test_the_scale_of_a_latent_space_does_not_hold_chains_where_they_began():
+    """Drawn in turn with its coefficients alone, it does: the least effective size of these 240 draws was 2."""
+    rng = np.random.default_rng(0)
+    h = np.zeros(150)
+    for t in range(1, 150):
+        h[t] = 0.9 * h[t - 1] + 0.3 * rng.normal()
+    x = h[:, None] * [1.0, -0.5, 0.8] + [1.0, 0.0, -1.0] + 0.1 * rng.normal(size=(150, 3))
+    fit = mcmc.fit(LDS(1, 3), x[None], sampler="gibbs", draws=120, tune=40, chains=2, **QUIET)
+    assert least_size(fit.model, fit.posterior) > 10
 
 
 def test_states_of_a_switching_system_come_back():
