@@ -261,7 +261,7 @@ def test_states_after_mcmc_are_not_averaged_over_their_two_signs():
     for t in range(1, 60):
         h[:, t] = 0.9 * h[:, t - 1] + 0.4 * torch.randn(1).double()
     x = torch.stack([h, -h], -1) + 0.1 * torch.randn(1, 60, 2).double()
-    found = mcmc.fit(LDS(1, 2), x, draws=20, chains=16, tune=80, random_seed=0, progressbar=False)
+    found = mcmc.fit(LDS(1, 2), x, draws=10, chains=16, tune=50, random_seed=0, progressbar=False)
     signs = found.posterior.sites["loading"][:, -1, 0, 0, 0].sign()
     assert signs.min() < signs.max()
     mean = torch.as_tensor(found.latents(x, random_seed=0)["h"].values)[0, :, 0]

@@ -189,7 +189,7 @@ def test_where_rows_own_nothing_whole_draws_are_weighed():
     assert float(found.mean()) == pytest.approx(float(exact), abs=0.01)
 
 
-@pytest.mark.parametrize("batch_size", [None, 100])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 100])
 def test_a_decoder_learnt_by_many_draws_is_nearer_the_most_likely_one(batch_size):
     """A guide that knows nothing of its row pulls the loading to zero under the ELBO; 64 draws undo most of it."""
     generator = torch.Generator().manual_seed(1)
