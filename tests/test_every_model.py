@@ -110,7 +110,7 @@ CASES = {
         (9, 2),
         inputs=2,
     ),
-    "factor-analysis": Case(lambda: CCA(3, 1), normal, (9, 3)),
+    "principal-components": Case(lambda: CCA(3, 1, covariance="spherical"), normal, (9, 3)),
     "line": Case(Line, normal, (9, 1), inputs=2),
 }
 

@@ -369,6 +369,7 @@ def _of_combinations(emission: Regression, s: Natural, r: Float[Tensor, "S R"]) 
         quadratic = ((r @ s["quadratic"]) * r).sum(-1)
         precision, log_det = s["precision"].expand(len(r), -1, -1), s["log_det"].expand(len(r))
         return {"precision": precision, "linear": r @ s["linear"].mT, "quadratic": quadratic, "log_det": log_det}
+    s = emission.each(s)
     quadratic = torch.einsum("sr,drq,sq->sd", r, s["quadratic"], r)
     precision, log_det = (value.expand(len(r), -1) for value in (s["precision"][..., 0, 0], s["log_det"]))
     return {"precision": precision, "linear": r @ s["linear"][:, 0].mT, "quadratic": quadratic, "log_det": log_det}

@@ -50,7 +50,7 @@ def seen_frames(
         P, linear, Q, constant = emission.form(s)
         form, constant = without(homogeneous(P, linear, Q), constant, missing)
         return frames(value, known, (form[..., :D, :D], 2 * form[..., :D, D:], form[..., D:, D:]), constant, L)
-    seen = (~missing).to(value)
+    s, seen = emission.each(s), (~missing).to(value)
     Q = (seen @ s["quadratic"].flatten(-2)).unflatten(-1, s["quadratic"].shape[-2:])
     parts = torch.diag_embed(s["precision"][..., 0, 0]), s["linear"][..., 0, :], Q
     return frames(value, known, parts, seen @ (s["log_det"] - LOG_2PI / 2), L, diagonal=True)

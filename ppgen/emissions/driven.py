@@ -43,6 +43,8 @@ class DrivenGaussian(Emission):
     ) -> None:
         if features < 1 or inputs < 1:
             raise DataError(f"DrivenGaussian: features and inputs must be at least 1, got {features} and {inputs}")
+        if covariance not in ("full", "diagonal"):
+            raise DataError(f'DrivenGaussian: covariance must be "full" or "diagonal", got {covariance!r}')
         if not (noise > 0 and strength > 0):
             raise DataError(f"DrivenGaussian: noise and strength must be positive, got {noise} and {strength}")
         self.features, self.inputs, self.covariance = features, inputs, covariance

@@ -5,6 +5,7 @@ from ppgen.families.dirichlet import Dirichlet
 from ppgen.families.family import Factor, Family, Natural, Sampler
 from ppgen.families.gamma import Gamma
 from ppgen.families.jumps import JumpDirichlet
+from ppgen.families.matrix_normal_gamma import MatrixNormalGamma
 from ppgen.families.matrix_normal_inverse_wishart import MatrixNormalInverseWishart
 from ppgen.families.normal import Normal
 from ppgen.families.normal_gamma import NormalGamma, SphericalNormalGamma
@@ -17,6 +18,7 @@ __all__ = [
     "Family",
     "Gamma",
     "JumpDirichlet",
+    "MatrixNormalGamma",
     "MatrixNormalInverseWishart",
     "Natural",
     "Normal",

@@ -50,7 +50,7 @@ def moved(
     ``weights`` is a site whose last entries along its last axis weigh h, behind those of states of which one is one.
     """
     L, states = dynamics.outputs, dynamics.states or 1
-    names = dynamics.family.coefficients, dynamics.family.precision_cholesky, emission.family.coefficients
+    names = dynamics.family.coefficients, dynamics.family.sites[0], emission.family.coefficients
     A, root, C = (theta[site] for site in names)
     G, undo = _beside(move.matrix(), A), _beside(move.matrix(inverse=True), A)
     leaning = undo @ root

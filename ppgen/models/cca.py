@@ -56,8 +56,8 @@ class CCA(Conjugate):
     shared : number of latent numbers that all views see.
     private : number of latent numbers that a view has for itself, of all views or {view: number}.
     sparse : learn how strongly each view sees each latent number.
-    covariance : noise of a view, ``"diagonal"``, or ``"full"`` as of Bach & Jordan, which takes the place of private
-        numbers.
+    covariance : noise of a view, ``"diagonal"``, ``"spherical"`` (of one view, probabilistic principal components), or
+        ``"full"`` as of Bach & Jordan, which takes the place of private numbers.
     noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
     strength : prior precision of the coefficients, in units of the precision of the noise.
     """
@@ -288,7 +288,10 @@ class CCA(Conjugate):
 
     def _noise(self, theta: Mapping[str, Tensor], view: str) -> Float[Tensor, "*S D D"]:
         emission = self.views[view].emission
-        root = theta[emission.family.precision_cholesky]
+        if emission.spherical:
+            variance = 1 / theta[emission.family.sites[0]]
+            return torch.diag_embed(variance[..., None].expand(*variance.shape, emission.outputs))
+        root = theta[emission.family.sites[0]]
         return torch.linalg.inv(root @ root.mT) if emission.full else torch.diag_embed(root[..., 0, 0] ** -2)
 
     def _scores(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N L"]:

@@ -46,7 +46,7 @@ class FactorialHMM(Conjugate):
     ----------
     chains : the number of states of each chain, or {name: number}.
     features : number of features D.
-    covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
+    covariance : ``"diagonal"``, ``"full"`` or ``"spherical"``, of the noise of the observations.
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
     concentration : total prior count of transitions from a state, :math:`\alpha`; the chain's number of states where
         None.

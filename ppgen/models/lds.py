@@ -47,7 +47,7 @@ class LDS(Conjugate):
     latent : width L of the state.
     features : number of features D.
     inputs : number of inputs U that drive the states and shift the observations; 0 for none.
-    covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
+    covariance : ``"diagonal"``, ``"full"`` or ``"spherical"``, of the noise of the observations.
     process_noise : prior guess of the variance of a step of the state.
     noise : prior guess of the variance of the noise of a feature, in squared units of ``x``.
     strength : prior precision of the coefficients, in units of the precision of the noise.
@@ -215,7 +215,7 @@ def turned_alike(
 
     ``weights`` is a site whose last entries along its last axis weigh the state.
     """
-    sites = (dynamics.family.coefficients, dynamics.family.precision_cholesky, emission.family.coefficients)
+    sites = (dynamics.family.coefficients, dynamics.family.sites[0], emission.family.coefficients)
     A, root, C = (theta[site] for site in sites)
     L, rows = dynamics.outputs, C.flatten(0, 1).flatten(1, -2)
     turn = turns(rows[..., :L])

@@ -73,7 +73,7 @@ class SLDS(Conjugate):
     inputs : number of inputs U that drive the states and shift the observations; 0 for none.
     recurrent : whether the continuous state pulls at the discrete one.
     switching : what depends on the discrete state, the ``"dynamics"`` or ``"both"`` them and the emission.
-    covariance : ``"diagonal"`` or ``"full"``, of the noise of the observations.
+    covariance : ``"diagonal"``, ``"full"`` or ``"spherical"``, of the noise of the observations.
     stickiness : extra prior count of staying in a state, :math:`\kappa`.
     concentration : total prior count of transitions from a state, :math:`\alpha`; K where None.
     process_noise : prior guess of the variance of a step of the continuous state.

@@ -18,6 +18,7 @@ from ppgen.families import (
     Family,
     Gamma,
     JumpDirichlet,
+    MatrixNormalGamma,
     MatrixNormalInverseWishart,
     Normal,
     NormalGamma,
@@ -81,6 +82,15 @@ CASES = {
             "strength": uniform(0.2, 2, K),
             "scale": positive_definite(K, size=D),
             "degrees": uniform(D + 2, D + 4, K),
+        },
+    ),
+    "MatrixNormalGamma": Case(
+        MatrixNormalGamma("A", "lambda"),
+        lambda: {
+            "location": normal(K, D, 1, R),
+            "column_precision": positive_definite(K, D, size=R),
+            "shape": uniform(2, 4, K),
+            "rate": uniform(0.5, 3, K),
         },
     ),
     "MatrixNormalInverseWishart": Case(

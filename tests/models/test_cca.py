@@ -7,7 +7,7 @@ import torch
 from dense import log_normal, normal
 from sklearn.cross_decomposition import CCA as PeerCCA
 from sklearn.datasets import load_breast_cancer, load_wine
-from sklearn.decomposition import FactorAnalysis
+from sklearn.decomposition import PCA, FactorAnalysis
 
 from ppgen.errors import DataError
 from ppgen.inference import mcmc, svi, vb
@@ -21,6 +21,7 @@ MODELS = {
     "full": lambda: CCA(VIEWS, 1, covariance="full"),
     "sparse": lambda: CCA(VIEWS, 3, sparse=True),
     "one view": lambda: CCA(5, 2),
+    "spherical": lambda: CCA(5, 2, covariance="spherical"),
     "more latent numbers than features": lambda: CCA(VIEWS, 6),
 }
 
@@ -84,6 +85,18 @@ def simulated(N, seed, noise=0.5):
     C = np.sign(C) * (0.5 + abs(C))
     C[6:, 1], C[:6, 2] = 0.0, 0.0
     return h @ C.T + noise * rng.normal(size=(N, 10)), h
+
+
+def test_spherical_noise_of_one_view_is_probabilistic_principal_components():
+    """Of many rows the noise is the mean of the variances left over, and new rows are as dense as scikit-learn says."""
+    rng = np.random.default_rng(0)
+    x, new = (rng.normal(size=(n, 2)) @ [[1.0, 0.8, 0.5, -0.2], [0.0, 0.6, -0.9, 1.0]] for n in (2000, 1000))
+    x, new = (rows + 0.4 * rng.normal(size=rows.shape) for rows in (x, new))
+    peer, found = PCA(2).fit(x), fit(CCA(4, 2, covariance="spherical"), x)
+    assert found.model.dims["loading_precision"] == ()
+    variance = float((1 / found.posterior.draws(200)["loading_precision"]).mean())
+    assert abs(variance / peer.noise_variance_ - 1) < 0.02
+    assert abs(float(found.log_likelihood(new, draws=20, random_seed=0).mean()) - peer.score(new)) < 0.01
 
 
 @pytest.mark.parametrize("seed", range(5))
