@@ -45,6 +45,7 @@ __all__ = [
     "for_rows",
     "local",
     "pool_of",
+    "proposals_of",
     "remember_rows",
     "with_local",
     "with_prior",
@@ -52,7 +53,8 @@ __all__ = [
 
 PROPOSALS = 64  # values proposed for each row at one draw of the parameters
 LEAST_POOL = 1024  # where rows share nothing, so that all draws come from the same proposals
-MOST_NUMBERS = 1 << 24  # of the data of all proposals that are weighed at once
+ENOUGH = 5000  # there, whatever the number of draws, unless there are more of these
+MOST_NUMBERS = 1 << 22  # of the data of all proposals that are weighed at once
 
 
 def remember_rows(model: Model, x: Tensor, u: Inputs) -> None:
@@ -145,6 +147,11 @@ def completed(
     return found
 
 
+def proposals_of(draws: int) -> int:
+    """How many values are proposed for each row in all, for so many draws, where rows share nothing."""
+    return max(draws, min(draws * PROPOSALS, ENOUGH))
+
+
 def pool_of(model: Model, x: Tensor, u: Inputs, n: int) -> Weighed:
     """One pool of proposals of what rows own, for ``n`` draws, where they share nothing."""
     with torch.no_grad():
@@ -182,7 +189,8 @@ class Local:
         """``n`` proposals of every site of each row, and their weights."""
         size = max(1, MOST_NUMBERS // max(1, self.x.numel()))
         mixed = mixture(self)
-        parts = [self._weighed(mixed, min(size, n - start)) for start in range(0, n, size)]
+        with torch.no_grad():
+            parts = [self._weighed(mixed, min(size, n - start)) for start in range(0, n, size)]
         values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
         log_weight = torch.cat([part.log_weight for part in parts])
         noted(log_weight)

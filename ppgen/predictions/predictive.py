@@ -21,7 +21,7 @@ from ppgen.model import Model
 from ppgen.predictions.conditioned import latent_sites, name_of, observed_sites, run
 from ppgen.predictions.data_sites import check_given, check_rows_owned, data_site, owned_by_rows, row_axis
 from ppgen.predictions.discrete_sites import discrete
-from ppgen.predictions.local_sites import PROPOSALS, local, with_local, with_prior
+from ppgen.predictions.local_sites import PROPOSALS, local, proposals_of, with_local, with_prior
 from ppgen.predictions.outcomes import Outcome, filled, joined, outcomes
 from ppgen.predictions.over_draws import Theta, at, gather, nothing, over_draws
 from ppgen.predictions.summed_out import Latents, latents, summarized, unwrap
@@ -30,6 +30,7 @@ from ppgen.programs.memory import memory
 
 __all__ = [
     "PROPOSALS",
+    "proposals_of",
     "Latents",
     "Theta",
     "at",

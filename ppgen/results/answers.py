@@ -187,7 +187,9 @@ def log_likelihood(
     alone = per == "row" and shares_nothing(fit)  # then all draws are the same, and their proposals are made at once
     count = 1 if alone else draws
     ways: dict[str, Callable[..., Any]] = {
-        "row": partial(predictive.log_likelihood, proposals=draws // count * predictive.PROPOSALS),
+        "row": partial(
+            predictive.log_likelihood, proposals=predictive.proposals_of(draws) if alone else predictive.PROPOSALS
+        ),
         "step": steps.log_steps,
         "site": predictive.log_likelihoods,
     }

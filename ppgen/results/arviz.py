@@ -169,7 +169,7 @@ def _data_groups(
     def likely_rows() -> Group:
         if not shares_nothing(fit):
             return _answers(likelihood, flat, shape)
-        once = predictive.log_likelihood(fit.model, {}, x, u=u, proposals=count * predictive.PROPOSALS)
+        once = predictive.log_likelihood(fit.model, {}, x, u=u, proposals=predictive.proposals_of(count))
         return _numpy({"x": once.expand(*shape, len(x))})
 
     def of_sites(theta: predictive.Theta) -> dict[str, Tensor]:

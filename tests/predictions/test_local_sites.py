@@ -14,7 +14,7 @@ from ppgen.distributions import observed
 from ppgen.errors import DataError, FitError
 from ppgen.inference import mcmc, svi
 from ppgen.model import Model
-from ppgen.predictions import proposals, row_modes, weights
+from ppgen.predictions import local_sites, proposals, row_modes, weights
 from ppgen.programs.rows import row_sites
 
 NOISE = 0.5
@@ -496,3 +496,21 @@ def test_proposals_that_hardly_count_are_said_where_rows_share_something(caplog)
         with weights.watched("here"):
             torch.func.vmap(lambda one: weights.noted(one) or one, in_dims=2)(torch.stack(draws, 2))
     assert "here: of 1 of 2 rows fewer than 5 of the 9 values count" in caplog.text
+
+
+def test_proposals_keep_no_graph_and_are_bounded_where_rows_share_nothing(amortised, monkeypatch):
+    """A thousand draws proposed 64,000 values a row, and kept what each layer had computed of them."""
+    counts = []
+    weighed = local_sites.Local.weighed
+
+    def counted(self, n):
+        found = weighed(self, n)
+        counts.append(n)
+        assert not found.log_weight.requires_grad
+        return found
+
+    monkeypatch.setattr(local_sites.Local, "weighed", counted)
+    amortised.log_likelihood(X[:3], draws=1000, random_seed=0)
+    amortised.log_likelihood(X[:3], draws=7000, random_seed=0)
+    amortised.log_likelihood(X[:3], draws=10, random_seed=0)
+    assert counts == [5000, 7000, 640]
