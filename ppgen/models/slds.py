@@ -59,6 +59,7 @@ __all__ = ["SLDS"]
 START_STEPS = 20  # coordinate updates of the models that a run starts from
 WAYS = ("kmeans", "segments-16", "segments-32", "random")  # starts of the autoregressive HMM among these
 LAGS, SMALLEST_NOISE = 2, 1e-4
+UNPREDICTABLE = 0.8  # share of variance that an autoregression leaves of noise
 
 
 @final
@@ -253,25 +254,35 @@ class SLDS(Conjugate):
         Two lags tell movements apart that noise hides from one; the prior guess of its noise is what one
         autoregression leaves of all frames.
         """
-        noise = max(_left_over(h), SMALLEST_NOISE)
-        chain = HMM(self.states, emission=Autoregressive(self.latent, LAGS, noise=noise), stickiness=self.stickiness)
+        h, left = _predictable(h)
+        emission = Autoregressive(h[0].shape[-1], LAGS, noise=max(left, SMALLEST_NOISE))
+        chain = HMM(self.states, emission=emission, stickiness=self.stickiness)
         return best_paths(chain, h, [None] * len(h), WAYS, START_STEPS)
 
     def check(self, x: Tensor) -> None:
         self.system.check(x)
 
 
-def _left_over(h: Sequence[Float[Tensor, "N T L"]]) -> float:
-    """Mean variance of what one autoregression of all frames leaves."""
+def _predictable(h: Sequence[Float[Tensor, "N T L"]]) -> tuple[list[Float[Tensor, "N T D"]], float]:
+    """The directions of h that one autoregression of all frames says something about, and the mean variance it leaves.
+
+    The others are noise, among which an autoregressive HMM loses the states; without them, directions are uncorrelated
+    and of variance one.
+    """
+    L = h[0].shape[-1]
     windows = [torch.cat([own[:, lag : own.shape[1] - LAGS + lag] for lag in range(LAGS + 1)], -1) for own in h]
     rows = torch.cat([own.flatten(0, 1) for own in windows])
     rows = rows[~rows.isnan().any(-1)]
-    if not len(rows):
-        return 1.0
-    L = h[0].shape[-1]
-    known = torch.cat([rows[:, :-L], torch.ones_like(rows[:, :1])], -1)
-    target = rows[:, -L:]
-    return float((target - known @ torch.linalg.pinv(known) @ target).square().mean())
+    if len(rows) <= (LAGS + 1) * L + 1:
+        return list(h), 1.0
+    known, target = torch.cat([rows[:, :-L], torch.ones_like(rows[:, :1])], -1), rows[:, -L:]
+    left = target - known @ torch.linalg.pinv(known) @ target
+    white = torch.linalg.inv(torch.linalg.cholesky(torch.cov(target.mT) + SMALLEST_NOISE**2 * torch.eye(L).to(target)))
+    shares, turn = torch.linalg.eigh(white @ torch.cov(left.mT) @ white.mT)
+    kept = max(1, int((shares < UNPREDICTABLE).sum()))
+    if kept == L:
+        return list(h), float(left.square().mean())
+    return [own @ (turn[:, :kept].mT @ white).mT for own in h], float(shares[:kept].mean())
 
 
 def _sticks_prior(rows: Float[Tensor, "K K"], latent: int, scale: float) -> Factor:
