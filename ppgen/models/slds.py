@@ -263,6 +263,11 @@ class SLDS(Conjugate):
         self.system.check(x)
 
 
+def _covariance(rows: Float[Tensor, "n L"]) -> Float[Tensor, "L L"]:
+    off = rows - rows.mean(0)
+    return off.mT @ off / len(rows)
+
+
 def _predictable(h: Sequence[Float[Tensor, "N T L"]]) -> tuple[list[Float[Tensor, "N T D"]], float]:
     """The directions of h that one autoregression of all frames says something about, and the mean variance it leaves.
 
@@ -277,8 +282,8 @@ def _predictable(h: Sequence[Float[Tensor, "N T L"]]) -> tuple[list[Float[Tensor
         return list(h), 1.0
     known, target = torch.cat([rows[:, :-L], torch.ones_like(rows[:, :1])], -1), rows[:, -L:]
     left = target - known @ torch.linalg.pinv(known) @ target
-    white = torch.linalg.inv(torch.linalg.cholesky(torch.cov(target.mT) + SMALLEST_NOISE**2 * torch.eye(L).to(target)))
-    shares, turn = torch.linalg.eigh(white @ torch.cov(left.mT) @ white.mT)
+    white = torch.linalg.inv(torch.linalg.cholesky(_covariance(target) + SMALLEST_NOISE**2 * torch.eye(L).to(target)))
+    shares, turn = torch.linalg.eigh(white @ _covariance(left) @ white.mT)
     kept = max(1, int((shares < UNPREDICTABLE).sum()))
     if kept == L:
         return list(h), float(left.square().mean())
