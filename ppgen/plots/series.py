@@ -33,7 +33,11 @@ def forecast_fan(
 
 
 def forecasts_compared(
-    truth: Float[np.ndarray, "T D"], begin: int, draws: Mapping[str, Float[np.ndarray, "S H D"]], name: str
+    times: Sequence[str],
+    truth: Float[np.ndarray, "T D"],
+    begin: int,
+    draws: Mapping[str, Float[np.ndarray, "S H D"]],
+    name: str,
 ) -> "Figure":
     """Forecasts of the first series in several ways from the same step, each beside what came."""
     rows = -(-len(draws) // 3)
@@ -46,6 +50,9 @@ def forecasts_compared(
         tidy(ax, way, "", name if ax in axes[::3] else "")
     for ax in axes[len(draws) :]:
         ax.set_visible(False)
+    _label_times(axes[0], times, first, begin + H, 2)
+    for ax in axes[max(0, len(draws) - 3) : len(draws)]:
+        ax.tick_params(labelbottom=True)
     low, high = np.nanmin(truth[first : begin + H, 0]), np.nanmax(truth[first : begin + H, 0])
     axes[0].set_ylim(low - (high - low), high + (high - low))
     return figure
@@ -63,8 +70,10 @@ def regime_probabilities(
     for d, name in enumerate(names):
         axes[d].plot(values[:, d], color=INK, lw=1)
         tidy(axes[d], name, "", "")
-    colors = syllable_colors(probabilities.shape[1])
-    axes[-1].stackplot(np.arange(len(values)), probabilities.T, colors=colors, alpha=0.8)
+    K = probabilities.shape[1]
+    labels = [f"regime {k}" for k in range(K)]
+    axes[-1].stackplot(np.arange(len(values)), probabilities.T, colors=syllable_colors(K), alpha=0.8, labels=labels)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
     axes[-1].set(ylim=(0, 1), xlim=(0, len(values) - 1))
     tidy(axes[-1], "probability of each regime", "", "")
     _label_times(axes[-1], times, 0, len(values))
@@ -79,6 +88,6 @@ def _fan(ax: "Axes", begin: int, draws: Float[np.ndarray, "S H"]) -> None:
     ax.axvline(begin - 0.5, color=QUIET, lw=0.8)
 
 
-def _label_times(ax: "Axes", times: Sequence[str], first: int, end: int) -> None:
-    places = np.unique(np.linspace(first, end - 1, 6).round().astype(int))
+def _label_times(ax: "Axes", times: Sequence[str], first: int, end: int, count: int = 6) -> None:
+    places = np.unique(np.linspace(first, end - 1, count).round().astype(int))
     ax.set_xticks(places, [times[place] for place in places])

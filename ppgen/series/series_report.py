@@ -11,6 +11,8 @@ from ppgen.series.study import Study, origins
 
 __all__ = ["ahead_table", "regimes_table", "series_sections"]
 
+RARE = 0.005  # share of the steps below which a regime is not in use
+
 
 @apart()
 def series_sections(study: Study, series: Series, horizon: int) -> list[Section]:
@@ -28,7 +30,7 @@ def series_sections(study: Study, series: Series, horizon: int) -> list[Section]
                 f"{horizon} steps from {len(origins(series, horizon))} places behind these. crps and rmse are in "
                 "standard deviations; intervals of 50, 80 and 95 % should hold so many of the values that came."
             ],
-            [forecasts_compared(values, begin, examples, series.columns[0])],
+            [forecasts_compared(series.times, values, begin, examples, series.columns[0])],
             [study.table.sort_values("crps")],
             _verdict(study),
         ),
@@ -42,7 +44,8 @@ def series_sections(study: Study, series: Series, horizon: int) -> list[Section]
             "Regimes",
             [
                 f"By {study.regimes[0]}, the hidden Markov model of greatest density of the held-out steps. Whether "
-                "there are regimes at all is what the table above says: compare it with the models without."
+                "there are regimes at all is what the table above says: compare it with the models without. "
+                + _used(study)
             ],
             [regime_probabilities(series.times, values, study.probabilities, series.columns)],
         ),
@@ -67,6 +70,11 @@ def regimes_table(study: Study, series: Series) -> pd.DataFrame:
     found = pd.DataFrame(study.probabilities, columns=names)
     found.insert(0, "time", list(series.times))
     return found
+
+
+def _used(study: Study) -> str:
+    K, used = study.probabilities.shape[1], int((study.probabilities.mean(0) > RARE).sum())
+    return f"Of its {K} regimes {used} {'is' if used == 1 else 'are'} in use."
 
 
 def _verdict(study: Study) -> tuple[str, bool]:

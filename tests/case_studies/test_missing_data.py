@@ -112,8 +112,10 @@ def test_figures_say_what_they_show():
     first = figures.errors_by_share(table).axes[0]
     assert first.get_title() == "hidden at random"
     assert len(first.lines) == 2
+    assert [float(tick) for tick in first.get_xticks()] == [0.1, 0.3]
     ax = figures.interval_coverage(table)
     assert ax.get_xlabel() == "promised"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mixture", "hidden at random"]
 
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes"])

@@ -96,7 +96,9 @@ def test_figures_say_what_they_show():
     times, past = [str(i) for i in range(50)], rng.normal(size=(50, 2))
     fan = figures.forecast_fan(times, past, rng.normal(size=(30, 5, 2)), ["one", "two"])
     assert [ax.get_title() for ax in fan.axes] == ["one", "two"]
-    compared = figures.forecasts_compared(past, 40, {"way": rng.normal(size=(30, 5, 2))}, "one")
+    compared = figures.forecasts_compared(
+        [str(t) for t in range(60)], past, 40, {"way": rng.normal(size=(30, 5, 2))}, "one"
+    )
     assert compared.axes[0].get_title() == "way"
     shares = np.full((50, 3), 1 / 3)
     assert len(figures.regime_probabilities(times, past, shares, ["one", "two"]).axes) == 3
