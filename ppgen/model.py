@@ -50,6 +50,7 @@ class Model(nn.Module, ABC):
         super().__init_subclass__()
         if "__init__" in cls.__dict__:
             cls.__init__ = known_keywords(cls.__name__, "")(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__.__doc__ = cls.__init__.__doc__ or cls.__doc__
 
     only_gibbs: ClassVar[bool] = False
     """True if the density of the data has no closed form and no bound, so that only a Gibbs sampler fits the model."""
@@ -80,6 +81,10 @@ class Model(nn.Module, ABC):
 
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         """Axis -> its labels, of the axes that inputs lie along beside others, by the names of the fit's inputs."""
+        return {}
+
+    def composed(self, coords: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Axis -> its labels, of axes whose labels are made of those of others, as these are now called."""
         return {}
 
     def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:

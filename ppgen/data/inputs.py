@@ -105,6 +105,8 @@ def read_one(
     for dim in labelled.dims if labelled.ndim == 1 else labelled.dims[:-1]:
         if dim in labelled.coords and dim in observations.coords:
             labelled = _rows(what, labelled, observations, str(dim))
+        elif dim == "time" and dim in labelled.coords:
+            _check_forward(what, labelled[dim].values)
     last = labelled.dims[-1]
     found = labelled[last].values if labelled.ndim > 1 and last in labelled.coords else None
     if found is not None and axis in known:
@@ -211,6 +213,15 @@ def _rows(what: str, u: xr.DataArray, observations: xr.DataArray, dim: str) -> x
         + (f", {odd[0]!r} among them" if odd else "")
         + "; select them, or pass u.to_numpy() if the rows are in the order of x"
     )
+
+
+def _check_forward(what: str, times: np.ndarray) -> None:
+    """Refuse steps whose numbers or dates do not go forward, where the data have none to bring them in order by."""
+    if times.dtype.kind in "iufM" and not pd.Index(times).is_monotonic_increasing:
+        raise DataError(
+            f"{what} must have steps that go forward, for those of x have no labels to order them by, got "
+            f"{few(times)}; sort it by its index, or pass u.to_numpy() if the rows are in the order of x"
+        )
 
 
 def counted(labels: np.ndarray, others: np.ndarray) -> bool:

@@ -111,12 +111,13 @@ class FactorialHMM(Conjugate):
 
     @property
     def coords(self) -> Mapping[str, Sequence[Any]]:
-        found: dict[str, Sequence[Any]] = {
-            "regressor": [*(f"{name}:{k}" for name, states in self.chains.items() for k in range(states)), "one"]
-        }
+        found: dict[str, Sequence[Any]] = {}
         for name, states in self.chains.items():
             found |= {f"{name}_state": range(states), f"next_{name}_state": range(states)}
-        return found
+        return {**found, **self.composed(found)}
+
+    def composed(self, coords: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        return {"regressor": [*(f"{name}:{k}" for name in self.chains for k in coords[f"{name}_state"]), "one"]}
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws with the states of each chain, and chains of the same number of states, numbered alike."""

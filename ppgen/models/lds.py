@@ -92,6 +92,9 @@ class LDS(Conjugate):
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         return {"regressor": [*(f"h{i}" for i in range(self.latent)), *map(str, names), "one"]}
 
+    def composed(self, coords: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        return {"regressor": [*coords["latent"], *list(coords["regressor"])[self.latent :]]}
+
     def remarks(self, theta: Mapping[str, Tensor]) -> list[str]:
         """A warning that the dynamics grow, if they do in most draws."""
         radius = float(torch.linalg.eigvals(theta["dynamics"][..., : self.latent]).abs().amax(-1).median())

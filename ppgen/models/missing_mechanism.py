@@ -92,6 +92,9 @@ class MissingMechanism(Conjugate):
         own = ["own"] if self.mechanism == "self_masking" else [f"x{d}" for d in range(self.features)]
         return {**self.whole.coords, "mask_regressor": [*own, "one"]}
 
+    def composed(self, coords: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        return self.whole.composed(coords)
+
     @property
     def points(self) -> Mapping[str, Tensor]:
         return self.whole.points

@@ -165,11 +165,15 @@ class SLDS(Conjugate):
         states = range(self.states)
         if not self.recurrent:
             return {"state": states, "next_state": states, **self.system.coords}
-        causes = [*(f"state {k}" for k in states), *(f"h{d}" for d in range(self.latent))]
-        return {"state": states, "stick": states[:-1], "cause": causes, **self.system.coords}
+        system = self.system.coords
+        return {"state": states, "stick": states[:-1], "cause": _causes(states, system["latent"]), **system}
 
     def input_coords(self, names: Sequence[Any]) -> Mapping[str, Sequence[Any]]:
         return self.system.input_coords(names)
+
+    def composed(self, coords: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        causes = {"cause": _causes(coords["state"], coords["latent"])} if self.recurrent else {}
+        return {**self.system.composed(coords), **causes}
 
     def turned(self, theta: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Draws whose continuous states are turned alike, by the loadings of the features."""
@@ -288,6 +292,11 @@ def _predictable(h: Sequence[Float[Tensor, "N T L"]]) -> tuple[list[Float[Tensor
     if kept == L:
         return list(h), float(left.square().mean())
     return [own @ (turn[:, :kept].mT @ white).mT for own in h], float(shares[:kept].mean())
+
+
+def _causes(states: Sequence[Any], latent: Sequence[Any]) -> list[str]:
+    """What says where a system goes: the state that it is in, and its latent numbers."""
+    return [*(f"state {k}" for k in states), *map(str, latent)]
 
 
 def _sticks_prior(rows: Float[Tensor, "K K"], latent: int, scale: float) -> Factor:

@@ -33,8 +33,8 @@ def log_steps(model: Model, theta: Theta, x: Tensor, *, u: Inputs = None) -> Flo
     if len(fns) != 1 or not hasattr(fns[0], "log_prob_steps") or discrete(model, theta, x, u, trace).plates:
         found = ", ".join(f"{name} from {type(fn).__name__}" for name, fn in zip(seen, fns, strict=True)) or "none"
         raise FitError(
-            f"{name_of(model)}: densities of steps need one observed site, whose distribution has `log_prob_steps(x)`, "
-            f"got {found}; give it that method, or ask for those of rows"
+            f'{name_of(model)}: per="step" must be of one site whose latents are summed out exactly, as in an HMM or '
+            f'an LDS, got {found}; ask for per="row", or give a distribution of your own `log_prob_steps(x)`'
         )
     with torch.no_grad():
         return torch.as_tensor(fns[0].log_prob_steps(x))

@@ -8,6 +8,7 @@ parameters. A row without observations has no log-likelihood. See `by_entry` for
 
 import logging
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import arviz_base
@@ -100,7 +101,34 @@ def _tidy(tree: xr.DataTree, coords: Mapping[str, Any]) -> None:
         found = found.squeeze([axis for axis in OF_ONE if found.sizes.get(axis) == 1], drop=True)
         first = {str(dim): str(dim).removeprefix(OTHER) for dim in found.dims if str(dim).startswith(OTHER)}
         alike = [dim for dim, own in first.items() if dim not in coords and found.sizes.get(own) == found.sizes[dim]]
-        tree[group] = xr.DataTree(found.assign_coords({dim: found[first[dim]].values for dim in alike}))
+        found = found.assign_coords({dim: found[first[dim]].values for dim in alike})
+        tree[group] = xr.DataTree(_in_order(found))
+
+
+def _in_order(found: xr.Dataset) -> xr.Dataset:
+    """The same, with variables in an order that brings up axes as every variable has them, as far as there is one.
+
+    ``arviz_stats.summary`` labels entries by the order in which axes come up. Where ``dynamics`` (latent, regressor)
+    came first, entries of ``loading`` (feature, regressor) got each other's names.
+    """
+    axes = {str(name): list(map(str, value.dims)) for name, value in found.data_vars.items()}
+    before: dict[str, set[str]] = {}
+    for own in axes.values():
+        for first, second in pairwise(own):
+            before.setdefault(second, set()).add(first)
+    placed, order, left = list[str](), list[str](), list(axes)
+    while left:
+        ready = (name for name in left if _fits(axes[name], placed, before))
+        name = next(ready, left[0])
+        placed += [axis for axis in axes[name] if axis not in placed]
+        order.append(name)
+        left.remove(name)
+    return found[order]
+
+
+def _fits(own: list[str], placed: list[str], before: Mapping[str, set[str]]) -> bool:
+    """Whether all that must come before the new ones among ``own`` axes is placed, or comes before them there."""
+    return all(axis in placed or before.get(axis, set()) <= {*placed, *own[:number]} for number, axis in enumerate(own))
 
 
 def _check_names(sites: list[str], axes: set[str]) -> None:

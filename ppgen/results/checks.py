@@ -74,7 +74,10 @@ def _chain_checks(fit: "Fit", posterior: Draws, notes: list[str]) -> Iterator[Ch
             yield from diagnostics.check_labels(name, alignment, before.get("moved"))
         turned = fit.model.turned(posterior.sites)
         if turned is not posterior.sites:
-            notes.append("Axes of the latent space may be turned without changing anything; they were turned alike.")
+            notes.append(
+                "Draws may be turned (axes of a latent space) or numbered otherwise without changing anything; they "
+                "were made alike."
+            )
             posterior = posterior.renumbered(turned)
     sites = {name: value.numpy(force=True) for name, value in posterior.sites.items()}
     lp = {LP: stats["lp"]} if "lp" in stats else {}

@@ -151,7 +151,7 @@ class Fit:
         self,
         x: object,
         candidates: Sequence[object] | None = None,
-        draws: int = 200,
+        draws: int = 1000,
         *,
         about: Sequence[object] | None = None,
         u: object = None,

@@ -37,7 +37,8 @@ def names(fit: "Fit") -> dict[str, list[Any]]:
     known = dict(fit.model.coords)
     if INPUT in fit.labels:
         known |= fit.model.input_coords(fit.labels[INPUT].tolist())
-    return {axis: list(labels) for axis, labels in known.items()} | own
+    found = {axis: list(labels) for axis, labels in known.items()} | own
+    return found | {axis: list(labels) for axis, labels in fit.model.composed(found).items()} | own
 
 
 def arbitrary_names(model: Model, attrs: Mapping[str, Any]) -> list[str]:
@@ -86,7 +87,7 @@ def ordered(
     if axis not in fit.model.exchangeable:
         raise DataError(
             f"order: axis must be one whose labels {type(fit.model).__name__} calls exchangeable, "
-            f"{list(fit.model.exchangeable)}, got {axis!r}; the order of others means something"
+            f"{list(fit.model.exchangeable)}, got {axis!r}; others keep their order, but fit.rename names them"
         )
     fit = fit.relabel()
     array = _by_site(fit, by) if x is None else _by_latent(fit, by, x, u)

@@ -14,6 +14,8 @@ from ppgen.tables.table_report import filled_table, intervals_table, next_table,
 
 __all__ = ["fill"]
 
+DIGITS = "%.12g"  # of values in their own units, which scaling and scaling back changes in the last digits
+
 
 def fill(
     source: Path | str, out: Path, *, shares: Sequence[float], random_seed: int, overwrite: bool,
@@ -28,10 +30,10 @@ def fill(
     with output_folder(out, overwrite, inputs) as work:
         found.fit.save(work / "model")
         found.table.to_csv(work / "scores.csv", index=False)
-        filled_table(found, table).to_csv(work / "filled.csv", index=False)
-        intervals_table(found, table).to_csv(work / "intervals.csv", index=False)
-        doubtful.to_csv(work / "outliers.csv", index=False)
-        measured_next.to_csv(work / "next.csv", index=False)
+        filled_table(found, table).to_csv(work / "filled.csv", index=False, float_format=DIGITS)
+        intervals_table(found, table).to_csv(work / "intervals.csv", index=False, float_format=DIGITS)
+        doubtful.to_csv(work / "outliers.csv", index=False, float_format=DIGITS)
+        measured_next.to_csv(work / "next.csv", index=False, float_format=DIGITS)
         sections = table_sections(found, table, doubtful, measured_next)
         (work / "report.html").write_text(render(f"Missing entries of {table.name}", sections), encoding="utf-8")
         record = {

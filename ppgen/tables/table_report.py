@@ -58,6 +58,8 @@ def table_sections(study: Study, table: Table, doubtful: pd.DataFrame, measured_
             [
                 "Which missing entry, measured, would say most about the other missing ones of its row, in nats."
                 if len(measured_next)
+                else "Not known of a model of what is missing, which says of no entry what measuring it would say."
+                if study.fit.model.only_gibbs
                 else "No row lacks two entries, so measuring one would say nothing about another."
             ],
             tables=[measured_next.head(SHOWN)] if len(measured_next) else [],
@@ -130,7 +132,8 @@ def next_table(study: Study, table: Table, random_seed: int) -> pd.DataFrame:
 
 
 def _verdict(study: Study, means: pd.DataFrame) -> tuple[str, bool]:
-    simple = means.loc[[name for name in means.index if name not in study.table.dropna()["filled by"].unique()]]
+    promised = [column for column in means if str(column).startswith("in ")]
+    simple = means[means[promised].isna().all(axis=1)]  # those without a distribution
     best, other = float(means.loc[study.best, "rmse"]), float(simple["rmse"].min())
     name = simple["rmse"].idxmin()
     better = f"{abs(1 - best / other):.0%} {'less' if best < other else 'more'} error than {name}"

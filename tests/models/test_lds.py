@@ -292,7 +292,7 @@ def test_inputs_whose_effect_the_prior_would_suppress_are_refused(change, words)
     ("make", "words"),
     [
         (lambda: LDS(0, 2), "latent must be a whole number of at least 1, got 0"),
-        (lambda: LDS(1, 2, covariance="tied"), 'covariance must be "full" or "diagonal"'),
+        (lambda: LDS(1, 2, covariance="tied"), 'covariance must be "full", "diagonal" or "spherical"'),
         (lambda: LDS(1, 2, noise=0.0), "noise must be positive"),
         (lambda: fit(LDS(1, 2), normal(2, 9, 3)), r"x must have shape \(N, T, D=2\)"),
         (lambda: fit(LDS(1, 2), normal(2, 9, 2), u=normal(2, 9, 1)), "takes no inputs"),

@@ -231,6 +231,20 @@ TOOLS = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_summary_has_the_names_of_its_entries():
+    """Axes of the tree come in an order that is that of every variable; else arviz_stats swaps the names of entries."""
+    from arviz_stats import summary
+
+    x = np.random.default_rng(0).normal(size=(1, 60, 3)).cumsum(1)
+    tree = vb.fit(LDS(2, 3), x, max_steps=5, random_seed=0, progressbar=False).to_arviz(draws=50)
+    table, loading = summary(tree, round_to="none"), tree["posterior"]["loading"].mean(("chain", "draw"))
+    for feature in range(3):
+        for regressor in ("h0", "h1", "one"):
+            own = float(loading.sel(feature=feature, regressor=regressor))
+            assert table.loc[f"loading[{feature}, {regressor}]", "mean"] == pytest.approx(own)
+
+
 @TOOLS
 @pytest.mark.parametrize("kind", ["function", "hmm"])
 def test_arviz_stats_can_use_it(kind, regression, chains, recordings):

@@ -10,7 +10,9 @@ import xarray as xr
 
 import ppgen
 from ppgen.errors import DataError
+from ppgen.inference import vb
 from ppgen.model import Model
+from ppgen.models import HMM
 from ppgen.programs import task
 from ppgen.results import Draws, fit_result
 
@@ -160,3 +162,18 @@ def test_a_frame_of_inputs_belongs_to_one_sequence_step_by_step():
     given = task.read("test", Series(), (x,), frame[::-1])
     assert given.kwargs["u"].shape == (1, 4, 2)
     np.testing.assert_array_equal(given.kwargs["u"][0], frame)
+
+
+def test_steps_of_inputs_that_do_not_go_forward_are_refused_where_the_data_cannot_order_them():
+    """They were used in the order given: a log-likelihood of -273 for -71."""
+    rng = np.random.default_rng(0)
+    x = [pd.DataFrame(rng.normal(size=(20, 2))) for _ in range(2)]
+    u = [pd.DataFrame({"a": rng.normal(size=20)}) for _ in range(2)]
+    fit = vb.fit(HMM(2, 2, inputs=1), x, u=u, max_steps=2, random_seed=0, progressbar=False)
+    order = rng.permutation(20)
+    with pytest.raises(DataError, match="must have steps that go forward"):
+        fit.log_likelihood(x, u=[one.iloc[order] for one in u])
+    dated = [one.set_index(pd.date_range(f"20{20 + n}", periods=20)) for n, one in enumerate(u)]
+    with pytest.raises(DataError, match="must have steps that go forward"):
+        fit.log_likelihood(x, u=[one.iloc[order] for one in dated])
+    assert fit.log_likelihood(x, u=dated, random_seed=0).equals(fit.log_likelihood(x, u=u, random_seed=0))

@@ -14,6 +14,7 @@ from ppgen.errors import DataError
 from ppgen.expecting import observed_given
 from ppgen.inference import vb
 from ppgen.model import Model
+from ppgen.models import LDS, SLDS, FactorialHMM
 from ppgen.models.hmm import HMM
 from ppgen.predictions import predictive
 
@@ -190,3 +191,23 @@ def test_a_model_with_learnt_tensors_must_say_how_they_follow(chains):
     deep = replace(chains, model=Deep(), posterior=chains.relabel().posterior)
     with pytest.raises(DataError, match=r"Deep: must say how \['decoder.bias', 'decoder.weight'\] follow another"):
         deep.order("state", by="initial")
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "site", "axis", "labels"),
+    [
+        (
+            lambda: FactorialHMM({"light": 2, "task": 2}, 2), {"light_state": ["off", "on"]}, "effect", "regressor",
+            ["light:off", "light:on", "task:0", "task:1", "one"],
+        ),
+        (
+            lambda: SLDS(2, 1, 2, recurrent=True), {"state": ["rest", "move"], "latent": ["drive"]},
+            "transition_weights", "cause", ["state rest", "state move", "drive"],
+        ),
+        (lambda: LDS(1, 2), {"latent": ["drive"]}, "loading", "regressor", ["drive", "one"]),
+    ],
+)  # fmt: skip
+def test_labels_made_of_others_follow_when_these_are_named(make, names, site, axis, labels):
+    x = np.random.default_rng(0).normal(size=(1, 30, 2))
+    fit = vb.fit(make(), x, max_steps=2, random_seed=0, progressbar=False).rename(**names)
+    assert list(fit.to_arviz(draws=5)["posterior"][site][axis].values) == labels

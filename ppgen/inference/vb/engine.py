@@ -75,7 +75,7 @@ def fit(
     x: object,
     *,
     u: object = None,
-    max_steps: int = 500,
+    max_steps: int = 1000,
     tol: float = 1e-5,
     batch_size: int | None = None,
     n_init: int = 1,
