@@ -23,10 +23,10 @@ from tqdm import tqdm
 from ppgen.collapsed.base import Collapsed
 from ppgen.data.arrays import exists
 from ppgen.errors import DataError, FitError
-from ppgen.expecting import first_factors, observed_given
+from ppgen.expecting import ascended, first_factors, observed_given
 from ppgen.inference.mcmc.enough import EXTRA, FIRST_LOOK, least_size
 from ppgen.inference.mcmc.latent_moves import drawn_moves
-from ppgen.model import Conjugate, tracked, updated
+from ppgen.model import Conjugate, Factor, tracked, updated
 from ppgen.predictions.predictive import missing_share
 from ppgen.programs.isolated import isolated
 from ppgen.programs.task import Task, read
@@ -37,6 +37,8 @@ from ppgen.rng import private_stream
 __all__ = ["CHAINS", "TUNE", "gibbs"]
 
 CHAINS, TUNE = 4, 200
+UPDATES = 20  # of the factors that a chain begins from
+BELOW, BELOW_EACH = 8.0, 0.2  # nats below the best, and for each number, at which a start gives way
 BETWEEN_LOOKS = 50  # draws between two looks, at least
 
 Sites = dict[str, Tensor]
@@ -236,14 +238,26 @@ def _starts(task: Task, start: Fit | str, chains: int) -> Iterator[Sites]:
         found = start.posterior.draws(chains)
         yield from ({site: value[number] for site, value in found.items()} for number in range(chains))
         return
-    for number in range(chains):
-        if start == "prior":
-            factors = model.natural_prior()
-        else:
-            way = model.starts[0 if model.ordered else number % len(model.starts)]
-            with isolated():
-                factors = first_factors(model, [task.args[0]], [task.kwargs["u"]], way)
+    begun = [model.natural_prior()] * chains if start == "prior" else _climbed(task, model, chains)
+    for factors in begun:
         theta: Sites = {}
         for factor in factors.values():
             theta |= {site: value[0] for site, value in factor.family.sample(factor.eta, 1).items()}
         yield theta
+
+
+def _climbed(task: Task, model: Conjugate, chains: int) -> list[dict[str, Factor]]:
+    """Factors to begin from, one for each chain: after some updates from the model's ways to start in turn.
+
+    One whose bound is far below the best gives way to that, for no chain would leave its mode.
+    """
+    batches, inputs = [task.args[0]], [task.kwargs["u"]]
+    tried: list[tuple[dict[str, Factor], float]] = []
+    with isolated():
+        for number in range(chains):
+            way = model.starts[0 if model.ordered else number % len(model.starts)]
+            first = first_factors(model, batches, inputs, way)
+            tried.append((first, 0.0) if model.only_gibbs else ascended(model, batches, inputs, first, UPDATES))
+    size = sum(value.numel() for factor in tried[0][0].values() for value in factor.eta.values())
+    best, bound = max(tried, key=lambda found: found[1])
+    return [own if reached > bound - BELOW - BELOW_EACH * size else best for own, reached in tried]

@@ -96,6 +96,17 @@ def test_the_scale_of_a_latent_space_does_not_hold_chains_where_they_began():
     assert least_size(fit.model, fit.posterior) > 10
 
 
+def test_no_chain_begins_in_a_mode_far_below_the_others():
+    """One of four ended 150 nats below them."""
+    rng, steps = np.random.default_rng(0), np.arange(300)
+    x = rng.normal(size=(2, 4))[(steps // 50) % 2] + rng.normal(size=(3, 4))[(steps // 17) % 3]
+    x = x + 0.3 * rng.normal(size=(300, 4))
+    x = (x - x.mean(0)) / x.std(0)
+    model = FactorialHMM({"light": 2, "task": 3}, features=4)
+    fit = mcmc.fit(model, x[None], sampler="gibbs", draws=20, tune=20, **QUIET)
+    assert np.ptp(fit.posterior.stats["lp"].mean(1).numpy()) < 30
+
+
 def test_states_of_a_switching_system_come_back():
     rng = np.random.default_rng(3)
     z = np.repeat(rng.integers(0, 2, 8), 20)
