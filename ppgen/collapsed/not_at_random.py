@@ -255,5 +255,5 @@ class NotAtRandom(Collapsed):
 
 
 def _there(x: Tensor) -> Bool[Tensor, "..."]:
-    """Steps within their sequence, and rows of which something was seen."""
-    return exists(x) if x.ndim == 3 else ~torch.isnan(x).all(-1)
+    """Steps within their sequence, and every row: that nothing of one was seen says something too."""
+    return exists(x) if x.ndim == 3 else torch.ones_like(x[..., 0], dtype=torch.bool)

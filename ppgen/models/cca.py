@@ -24,11 +24,13 @@ from typing import Any, final
 import pyro
 import pyro.distributions as dist
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppgen.collapsed.factor_rows import FactorRows, View
 from ppgen.data.parts import Inputs
+from ppgen.data.views import VIEW
 from ppgen.diagnostics.rotation import exchanges, turns
 from ppgen.errors import DataError
 from ppgen.families.family import Factor
@@ -92,6 +94,54 @@ class CCA(Conjugate):
         self.views = self._views()
         if sparse:
             self.log_relevance = nn.Parameter(torch.zeros(len(self.widths), self.latent, dtype=torch.float64))
+
+    def observations(self, x: object) -> xr.DataArray:
+        """The views side by side in the order of the model, and the columns of each, where both have names.
+
+        Raises
+        ------
+        DataError : other views than those of the model, views of other widths, or columns of other names.
+        """
+        found = super().observations(x)
+        feature = found.dims[1]
+        labels = found[feature].values.tolist() if feature in found.coords else []
+        if VIEW in found.coords:
+            came = found[VIEW].values.tolist()
+            self._check_views({view: came.count(view) for view in dict.fromkeys(came)})
+            parts = [self._places(view, came, labels) for view in self.widths]
+            return found.isel({feature: [place for part in parts for place in part]})
+        names = [name for own in self.columns.values() if not isinstance(own, int) for name in own]
+        if len(names) == self.features and any(isinstance(label, str) for label in labels):
+            return found.isel({feature: self._matched("columns", names, labels)})
+        return found
+
+    def _check_views(self, came: Mapping[str, int]) -> None:
+        if came != self.widths:
+            raise DataError(
+                f"CCA: x must have the views {self.widths} (name and width), got {came}; rename or select them"
+            )
+
+    def _places(self, view: str, came: Sequence[str], labels: Sequence[Any]) -> list[int]:
+        """Places of the columns of a view, in the order of their names in the model if both have some."""
+        places, own = [i for i, other in enumerate(came) if other == view], self.columns[view]
+        if isinstance(own, int):
+            return places
+        bare = [str(labels[i]).removeprefix(f"{view}.") for i in places]
+        if bare == [str(number) for number in range(len(places))]:
+            return places  # counted, not named
+        return [places[i] for i in self._matched(f"columns of {view}", own, bare)]
+
+    def _matched(self, what: str, names: Sequence[Any], labels: Sequence[Any]) -> list[int]:
+        """Where each of the model's names is among labels of the data, with or without the name of its view."""
+        place = {str(label): number for number, label in enumerate(labels)}
+        views = [view for view, own in self.columns.items() if not isinstance(own, int) for _ in own]
+        full = [f"{view}.{name}" for view, name in zip(views, names, strict=False)]
+        for wanted in (list(map(str, names)), full):
+            if set(wanted) == set(place):
+                return [place[name] for name in wanted]
+        raise DataError(
+            f"CCA: {what} must be those of the model, {list(names)[:6]}, got {list(labels)[:6]}; rename or select them"
+        )
 
     @property
     def config(self) -> dict[str, Any]:

@@ -160,6 +160,10 @@ def _chosen(name: str, which: bool | Sequence[int], inputs: int) -> tuple[int, .
     if isinstance(which, bool):
         return tuple(range(inputs)) if which else ()
     found = tuple(int(i) for i in which)
-    if any(not 0 <= i < inputs for i in found) or len(set(found)) < len(found):
+    if (
+        any(isinstance(i, bool) for i in which)
+        or any(not 0 <= i < inputs for i in found)
+        or len(set(found)) < len(found)
+    ):
         raise DataError(f"IOHMM: {name} must be True, False or different numbers below {inputs}, got {which!r}")
     return found

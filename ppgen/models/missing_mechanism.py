@@ -12,7 +12,8 @@ shape can say: the dependence is identified by the tails that the model expects 
 the posterior of the weights is.
 
 There is no closed form: fit by ``mcmc.fit``, which takes a Gibbs sampler for it. Scale your features to about unit
-variance; the priors assume it. A row of which nothing was seen is left out.
+variance; the priors assume it. A row of which nothing was seen counts:
+that all of it is missing says something of it.
 
 References: Rubin (1976); Ipsen, Mattei & Frellsen (2021), §3, for the mechanisms; Little & Rubin (2019), ch. 15.
 """

@@ -219,3 +219,39 @@ def test_views_without_a_row_in_common_are_named(caplog):
     x[:10, :3], x[10:, 3:] = torch.nan, torch.nan
     fit(CCA(VIEWS, 1), x, max_steps=3)
     assert "no row has both brain and act" in caplog.text
+
+
+def test_views_and_columns_are_told_by_their_names():
+    """They were taken in the order of the data, and names put on other columns."""
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(60, 1))
+    v = pd.DataFrame(h + 0.3 * rng.normal(size=(60, 3)), columns=list("abc"))
+    v["a"] = rng.normal(size=60)
+    w = pd.DataFrame(h + 0.3 * rng.normal(size=(60, 2)), columns=list("pq"))
+
+    def loading(fit):
+        return fit.to_arviz(draws=100)["posterior"]["loading_v"].sel(regressor="shared0").mean(("chain", "draw"))
+
+    named = fit(CCA({"v": ["c", "b", "a"], "w": ["p", "q"]}, shared=1), {"v": v, "w": w})
+    assert abs(float(loading(named).sel(v_feature="a"))) < 0.4 < abs(float(loading(named).sel(v_feature="c")))
+    turned = fit(CCA({"v": 3, "w": 2}, shared=1), {"w": w, "v": v})
+    np.testing.assert_allclose(np.abs(loading(turned).values[0]), 0, atol=0.4)
+    plain = fit(CCA({"v": 3, "w": 2}, shared=1), {"v": v, "w": w})
+    assert turned.history["elbo"].iloc[-1] == pytest.approx(plain.history["elbo"].iloc[-1])
+
+
+@pytest.mark.parametrize(
+    ("views", "x", "words"),
+    [
+        ({"v": 3, "w": 2}, {"v": normal(9, 2).numpy(), "w": normal(9, 3).numpy()}, "must have the views"),
+        ({"brain": 3, "face": 2}, {"v": normal(9, 3).numpy(), "w": normal(9, 2).numpy()}, "must have the views"),
+        (
+            {"v": ["a", "b"]},
+            pd.DataFrame(normal(9, 2).numpy(), columns=["a", "z"]),
+            "columns must be those of the model",
+        ),
+    ],
+)
+def test_other_views_and_columns_than_the_models_are_refused(views, x, words):
+    with pytest.raises(DataError, match=words):
+        fit(CCA(views, shared=1), x)

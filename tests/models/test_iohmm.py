@@ -209,6 +209,7 @@ def test_a_sampler_is_as_sure_as_it_is_right():
     [
         (lambda: IOHMM(0, 2, 1), "states must be a whole number of at least 1, got 0"),
         (lambda: IOHMM(2, 0, 1), "inputs must be a whole number of at least 1, got 0; without any, take HMM"),
+        (lambda: IOHMM(2, 2, 1, transition_inputs=[False, True]), "True, False or different numbers below 2"),
         (lambda: IOHMM(2, 2, 1, emission="beta"), "emission must be one of normal, bernoulli"),
         (lambda: IOHMM(2, 2, 1, emission="categorical"), "categories must be given"),
         (lambda: IOHMM(2, 2, 1, transition_inputs=[2]), "transition_inputs must be True, False or different numbers"),
