@@ -14,7 +14,6 @@ from ppgen.errors import DataError
 __all__ = ["LAST", "Trials", "read_trials", "simulate_trials"]
 
 LARGEST = 500_000_000  # bytes of a file that is read
-
 LAST = "last choice"  # the input that tells the choice before: 1, -1, and 0 at the beginning of a session
 STRATEGIES = np.array([[5.0, -0.3, 0.0], [2.0, 1.0, 1.5], [1.5, -1.0, -1.5]])  # engaged; to one side; to the other
 STAY, LAPSE = 0.97, 0.03

@@ -126,16 +126,14 @@ class RecurrentLinear(SwitchingSystem):
     ) -> tuple[Float[Tensor, "N H L"], Int[Tensor, "N H"]]:
         N, H = known.shape[:2]
         A, precision = self.dynamics.mean_and_precision(self.s_dynamics)
-        root, white = (
-            torch.linalg.cholesky(precision).mT,
-            torch.randn(N, H, h.shape[-1], dtype=h.dtype, device=h.device),
-        )
-        luck = -torch.rand(N, H, len(self.log_initial), dtype=h.dtype, device=h.device).log()
+        root = torch.linalg.cholesky(precision).mT
+        white = torch.randn(N, H, h.shape[-1], dtype=h.dtype, device=h.device)
+        gumbel = -(-torch.rand(N, H, len(self.log_initial), dtype=h.dtype, device=h.device).log()).log()
         first, paths = torch.randn_like(h), []
         for t in range(H):
             log_next = self.sticks.log_from(z, h)
             log_next = torch.where(fresh[:, None], self.log_initial.log_softmax(-1), log_next) if t == 0 else log_next
-            z = (log_next - luck[:, t].log()).argmax(-1)
+            z = (log_next + gumbel[:, t]).argmax(-1)
             noise = torch.linalg.solve_triangular(root[z], white[:, t, :, None], upper=True)
             moved = (A[z] @ torch.cat([h, known[:, t]], -1)[..., None] + noise)[..., 0]
             h = torch.where(fresh[:, None], first, moved) if t == 0 else moved

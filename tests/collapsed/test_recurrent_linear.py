@@ -104,6 +104,17 @@ def test_particles_give_the_evidence_and_the_posterior_of_quadrature(covariance,
     assert setting.distribution().log_prob(x)[0] <= exact + 1e-9
 
 
+def test_each_row_is_followed_by_what_is_seen_of_it():
+    """Rows with gaps of their own, together and alone."""
+    setting, x = Setting("full"), normal(3, T, D)
+    x[1, 1, 0], x[1, 2], x[2, 3] = torch.nan, torch.nan, torch.nan
+    together = setting.distribution(3).latents(x).marginals
+    for n in range(1, 3):
+        alone = setting.distribution(1).latents(x[n : n + 1]).marginals
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][n], value[0], rtol=0, atol=1e-9, equal_nan=True)
+
+
 def test_a_draw_comes_from_the_posterior():
     """Means of 2,000 draws lie within 5 standard errors, of 24 numbers: by chance beyond in one of 70,000 tests."""
     setting = Setting()
